@@ -1,0 +1,211 @@
+// Package api is the REST API's wire format: the JSON bodies of /v1, as Go types. The server (internal/httpapi) and the
+// public client (client) both use these, so they cannot drift apart. The struct tags feed the OpenAPI description.
+//
+// The envelopes are the founding document's: {"items": [...]}, {"item": {...}}, {"id": "..."} and {"ok": true}.
+package api
+
+import "time"
+
+// Items is the envelope of a list.
+type Items[T any] struct {
+	Items []T `json:"items"`
+}
+
+// Item is the envelope of one entity.
+type Item[T any] struct {
+	Item T `json:"item"`
+}
+
+// Created is the answer to a create: the work goes on in the background.
+type Created struct {
+	ID string `json:"id" format:"uuid"`
+}
+
+// Rebuilding is the answer to a rebuild.
+type Rebuilding struct {
+	ID      string `json:"id" format:"uuid" doc:"The snapshot that will take the old one's place once it is ready."`
+	Message string `json:"message"`
+}
+
+// OK is the answer to a request that has nothing else to tell.
+type OK struct {
+	OK bool `json:"ok"`
+}
+
+// Image is a runtime image.
+type Image struct {
+	ID         string    `json:"id" format:"uuid"`
+	Name       string    `json:"name"`
+	KernelPath string    `json:"kernel_path"`
+	InitrdPath string    `json:"initrd_path,omitempty"`
+	RootfsPath string    `json:"rootfs_path"`
+	Digest     string    `json:"digest" doc:"SHA-256 over the digests of kernel, initrd and root disk."`
+	SizeBytes  int64     `json:"size_bytes"`
+	CreatedAt  time.Time `json:"created_at"`
+}
+
+// RegisterImage asks to register a runtime image whose files are on the host already, below an allowed root.
+type RegisterImage struct {
+	Name       string `json:"name" minLength:"1" maxLength:"63" pattern:"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$"`
+	KernelPath string `json:"kernel_path" minLength:"1" maxLength:"4096"`
+	InitrdPath string `json:"initrd_path,omitempty" maxLength:"4096"`
+	RootfsPath string `json:"rootfs_path" minLength:"1" maxLength:"4096"`
+}
+
+// CreateSnapshot asks for a runtime snapshot of a runtime image.
+type CreateSnapshot struct {
+	RuntimeImageID string `json:"runtime_image_id" format:"uuid"`
+}
+
+// Snapshot is a runtime snapshot.
+type Snapshot struct {
+	ID             string           `json:"id" format:"uuid"`
+	RuntimeImageID string           `json:"runtime_image_id" format:"uuid"`
+	SnapshotPath   string           `json:"snapshot_path"`
+	State          string           `json:"state" enum:"creating,ready,unhealthy,deleted"`
+	FCVersion      string           `json:"fc_version" doc:"The VMM it was made with: v1.15.1 for Firecracker, qemu-7.2.22 for QEMU."`
+	CreatedAt      time.Time        `json:"created_at"`
+	SuccessCount   int64            `json:"success_count"`
+	FailureCount   int64            `json:"failure_count"`
+	LastUsedAt     *time.Time       `json:"last_used_at"`
+	Metadata       SnapshotMetadata `json:"metadata"`
+}
+
+// SnapshotMetadata tells about a snapshot's content. Sizes are in bytes.
+type SnapshotMetadata struct {
+	SizeBytes           int64   `json:"size_bytes" doc:"Disk space that the files occupy."`
+	MemSizeBytes        int64   `json:"mem_size_bytes" doc:"The guest's memory."`
+	CompressedSizeBytes int64   `json:"compressed_size_bytes,omitempty"`
+	Compressed          bool    `json:"compressed"`
+	DockerVersion       string  `json:"docker_version,omitempty"`
+	VCPUs               int     `json:"vcpus,omitempty"`
+	BuildSeconds        float64 `json:"build_seconds,omitempty"`
+	ColdBootSeconds     float64 `json:"cold_boot_seconds,omitempty" doc:"From VMM start to Docker answering, while it was built."`
+	Step                string  `json:"step,omitempty" doc:"What the build is doing, while the state is creating."`
+	Error               string  `json:"error,omitempty" doc:"Why the snapshot is unhealthy."`
+}
+
+// PortMapping publishes a port of the container on the host.
+type PortMapping struct {
+	HostIP        string `json:"host_ip,omitempty" doc:"Address to listen on; 127.0.0.1 if left out." example:"127.0.0.1"`
+	HostPort      int    `json:"host_port,omitempty" minimum:"0" maximum:"65535" doc:"0 or left out: a free port is chosen."`
+	ContainerPort int    `json:"container_port" minimum:"1" maximum:"65535"`
+	Protocol      string `json:"protocol,omitempty" enum:"tcp,udp" default:"tcp"`
+}
+
+// RegistryAuth is what the registry asks for. It is used for the pull and never stored.
+type RegistryAuth struct {
+	Username string `json:"username" maxLength:"255"`
+	Password string `json:"password" maxLength:"4096"`
+}
+
+// CreateContainer asks for a container in a microVM of its own.
+type CreateContainer struct {
+	Name           string            `json:"name,omitempty" maxLength:"63" doc:"Unique; one is made up if left out."`
+	Image          string            `json:"image" minLength:"1" maxLength:"512" doc:"OCI image reference." example:"debian:trixie"`
+	Command        []string          `json:"command,omitempty" maxItems:"256" doc:"Replaces the image's entrypoint."`
+	Args           []string          `json:"args,omitempty" maxItems:"1024" doc:"Replaces the image's arguments."`
+	EnvVars        map[string]string `json:"env_vars,omitempty"`
+	PortMappings   []PortMapping     `json:"port_mappings,omitempty" maxItems:"64"`
+	CPULimit       float64           `json:"cpu_limit,omitempty" minimum:"0" maximum:"64" doc:"CPUs; 0 means all of the microVM's."`
+	MemoryLimitMB  int               `json:"memory_limit_mb,omitempty" minimum:"0" maximum:"1048576" doc:"MiB; 0 means all of the microVM's."`
+	RuntimeImageID string            `json:"runtime_image_id,omitempty" format:"uuid" doc:"The newest runtime image if left out."`
+	RegistryAuth   *RegistryAuth     `json:"registry_auth,omitempty"`
+	ColdBoot       bool              `json:"cold_boot,omitempty" doc:"Do not use a snapshot, even if there is one."`
+}
+
+// Phase is one timed step of bringing a container up.
+type Phase struct {
+	Name    string  `json:"name" enum:"disk,vmm,restore,reidentify,boot,docker,pull,start"`
+	Seconds float64 `json:"seconds"`
+}
+
+// Container is a container in a microVM of its own.
+type Container struct {
+	ID             string            `json:"id" format:"uuid"`
+	Name           string            `json:"name"`
+	Image          string            `json:"image"`
+	RuntimeImageID string            `json:"runtime_image_id" format:"uuid"`
+	Command        []string          `json:"command,omitempty"`
+	Args           []string          `json:"args,omitempty"`
+	EnvVars        map[string]string `json:"env_vars,omitempty"`
+	PortMappings   []PortMapping     `json:"port_mappings,omitempty"`
+	CPULimit       float64           `json:"cpu_limit,omitempty"`
+	MemoryLimitMB  int               `json:"memory_limit_mb,omitempty"`
+	State          string            `json:"state" enum:"creating,running,stopping,stopped,starting,failed,deleting"`
+	BootMethod     *string           `json:"boot_method" enum:"warm,cold" doc:"Which way the microVM came up; null until it has."`
+	BootReason     string            `json:"boot_reason,omitempty" doc:"Why the boot was cold."`
+	VMID           string            `json:"vm_id,omitempty" example:"vm-3f2a9c0d1e4b"`
+	SnapshotID     string            `json:"snapshot_id,omitempty"`
+	Phases         []Phase           `json:"phases,omitempty" doc:"Of the latest boot, in order."`
+	ExitCode       *int              `json:"exit_code,omitempty" doc:"Of the command, once it has ended."`
+	Error          string            `json:"error,omitempty" doc:"Why the container failed, and what to do."`
+	CreatedAt      time.Time         `json:"created_at"`
+	StartedAt      *time.Time        `json:"started_at,omitempty"`
+	FinishedAt     *time.Time        `json:"finished_at,omitempty"`
+}
+
+// StopContainer asks for a running container's end.
+type StopContainer struct {
+	TimeoutSeconds *int `json:"timeout_seconds,omitempty" minimum:"0" maximum:"3600" doc:"How long the command may take to end by itself; 10 if left out."`
+}
+
+// Exec asks to run a command in a running container. The connection is then upgraded to a WebSocket; see ExecFrame.
+type Exec struct {
+	Command []string          `json:"command" minItems:"1"`
+	EnvVars map[string]string `json:"env_vars,omitempty"`
+	Workdir string            `json:"workdir,omitempty"`
+	User    string            `json:"user,omitempty"`
+	TTY     bool              `json:"tty,omitempty"`
+	Stdin   bool              `json:"stdin,omitempty" doc:"Whether the command's standard input is connected."`
+}
+
+// ExecFrame is one JSON text message on an exec WebSocket, in either direction: the client sends first Start, then Stdin,
+// CloseStdin and Resize; the server sends Stdout, Stderr, and last either ExitCode or Error. Byte fields are base64.
+type ExecFrame struct {
+	Start      *Exec  `json:"start,omitempty"`
+	Stdin      []byte `json:"stdin,omitempty"`
+	CloseStdin bool   `json:"close_stdin,omitempty"`
+	Resize     *Size  `json:"resize,omitempty"`
+	Stdout     []byte `json:"stdout,omitempty"`
+	Stderr     []byte `json:"stderr,omitempty"`
+	ExitCode   *int   `json:"exit_code,omitempty"`
+	Error      string `json:"error,omitempty"`
+}
+
+// Size is a terminal's, in characters.
+type Size struct {
+	Columns uint `json:"columns"`
+	Rows    uint `json:"rows"`
+}
+
+// LogLine is one line of GET /v1/containers/{id}/logs, which answers with newline-delimited JSON.
+type LogLine struct {
+	Stream string    `json:"stream" enum:"stdout,stderr"`
+	Time   time.Time `json:"time"`
+	Text   string    `json:"text" doc:"As the command wrote it, with its line end."`
+}
+
+// Version tells what is serving.
+type Version struct {
+	Version   string `json:"version"`
+	GoVersion string `json:"go_version"`
+	VMM       string `json:"vmm" doc:"The VMM that microVMs run under." example:"qemu-7.2.22"`
+	VMMWhy    string `json:"vmm_why" doc:"One line: why this one, with this accelerator."`
+}
+
+// Problem is an error, as application/problem+json (RFC 9457). Detail says what happened, why, and what to do next.
+type Problem struct {
+	Type   string          `json:"type,omitempty"`
+	Title  string          `json:"title"`
+	Status int             `json:"status"`
+	Detail string          `json:"detail"`
+	Code   string          `json:"code" doc:"A stable word for programs." example:"not_found"`
+	Errors []ProblemDetail `json:"errors,omitempty"`
+}
+
+// ProblemDetail is one thing that is wrong with a request's body.
+type ProblemDetail struct {
+	Message  string `json:"message"`
+	Location string `json:"location,omitempty" example:"body.image"`
+}

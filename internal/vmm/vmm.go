@@ -1,0 +1,188 @@
+// Package vmm is the seam between warmboot and the programs that run microVMs. It holds the contract (Driver, Machine)
+// and the values that cross it; each VMM has a package of its own below it, and vmmtest is the one suite that decides
+// whether a driver is right.
+package vmm
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"time"
+
+	"warmboot"
+)
+
+// Driver starts microVMs with one kind of VMM. It is safe for concurrent use.
+//
+// Ownership: the caller makes Spec.Dir (empty) and removes it after Stop; the driver puts its sockets, logs and other
+// files there and nowhere else. Disks, kernel and snapshot files belong to the caller and must stay as they are for as
+// long as the machine lives. A method that returns an error has left no process, file, mount or network device behind.
+type Driver interface {
+	// Name is "firecracker", "qemu" or "fake".
+	Name() string
+	// Probe finds, by trying, what really works on this host. It may take seconds the first time and is remembered
+	// for the life of the host's boot and the VMM binary.
+	Probe(ctx context.Context) (Capabilities, error)
+	// Create boots a machine from its kernel and returns once the VMM runs it; the guest is still booting.
+	Create(ctx context.Context, spec Spec) (Machine, error)
+	// Restore starts a machine from a snapshot and resumes it. The machine's RAM is a private copy-on-write mapping
+	// of the snapshot's memory file, so one snapshot serves any number of machines at once.
+	Restore(ctx context.Context, snap Snapshot, opts RestoreOptions) (Machine, error)
+	// Recover takes charge again of a machine that an earlier process of ours started. A machine whose process is
+	// gone, or whose PID now belongs to something else, is a NotFound error and everything of it is released.
+	Recover(ctx context.Context, h Handle) (Machine, error)
+}
+
+// Machine is one running microVM. It is safe for concurrent use.
+type Machine interface {
+	// Handle is what must be kept, as JSON, to Recover this machine after a restart of our process.
+	Handle() Handle
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+	// Snapshot saves a paused machine's device state and memory. The machine must have been created with a
+	// Spec.MemoryFile; it stays paused, and must be stopped before its files are used: the memory file is live
+	// until then.
+	Snapshot(ctx context.Context, opts SnapshotOptions) (Snapshot, error)
+	// DialGuest connects to the guest agent's channel. A machine has one such connection at a time under QEMU: the
+	// caller closes the first before it dials again. The guest may not be listening yet; the protocol above retries.
+	DialGuest(ctx context.Context) (net.Conn, error)
+	// Timings tells how long the driver's own steps took: PhaseVMM, and PhaseRestore after a Restore.
+	Timings() []warmboot.Phase
+	// Done is closed when the VMM's process has ended, for whatever reason.
+	Done() <-chan struct{}
+	// Stop ends the machine and releases everything the driver holds for it. With grace > 0 the guest is first asked
+	// to power off and given that long. Idempotent.
+	Stop(ctx context.Context, grace time.Duration) error
+}
+
+// Spec describes a machine to boot. Paths are absolute.
+type Spec struct {
+	ID         string // [a-z0-9-], 1 to 64: names the machine in processes and logs
+	Dir        string // the machine's own empty directory
+	VCPUs      int
+	MemoryMiB  int
+	Kernel     string
+	Initrd     string   // may be empty
+	KernelArgs []string // added to the driver's own
+	RootDisk   Disk     // read-only, shared by all machines; the guest's /dev/vda
+	DataDisk   Disk     // the guest's /dev/vdb; a zero Disk means none
+	// MemoryFile, if set, is where the guest's RAM lives, as a shared mapping of a file that the driver creates
+	// with exactly MemoryMiB: the way to take a snapshot without copying memory. Empty means anonymous memory.
+	MemoryFile string
+	Network    Network
+	Owner      Owner
+}
+
+// DiskFormat is how a disk's bytes are laid out in its file.
+type DiskFormat string
+
+// The disk formats. Only QEMU reads QCOW2.
+const (
+	Raw   DiskFormat = "raw"
+	QCOW2 DiskFormat = "qcow2"
+)
+
+// Disk is a file that a machine sees as a block device.
+type Disk struct {
+	Path   string     `json:"path"`
+	Format DiskFormat `json:"format"`
+}
+
+// Network is the host side of a machine's one network interface. The guest's addresses are set by the guest agent, not
+// here. In user mode (all that exists so far) the VMM routes by itself, without any privilege.
+type Network struct {
+	// Subnet is the user-mode network that the guest is in; its gateway, which stands for the host, is address 2 and
+	// its name server address 3. The guest may take any other.
+	Subnet netip.Prefix `json:"subnet"`
+	// Forwards are host ports that lead into the guest.
+	Forwards []Forward `json:"forwards,omitempty"`
+}
+
+// Gateway is the address by which the guest reaches the host and, through it, everything else.
+func (n Network) Gateway() netip.Addr { return nth(n.Subnet, 2) }
+
+// DNS is the address of the name server that forwards to the host's.
+func (n Network) DNS() netip.Addr { return nth(n.Subnet, 3) }
+
+// Guest is the address, with its prefix length, that the guest takes.
+func (n Network) Guest() netip.Prefix { return netip.PrefixFrom(nth(n.Subnet, 15), n.Subnet.Bits()) }
+
+func nth(p netip.Prefix, n int) netip.Addr {
+	a := p.Masked().Addr()
+	for range n {
+		a = a.Next()
+	}
+	return a
+}
+
+// Forward leads a host port into the guest.
+type Forward struct {
+	Protocol  warmboot.Protocol `json:"protocol"`
+	HostIP    netip.Addr        `json:"host_ip"`
+	HostPort  uint16            `json:"host_port"`
+	GuestPort uint16            `json:"guest_port"`
+}
+
+// Owner is the unprivileged user that the VMM's process runs as, when we are root. Zero means: as ourselves.
+type Owner struct {
+	UID uint32 `json:"uid"`
+	GID uint32 `json:"gid"`
+}
+
+// Snapshot names the files of a frozen machine and what a restored machine must have in common with it.
+type Snapshot struct {
+	MemoryFile string // as large as the guest's memory; must not change while a machine restored from it lives
+	StateFile  string // device state
+	VCPUs      int
+	MemoryMiB  int
+	Kernel     string // boot files of the machine, part of the VMM's command line
+	Initrd     string
+	KernelArgs []string
+}
+
+// SnapshotOptions says where a snapshot's state goes. The memory stays in Spec.MemoryFile.
+type SnapshotOptions struct {
+	StateFile string
+}
+
+// RestoreOptions is what a restored machine has for itself.
+type RestoreOptions struct {
+	ID       string
+	Dir      string // the machine's own empty directory
+	RootDisk Disk   // the same content as at the snapshot
+	DataDisk Disk   // a clone of the data disk at the instant of the pause
+	Network  Network
+	Owner    Owner
+}
+
+// Handle finds a running machine again. It is JSON on disk, so it holds no secret and every field is exported.
+type Handle struct {
+	Driver    string `json:"driver"`
+	ID        string `json:"id"`
+	Dir       string `json:"dir"`
+	PID       int    `json:"pid"`
+	StartTime uint64 `json:"start_time"` // of the process, in clock ticks since boot: field 22 of /proc/PID/stat; guards against a reused PID
+}
+
+// Capabilities is what a VMM can do on this host. Its fields that bear on restoring are part of a snapshot's fingerprint.
+type Capabilities struct {
+	Driver          string `json:"driver"`           // "qemu"
+	Version         string `json:"version"`          // "7.2.22"
+	Binary          string `json:"binary"`           // absolute path
+	BinaryDigest    string `json:"binary_digest"`    // SHA-256, hexadecimal
+	SnapshotVersion string `json:"snapshot_version"` // of the state format; the VMM's version where it has no other
+	Accelerator     string `json:"accelerator"`      // "kvm" or "tcg"
+	AcceleratorWhy  string `json:"accelerator_why"`  // one line: why not the faster one
+	MachineType     string `json:"machine_type"`     // "pc-q35-7.2"
+	Arch            string `json:"arch"`             // "x86_64"
+	CPUModel        string `json:"cpu_model"`        // what the guest sees; under KVM vendor/family/model/stepping of the host
+	KernelRelease   string `json:"kernel_release"`   // of the host; it matters only under KVM and is empty under TCG
+}
+
+// FCVersion is the version as the API's fc_version tells it: "v1.15.1" for Firecracker, "qemu-7.2.22" for QEMU.
+func (c Capabilities) FCVersion() string {
+	if c.Driver == "firecracker" {
+		return "v" + c.Version
+	}
+	return c.Driver + "-" + c.Version
+}
