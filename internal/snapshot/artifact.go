@@ -1,0 +1,278 @@
+// Package snapshot is a runtime snapshot on disk: which files it has, how they come to be there whole or not at all, what
+// they must match before they may be restored, and how damage to them is found.
+//
+// An artifact is the directory ROOT/runtime-snapshots/IMAGE-ID/SNAPSHOT-ID. It is written under another name beside its
+// place, flushed, and renamed; a crash at any point leaves the whole artifact or none. Its files never change afterwards:
+// running machines map the memory file and lay their disks over the data disk.
+package snapshot
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"warmboot"
+)
+
+// The files of an artifact.
+const (
+	MemoryFile   = "snapshot.mem"   // guest memory, exactly as large as the guest's
+	StateFile    = "snapshot.state" // device state
+	RootFile     = "rootfs.ext4"    // link to the runtime image's root disk
+	DataFile     = "data.ext4"      // the writable disk at the instant of the pause
+	MetadataFile = "metadata.json"
+)
+
+// FormatVersion of metadata.json. A reader refuses any other.
+const FormatVersion = 1
+
+// metadataLimit is far above what metadata.json can need; a larger file is not ours.
+const metadataLimit = 64 << 10
+
+// draftPrefix marks a directory that is still being written.
+const draftPrefix = ".draft-"
+
+// Metadata is metadata.json.
+type Metadata struct {
+	Format          int             `json:"format"`
+	ID              warmboot.ID     `json:"id"`
+	RuntimeImageID  warmboot.ID     `json:"runtime_image_id"`
+	CreatedAt       time.Time       `json:"created_at"`
+	Fingerprint     Fingerprint     `json:"fingerprint"`
+	Boot            Boot            `json:"boot"`
+	Files           map[string]File `json:"files"`
+	DockerVersion   string          `json:"docker_version"`
+	ColdBootSeconds float64         `json:"cold_boot_seconds"` // VMM start to Docker answering
+	PauseSeconds    float64         `json:"pause_seconds"`     // pause to resumable artifact
+}
+
+// Boot is how the frozen machine was booted; its VMM wants the same again.
+type Boot struct {
+	Kernel     string   `json:"kernel"`
+	Initrd     string   `json:"initrd,omitempty"`
+	KernelArgs []string `json:"kernel_args,omitempty"`
+}
+
+// File is what one file of the artifact must be.
+type File struct {
+	Size   int64  `json:"size"`   // bytes
+	SHA256 string `json:"sha256"` // hexadecimal
+}
+
+// Dir is the place of an artifact below the storage root.
+func Dir(root string, image, id warmboot.ID) string {
+	return filepath.Join(root, "runtime-snapshots", string(image), string(id))
+}
+
+// Draft is an artifact that is being written.
+type Draft struct {
+	Path string // where the files go for now
+	dir  string // where they will be
+}
+
+// NewDraft makes the directory for a new artifact. group is the group that may pass through it to the files.
+func NewDraft(root string, image, id warmboot.ID, group int) (*Draft, error) {
+	dir := Dir(root, image, id)
+	parent := filepath.Dir(dir)
+	d := &Draft{Path: filepath.Join(parent, draftPrefix+string(id)), dir: dir}
+	// A draft of the same id can only be what a crash left: ids are never used twice.
+	if err := os.RemoveAll(d.Path); err != nil {
+		return nil, ioError("clear snapshot draft", err)
+	}
+	for _, p := range []string{filepath.Dir(parent), parent} {
+		if err := os.MkdirAll(p, 0o711); err != nil {
+			return nil, ioError("make snapshot directory", err)
+		}
+	}
+	if err := os.Mkdir(d.Path, 0o710); err != nil {
+		return nil, ioError("make snapshot directory", err)
+	}
+	if os.Geteuid() == 0 {
+		if err := os.Chown(d.Path, 0, group); err != nil {
+			return nil, errors.Join(ioError("make snapshot directory", err), d.Discard())
+		}
+	}
+	return d, nil
+}
+
+// File is the path of one of the draft's files.
+func (d *Draft) File(name string) string { return filepath.Join(d.Path, name) }
+
+// Discard removes a draft that was not committed. After Commit it does nothing.
+func (d *Draft) Discard() error { return os.RemoveAll(d.Path) }
+
+// Commit completes m with the digests of the files, makes them read-only and durable, and moves the artifact to its
+// place. The machine that wrote the files must be gone. group may read the files.
+func (d *Draft) Commit(m Metadata, group int) (*Artifact, error) {
+	const op = "write snapshot"
+	m.Format = FormatVersion
+	m.Files = map[string]File{}
+	for _, name := range []string{MemoryFile, StateFile, DataFile} {
+		f, err := seal(d.File(name), group)
+		if err != nil {
+			return nil, ioError(op, err)
+		}
+		m.Files[name] = f
+	}
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return nil, ioError(op, err)
+	}
+	if err := os.WriteFile(d.File(MetadataFile), append(text, '\n'), 0o444); err != nil {
+		return nil, ioError(op, err)
+	}
+	// Whatever else lies in the draft (the clone template of the data disk) must be as durable as the rest.
+	entries, err := os.ReadDir(d.Path)
+	if err != nil {
+		return nil, ioError(op, err)
+	}
+	for _, e := range entries {
+		if e.Type().IsRegular() {
+			if err := flush(d.File(e.Name())); err != nil {
+				return nil, ioError(op, err)
+			}
+		}
+	}
+	if err := flush(d.Path); err != nil {
+		return nil, ioError(op, err)
+	}
+	if err := os.Rename(d.Path, d.dir); err != nil {
+		return nil, ioError(op, err)
+	}
+	if err := flush(filepath.Dir(d.dir)); err != nil {
+		return nil, ioError(op, err)
+	}
+	return &Artifact{Path: d.dir, Metadata: m}, nil
+}
+
+// seal makes a file read-only for everybody and digests it.
+func seal(path string, group int) (File, error) {
+	if os.Geteuid() == 0 {
+		if err := os.Chown(path, 0, group); err != nil {
+			return File{}, err
+		}
+	}
+	if err := os.Chmod(path, 0o440); err != nil {
+		return File{}, err
+	}
+	sum, size, err := digest(path)
+	return File{Size: size, SHA256: sum}, err
+}
+
+func flush(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// Artifact is a snapshot that is whole on disk.
+type Artifact struct {
+	Path     string
+	Metadata Metadata
+}
+
+// Open reads an artifact's metadata. It does not look at the other files; Verifier does. A directory that is not there is
+// NotFound, metadata that cannot be understood Corrupt.
+func Open(path string) (*Artifact, error) {
+	const op = "open snapshot"
+	f, err := os.Open(filepath.Join(path, MetadataFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, warmboot.Errorf(warmboot.NotFound, op, "there is no snapshot at %s", path)
+	}
+	if err != nil {
+		return nil, ioError(op, err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, metadataLimit+1))
+	if err != nil {
+		return nil, ioError(op, err)
+	}
+	if len(text) > metadataLimit {
+		return nil, warmboot.Errorf(warmboot.Corrupt, op, "%s is larger than %d bytes", f.Name(), metadataLimit)
+	}
+	a := &Artifact{Path: path}
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&a.Metadata); err != nil {
+		return nil, warmboot.Errorf(warmboot.Corrupt, op, "%s cannot be read: %w", f.Name(), err)
+	}
+	if a.Metadata.Format != FormatVersion {
+		return nil, warmboot.Errorf(warmboot.Incompatible, op, "%s has format %d, this warmboot reads %d", f.Name(), a.Metadata.Format, FormatVersion)
+	}
+	for _, name := range []string{MemoryFile, StateFile, DataFile} {
+		if _, ok := a.Metadata.Files[name]; !ok {
+			return nil, warmboot.Errorf(warmboot.Corrupt, op, "%s does not list %s", f.Name(), name)
+		}
+	}
+	return a, nil
+}
+
+// File is the path of one of the artifact's files.
+func (a *Artifact) File(name string) string { return filepath.Join(a.Path, name) }
+
+// DiskBytes is the space that the artifact occupies on disk, links to the runtime image not counted.
+func (a *Artifact) DiskBytes() (int64, error) {
+	var n int64
+	entries, err := os.ReadDir(a.Path)
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil {
+			return 0, err
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && info.Mode().IsRegular() && e.Name() != RootFile {
+			n += st.Blocks * 512
+		}
+	}
+	return n, nil
+}
+
+// RemoveDrafts removes what builds that a crash ended have left below the storage root, except those that are in use.
+func RemoveDrafts(root string, inUse func(path string) bool) error {
+	drafts, err := filepath.Glob(filepath.Join(root, "runtime-snapshots", "*", draftPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, d := range drafts {
+		if !inUse(d) {
+			errs = append(errs, os.RemoveAll(d))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Remove deletes an artifact. It first leaves its place, so that a crash in the middle leaves no half artifact there.
+func Remove(path string) error {
+	gone := filepath.Join(filepath.Dir(path), draftPrefix+strings.TrimPrefix(filepath.Base(path), draftPrefix))
+	if err := os.Rename(path, gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return ioError("remove snapshot", err)
+	}
+	if err := os.RemoveAll(gone); err != nil {
+		return ioError("remove snapshot", err)
+	}
+	return nil
+}
+
+// ioError says what the operating system said, and what to do where that is known.
+func ioError(op string, err error) error {
+	switch {
+	case errors.Is(err, syscall.ENOSPC):
+		return &warmboot.Error{Code: warmboot.Exhausted, Op: op, Msg: "the disk is full; free space under the storage root and try again", Err: err}
+	case err == nil:
+		return nil
+	}
+	return &warmboot.Error{Code: warmboot.Internal, Op: op, Err: fmt.Errorf("%w", err)}
+}

@@ -1,0 +1,60 @@
+package snapshot
+
+import (
+	"fmt"
+
+	"warmboot/internal/vmm"
+)
+
+// Fingerprint is everything that a frozen machine and the place that thaws it must have in common. A snapshot whose
+// fingerprint differs in any field is never restored: the container boots cold and the snapshot is rebuilt.
+type Fingerprint struct {
+	VMM             string `json:"vmm"`
+	Version         string `json:"version"`
+	BinaryDigest    string `json:"binary_digest"`
+	SnapshotVersion string `json:"snapshot_version"`
+	Accelerator     string `json:"accelerator"`
+	MachineType     string `json:"machine_type"`
+	Arch            string `json:"arch"`
+	CPUModel        string `json:"cpu_model"`
+	KernelRelease   string `json:"kernel_release"` // of the host, under KVM only
+	ImageDigest     string `json:"image_digest"`
+	VCPUs           int    `json:"vcpus"`
+	MemoryMiB       int    `json:"memory_mib"`
+}
+
+// FingerprintOf is the fingerprint of a machine of the given shape and image on a host with these capabilities.
+func FingerprintOf(c vmm.Capabilities, imageDigest string, vcpus, memoryMiB int) Fingerprint {
+	return Fingerprint{
+		VMM: c.Driver, Version: c.Version, BinaryDigest: c.BinaryDigest, SnapshotVersion: c.SnapshotVersion,
+		Accelerator: c.Accelerator, MachineType: c.MachineType, Arch: c.Arch, CPUModel: c.CPUModel,
+		KernelRelease: c.KernelRelease, ImageDigest: imageDigest, VCPUs: vcpus, MemoryMiB: memoryMiB,
+	}
+}
+
+// Mismatch tells in words the first difference between the snapshot's fingerprint f and that of a machine wanted
+// here, or "" if there is none.
+func (f Fingerprint) Mismatch(here Fingerprint) string {
+	for _, field := range []struct {
+		name       string
+		then, want any
+	}{
+		{"VMM", f.VMM, here.VMM},
+		{"VMM version", f.Version, here.Version},
+		{"VMM binary", f.BinaryDigest, here.BinaryDigest},
+		{"snapshot format", f.SnapshotVersion, here.SnapshotVersion},
+		{"accelerator", f.Accelerator, here.Accelerator},
+		{"machine type", f.MachineType, here.MachineType},
+		{"architecture", f.Arch, here.Arch},
+		{"CPU", f.CPUModel, here.CPUModel},
+		{"host kernel", f.KernelRelease, here.KernelRelease},
+		{"runtime image", f.ImageDigest, here.ImageDigest},
+		{"vCPUs", f.VCPUs, here.VCPUs},
+		{"memory (MiB)", f.MemoryMiB, here.MemoryMiB},
+	} {
+		if field.then != field.want {
+			return fmt.Sprintf("%s: snapshot has %v, this machine needs %v", field.name, field.then, field.want)
+		}
+	}
+	return ""
+}
