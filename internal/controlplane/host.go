@@ -15,6 +15,9 @@ type Host interface {
 	// InspectImage reads a runtime image's files, checks that they are what they claim to be and lie below an
 	// allowed root, and returns the image with Digest and SizeBytes set.
 	InspectImage(ctx context.Context, img warmboot.Image) (warmboot.Image, error)
+	// ReservePorts chooses a free host port wherever one is 0 and reports a Conflict for a port that something on the host
+	// uses already.
+	ReservePorts(ctx context.Context, ports []warmboot.PortMapping) ([]warmboot.PortMapping, error)
 	// BuildSnapshot boots the image, waits for Docker, quiesces and freezes the machine and writes the artifact. step is
 	// called as the build goes on. Only one build of one snapshot id may run.
 	BuildSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot, img warmboot.Image, step func(string)) (Built, error)

@@ -1,8 +1,12 @@
+// Package controlplane holds the use cases: what happens when somebody registers an image, builds a snapshot, creates or
+// stops a container. It decides between a warm and a cold boot, tracks the health of snapshots, and knows neither HTTP
+// nor SQL nor how a microVM is run: those are the Store and the Host it is given.
 package controlplane
 
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"warmboot"
@@ -13,59 +17,59 @@ type Config struct {
 	Store warmboot.Store
 	Host  Host
 	Log   *slog.Logger
-	// SnapshotWait is how long a create waits for a snapshot that is being built. 0 means 60 s.
+	// SnapshotWait is how long a create waits for a snapshot that is being built; 0 means DefaultSnapshotWait.
 	SnapshotWait time.Duration
+	// MaxSnapshots is how many snapshots may exist that are not deleted; 0 means DefaultMaxSnapshots.
+	MaxSnapshots int
 }
 
-// Service is the control plane. It is safe for concurrent use.
-type Service struct {
-	Config
-}
-
-// New returns a Service. Run must be called for it to take up what an earlier process left.
-func New(c Config) *Service { return &Service{Config: c} }
-
-// WaitFor is a condition on a container.
-type WaitFor string
-
-// The conditions.
+// What the founding document sets where the operator does not.
 const (
-	WaitStarted WaitFor = "started" // no longer creating or starting: running, stopped or failed
-	WaitStopped WaitFor = "stopped" // stopped or failed
+	DefaultSnapshotWait = 60 * time.Second
+	DefaultMaxSnapshots = 10
 )
 
-// CreateContainer is what the caller asks for.
-type CreateContainer struct {
-	Name           string // made up if empty
-	Image          string
-	RuntimeImageID warmboot.ID // newest if empty
-	Spec           warmboot.ContainerSpec
-	Auth           *RegistryAuth
-	ColdBoot       bool
+// Service is the control plane. It is safe for concurrent use.
+//
+// A create, build, start or stop outlives the request that asked for it: it runs under the Service's own context, and
+// whoever is interested waits for the entity to change.
+type Service struct {
+	store        warmboot.Store
+	host         Host
+	log          *slog.Logger
+	snapshotWait time.Duration
+	maxSnapshots int
+
+	ctx     context.Context // ends when the Service closes
+	cancel  context.CancelFunc
+	work    sync.WaitGroup
+	changes changes
+	tasks   tasks
+	builds  builds
+	cold    coldTimes
 }
 
-// Signatures that httpapi is written against; bodies in images.go, snapshots.go, containers.go.
-type signatures interface {
-	RegisterImage(ctx context.Context, img warmboot.Image) (*warmboot.Image, error)
-	Images(ctx context.Context) ([]*warmboot.Image, error)
-	Image(ctx context.Context, ref string) (*warmboot.Image, error) // id or name
-	DeleteImage(ctx context.Context, ref string) error
-
-	BuildSnapshot(ctx context.Context, image warmboot.ID) (warmboot.ID, error) // asynchronous
-	Snapshots(ctx context.Context) ([]*warmboot.RuntimeSnapshot, error)
-	Snapshot(ctx context.Context, id warmboot.ID) (*warmboot.RuntimeSnapshot, error)
-	SnapshotStep(id warmboot.ID) string // what a running build is doing
-	DeleteSnapshot(ctx context.Context, id warmboot.ID) error
-	RebuildSnapshot(ctx context.Context, id warmboot.ID) (warmboot.ID, error)
-
-	CreateContainer(ctx context.Context, in CreateContainer) (*warmboot.Container, error) // asynchronous
-	Containers(ctx context.Context) ([]*warmboot.Container, error)
-	Container(ctx context.Context, ref string) (*warmboot.Container, error) // id, name, or beginning of an id
-	WaitContainer(ctx context.Context, ref string, cond WaitFor) (*warmboot.Container, error)
-	StopContainer(ctx context.Context, ref string, grace time.Duration) (*warmboot.Container, error)
-	StartContainer(ctx context.Context, ref string) (*warmboot.Container, error) // asynchronous
-	DeleteContainer(ctx context.Context, ref string, force bool) error           // a running one only with force
-	Logs(ctx context.Context, ref string, opts LogOptions) (LogReader, error)
-	Exec(ctx context.Context, ref string, spec ExecSpec) (ExecSession, error)
-	HostInfo(ctx context.Context) (HostInfo, error)
+// New returns a Service. Start must be called before anything else.
+func New(c Config) *Service {
+	if c.SnapshotWait == 0 {
+		c.SnapshotWait = DefaultSnapshotWait
+	}
+	if c.MaxSnapshots == 0 {
+		c.MaxSnapshots = DefaultMaxSnapshots
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Service{
+		store: c.Store, host: c.Host, log: c.Log, snapshotWait: c.SnapshotWait, maxSnapshots: c.MaxSnapshots,
+		ctx: ctx, cancel: cancel,
+	}
 }
+
+// Close ends what runs in the background and waits for it. Containers go on running; a build is undone, and so is a create
+// that has not finished.
+func (s *Service) Close() {
+	s.cancel()
+	s.work.Wait()
+}
+
+// HostInfo tells what the host runs microVMs with.
+func (s *Service) HostInfo(ctx context.Context) (HostInfo, error) { return s.host.Info(ctx) }

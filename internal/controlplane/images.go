@@ -1,0 +1,58 @@
+package controlplane
+
+import (
+	"context"
+	"time"
+
+	"warmboot"
+)
+
+// RegisterImage checks the image's files on the host and stores it under a fresh id. An image of the same name and content
+// is returned as it is, so that registering twice does no harm; another content under a taken name is a Conflict.
+func (s *Service) RegisterImage(ctx context.Context, img warmboot.Image) (*warmboot.Image, error) {
+	img, err := s.host.InspectImage(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	if known, err := s.store.ImageByName(ctx, img.Name); err == nil && known.Digest == img.Digest {
+		return known, nil
+	}
+	img.ID, img.CreatedAt = warmboot.NewID(), time.Now().UTC()
+	if err := s.store.CreateImage(ctx, &img); err != nil {
+		return nil, err
+	}
+	s.log.Info("Runtime image "+img.Name+" registered", "image_id", img.ID, "digest", img.Digest)
+	return &img, nil
+}
+
+// Images lists the runtime images, newest first.
+func (s *Service) Images(ctx context.Context) ([]*warmboot.Image, error) { return s.store.Images(ctx) }
+
+// Image finds a runtime image by id or name.
+func (s *Service) Image(ctx context.Context, ref string) (*warmboot.Image, error) {
+	if id, err := warmboot.ParseID(ref); err == nil {
+		return s.store.Image(ctx, id)
+	}
+	return s.store.ImageByName(ctx, ref)
+}
+
+// DeleteImage forgets a runtime image that nothing uses. Its files stay.
+func (s *Service) DeleteImage(ctx context.Context, ref string) error {
+	img, err := s.Image(ctx, ref)
+	if err != nil {
+		return err
+	}
+	return s.store.DeleteImage(ctx, img.ID)
+}
+
+// newestImage is what a container boots from if the caller did not choose.
+func (s *Service) newestImage(ctx context.Context) (*warmboot.Image, error) {
+	images, err := s.store.Images(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(images) == 0 {
+		return nil, warmboot.Errorf(warmboot.Conflict, "choose runtime image", "no runtime image is registered; make one with `warmboot image build`")
+	}
+	return images[0], nil
+}

@@ -1,0 +1,91 @@
+package controlplane
+
+import (
+	"context"
+	"time"
+
+	"warmboot"
+)
+
+// Start takes up what an earlier process left: containers whose microVM still runs are watched again, what was half made is
+// released and reported, and what the host has but nobody knows is removed.
+func (s *Service) Start(ctx context.Context) error {
+	onHost, err := s.host.Containers(ctx)
+	if err != nil {
+		return err
+	}
+	have := map[warmboot.ID]HostContainer{}
+	for _, h := range onHost {
+		have[h.ID] = h
+	}
+	if err := s.recoverSnapshots(ctx); err != nil {
+		return err
+	}
+	all, err := s.store.Containers(ctx, warmboot.ContainerFilter{})
+	if err != nil {
+		return err
+	}
+	for _, c := range all {
+		if err := s.recoverContainer(ctx, c, have[c.ID]); err != nil {
+			return err
+		}
+		delete(have, c.ID)
+	}
+	for id := range have {
+		s.log.Warn("The host has a container that nobody knows; it is removed", "container_id", id)
+		if err := s.host.RemoveContainer(ctx, id); err != nil {
+			s.log.Error("It could not be removed", "container_id", id, "err", err)
+		}
+	}
+	s.collect(ctx)
+	return nil
+}
+
+// recoverSnapshots ends the builds that died with the process that ran them.
+func (s *Service) recoverSnapshots(ctx context.Context) error {
+	snaps, err := s.store.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	for _, snap := range snaps {
+		if snap.State != warmboot.SnapshotCreating {
+			continue
+		}
+		if err := s.store.FailSnapshot(ctx, snap.ID, "warmboot ended while the snapshot was being built; rebuild it"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Service) recoverContainer(ctx context.Context, c *warmboot.Container, h HostContainer) error {
+	id := c.ID
+	switch c.State {
+	case warmboot.ContainerRunning, warmboot.ContainerStopping:
+		if h.Running && c.State == warmboot.ContainerRunning {
+			s.log.Info("Container "+id.Short()+" is still running", "container_id", id)
+			s.watch(id)
+			return nil
+		}
+		text := ""
+		if c.State == warmboot.ContainerRunning {
+			text = "its microVM ended while warmboot was not running"
+		}
+		code, err := s.host.StopContainer(ctx, id, 0)
+		if err != nil {
+			s.log.Error("A container that has ended could not be released", "container_id", id, "err", err)
+		}
+		s.recordEnd(ctx, id, code, text)
+	case warmboot.ContainerCreating, warmboot.ContainerStarting:
+		s.provisionFailed(ctx, *c, context.Canceled)
+	case warmboot.ContainerDeleting:
+		rctx, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		if err := s.host.RemoveContainer(rctx, id); err != nil {
+			s.log.Error("A container could not be deleted", "container_id", id, "err", err)
+			return nil
+		}
+		return s.store.DeleteContainer(ctx, id)
+	}
+	return nil
+}
