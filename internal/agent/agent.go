@@ -1,0 +1,239 @@
+// Package agent is the host runtime: it owns the microVMs, disks, addresses and snapshot artifacts of one host and carries out
+// what the control plane decides (controlplane.Host). It knows which VMM it drives only by the vmm.Driver it is given.
+//
+// Everything of a container lies in one directory, ROOT/containers/ID: its record, its data disk, its saved log, and
+// while its microVM runs, the VMM's own files. The record is enough to take charge of the microVM again after this process has
+// died.
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"warmboot"
+	"warmboot/internal/controlplane"
+	"warmboot/internal/disk"
+	"warmboot/internal/rollback"
+	"warmboot/internal/snapshot"
+	"warmboot/internal/vmm"
+)
+
+// Config is what an Agent needs. Zero values of the optional fields take the defaults named.
+type Config struct {
+	Root   string // the storage root
+	Driver vmm.Driver
+	Log    *slog.Logger
+
+	// ImageRoots are the directories below which runtime images may lie; ROOT/images always may.
+	ImageRoots []string
+	// PlainHTTPRegistries are the registries, as host[:port], that a guest's Docker may speak to without TLS. A registry on
+	// the host's own loopback must be listed to be reachable at all.
+	PlainHTTPRegistries []string
+
+	VCPUs     int   // of a microVM whose container does not ask for more: DefaultVCPUs
+	MemoryMiB int   // likewise: DefaultMemoryMiB
+	DiskBytes int64 // of a data disk, sparse: DefaultDiskBytes
+
+	RestoreTimeout time.Duration // restore to Docker answering: DefaultRestoreTimeout
+	BootTimeout    time.Duration // cold boot to Docker answering: DefaultBootTimeout
+
+	// OwnerBase is the first of the user ids that VMMs run as when this process is root; its group is shared by all of them.
+	// DefaultOwnerBase if 0.
+	OwnerBase uint32
+	// KernelArgs are added to the guest's kernel command line.
+	KernelArgs []string
+}
+
+// The defaults of Config.
+const (
+	DefaultVCPUs          = 1
+	DefaultMemoryMiB      = 512
+	DefaultDiskBytes      = 8 << 30
+	DefaultRestoreTimeout = 20 * time.Second
+	DefaultBootTimeout    = 4 * time.Minute
+	// DefaultOwnerBase lies in a range that systemd's allocation of user ids (https://systemd.io/UIDS-GIDS/) leaves unused.
+	DefaultOwnerBase = 1_900_000_000
+)
+
+// Agent runs microVMs on this host. It is safe for concurrent use. It implements controlplane.Host.
+type Agent struct {
+	Config
+	caps     vmm.Capabilities
+	disks    *disk.Store
+	verifier *snapshot.Verifier
+	slots    slots
+	unlock   func() error
+
+	mu         sync.Mutex
+	containers map[warmboot.ID]*container
+	drafts     map[string]bool // snapshot drafts that are being written
+}
+
+var _ controlplane.Host = (*Agent)(nil)
+
+// Open makes an agent ready: it finds out what the VMM can do here, takes charge of the microVMs that still run below
+// the storage root, and removes what was half made. Only one agent may use a storage root at a time; a second one is a Conflict.
+func Open(ctx context.Context, c Config) (*Agent, error) {
+	setDefaults(&c)
+	a := &Agent{
+		Config: c, verifier: snapshot.NewVerifier(),
+		containers: map[warmboot.ID]*container{}, drafts: map[string]bool{},
+	}
+	var undo rollback.Stack
+	defer undo.Unwind()
+	if err := a.makeRoot(); err != nil {
+		return nil, err
+	}
+	unlock, err := lockRoot(c.Root)
+	if err != nil {
+		return nil, err
+	}
+	a.unlock = unlock
+	undo.Push("lock storage root", unlock)
+	if a.caps, err = c.Driver.Probe(ctx); err != nil {
+		return nil, err
+	}
+	if a.disks, err = disk.Open(ctx, disk.Config{Dir: filepath.Join(c.Root, "disk-templates"), Driver: a.caps.Driver, Group: a.group()}); err != nil {
+		return nil, err
+	}
+	if err := snapshot.RemoveDrafts(c.Root, func(string) bool { return false }); err != nil {
+		return nil, err
+	}
+	if err := a.recover(ctx); err != nil {
+		return nil, err
+	}
+	undo.Move()
+	return a, nil
+}
+
+func setDefaults(c *Config) {
+	def := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	def(&c.VCPUs, DefaultVCPUs)
+	def(&c.MemoryMiB, DefaultMemoryMiB)
+	if c.DiskBytes == 0 {
+		c.DiskBytes = DefaultDiskBytes
+	}
+	if c.RestoreTimeout == 0 {
+		c.RestoreTimeout = DefaultRestoreTimeout
+	}
+	if c.BootTimeout == 0 {
+		c.BootTimeout = DefaultBootTimeout
+	}
+	if c.OwnerBase == 0 {
+		c.OwnerBase = DefaultOwnerBase
+	}
+	c.ImageRoots = append([]string{filepath.Join(c.Root, "images")}, c.ImageRoots...)
+}
+
+// Close lets go of the microVMs without ending them: they go on running, and the next Open takes charge of them.
+func (a *Agent) Close() error {
+	a.mu.Lock()
+	all := a.containers
+	a.containers = map[warmboot.ID]*container{}
+	a.mu.Unlock()
+	for _, c := range all {
+		c.disconnect()
+	}
+	return a.unlock()
+}
+
+// Info tells what the host runs microVMs with.
+func (a *Agent) Info(context.Context) (controlplane.HostInfo, error) {
+	why := a.caps.Driver + " with " + a.caps.Accelerator
+	if a.caps.AcceleratorWhy != "" {
+		why += ": " + a.caps.AcceleratorWhy
+	}
+	return controlplane.HostInfo{VMM: a.caps.FCVersion(), VMMWhy: why}, nil
+}
+
+// Capabilities is what the driver found out about this host.
+func (a *Agent) Capabilities() vmm.Capabilities { return a.caps }
+
+// group is the group that may read snapshots and images: the one all VMMs run in, or our own if we are not root.
+func (a *Agent) group() int {
+	if os.Geteuid() != 0 {
+		return os.Getegid()
+	}
+	return int(a.OwnerBase)
+}
+
+// makeRoot makes the directories below the storage root. Every VMM's user may pass through them; only its group may read
+// further down.
+func (a *Agent) makeRoot() error {
+	for _, d := range []string{a.Root, filepath.Join(a.Root, "containers"), filepath.Join(a.Root, "builds")} {
+		if err := os.MkdirAll(d, 0o711); err != nil {
+			return &warmboot.Error{Code: warmboot.Internal, Op: "open storage root", Msg: "set MANAGER_STORAGE_ROOT to a directory that can be written", Err: err}
+		}
+	}
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	// A VMM that is not root must be able to reach its files.
+	for d := a.Root; d != "/"; d = filepath.Dir(d) {
+		info, err := os.Stat(d)
+		if err != nil {
+			return &warmboot.Error{Code: warmboot.Internal, Op: "open storage root", Err: err}
+		}
+		if info.Mode()&0o001 == 0 {
+			return warmboot.Errorf(warmboot.Invalid, "open storage root", "%s does not let other users pass (mode %04o), so an unprivileged VMM could not reach its files; choose another MANAGER_STORAGE_ROOT or `chmod o+x %s`", d, info.Mode().Perm(), d)
+		}
+	}
+	return nil
+}
+
+// find returns what the host has of a container.
+func (a *Agent) find(id warmboot.ID) (*container, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c := a.containers[id]; c != nil {
+		return c, nil
+	}
+	return nil, warmboot.Errorf(warmboot.NotFound, "find container", "this host has nothing of container %s", id)
+}
+
+// add registers a container that is about to get a machine. A container that has one already is a Conflict.
+func (a *Agent) add(c *container) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if old := a.containers[c.id]; old != nil && old.machine != nil {
+		return warmboot.Errorf(warmboot.Conflict, "boot", "container %s has a microVM already", c.id)
+	}
+	a.containers[c.id] = c
+	return nil
+}
+
+func (a *Agent) drop(c *container) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.containers[c.id] == c {
+		delete(a.containers, c.id)
+	}
+}
+
+// Containers lists what this host has.
+func (a *Agent) Containers(context.Context) ([]controlplane.HostContainer, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var all []controlplane.HostContainer
+	for id, c := range a.containers {
+		all = append(all, controlplane.HostContainer{ID: id, Running: c.running()})
+	}
+	return all, nil
+}
+
+// joinStop adds what went wrong while releasing to the reason for releasing.
+func joinStop(cause, release error) error {
+	if release == nil {
+		return cause
+	}
+	return errors.Join(cause, release)
+}

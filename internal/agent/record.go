@@ -1,0 +1,79 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"warmboot"
+	"warmboot/internal/vmm"
+)
+
+// record is ROOT/containers/ID/record.json: what must be known to take charge of a container again.
+type record struct {
+	ID       warmboot.ID `json:"id"`
+	Disk     vmm.Disk    `json:"disk"`
+	BasedOn  string      `json:"based_on,omitempty"` // the snapshot whose data disk lies below Disk
+	Hostname string      `json:"hostname"`
+	// EngineID is the one that Docker was given, so that it keeps it when it boots again.
+	EngineID string `json:"engine_id,omitempty"`
+
+	// While a machine runs, or is about to.
+	Slot    *int         `json:"slot,omitempty"`
+	Network *vmm.Network `json:"network,omitempty"`
+	Handle  *vmm.Handle  `json:"handle,omitempty"`
+}
+
+const recordFile = "record.json"
+
+func (a *Agent) containerDir(id warmboot.ID) string {
+	return filepath.Join(a.Root, "containers", string(id))
+}
+
+// write stores a record so that a reader sees the old or the new one, never half of it. It need not survive a power cut:
+// that ends every microVM too.
+func (r *record) write(dir string) error {
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(dir, "."+recordFile)
+	if err := os.WriteFile(tmp, text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(dir, recordFile))
+}
+
+func readRecord(dir string) (*record, error) {
+	text, err := os.ReadFile(filepath.Join(dir, recordFile))
+	if err != nil {
+		return nil, err
+	}
+	r := &record{}
+	return r, json.Unmarshal(text, r)
+}
+
+// lockRoot makes sure that no other agent uses the storage root.
+func lockRoot(root string) (func() error, error) {
+	path := filepath.Join(root, "agent.lock")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, &warmboot.Error{Code: warmboot.Internal, Op: "open storage root", Err: err}
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, warmboot.Errorf(warmboot.Conflict, "open storage root", "another warmboot uses %s; stop it, or choose another MANAGER_STORAGE_ROOT", root)
+		}
+		return nil, &warmboot.Error{Code: warmboot.Internal, Op: "open storage root", Err: err}
+	}
+	return f.Close, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
