@@ -1,0 +1,93 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"warmboot"
+)
+
+const (
+	imageColumns = `id, name, kernel_path, initrd_path, rootfs_path, digest, size_bytes, recipe, created_at`
+	selectImage  = `SELECT ` + imageColumns + ` FROM images`
+)
+
+func scanImage(row scanner) (*warmboot.Image, error) {
+	img := &warmboot.Image{}
+	return img, row.Scan(&img.ID, &img.Name, &img.KernelPath, &img.InitrdPath, &img.RootfsPath, &img.Digest, &img.SizeBytes, &img.Recipe, timeInto{&img.CreatedAt})
+}
+
+// CreateImage implements warmboot.ImageStore.
+func (s *Store) CreateImage(ctx context.Context, img *warmboot.Image) error {
+	const op = "register image"
+	return s.tx(ctx, op, func(tx *sql.Tx) error {
+		other, err := scanImage(tx.QueryRowContext(ctx, selectImage+` WHERE name = ?`, img.Name))
+		if err == nil {
+			return warmboot.Errorf(warmboot.Conflict, op, "the name %s is taken by image %s, which has other content; choose another name, or delete that image", img.Name, other.ID)
+		}
+		if !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `INSERT INTO images (`+imageColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			string(img.ID), img.Name, img.KernelPath, img.InitrdPath, img.RootfsPath, img.Digest, img.SizeBytes, img.Recipe, stamp(img.CreatedAt))
+		return err
+	})
+}
+
+// Image implements warmboot.ImageStore.
+func (s *Store) Image(ctx context.Context, id warmboot.ID) (*warmboot.Image, error) {
+	return s.image(ctx, s.read, `id`, string(id))
+}
+
+// ImageByName implements warmboot.ImageStore.
+func (s *Store) ImageByName(ctx context.Context, name string) (*warmboot.Image, error) {
+	return s.image(ctx, s.read, `name`, name)
+}
+
+func (s *Store) image(ctx context.Context, q querier, column, value string) (*warmboot.Image, error) {
+	const op = "find image"
+	img, err := scanImage(q.QueryRowContext(ctx, selectImage+` WHERE `+column+` = ?`, value))
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, warmboot.Errorf(warmboot.NotFound, op, "there is no runtime image %.80s; `warmboot image ls` lists them", value)
+	}
+	if err != nil {
+		return nil, s.fail(ctx, op, err)
+	}
+	return img, nil
+}
+
+// Images implements warmboot.ImageStore.
+func (s *Store) Images(ctx context.Context) ([]*warmboot.Image, error) {
+	all, err := list(ctx, s.read, scanImage, selectImage+` ORDER BY created_at DESC, id DESC`)
+	return all, s.fail(ctx, "list images", err)
+}
+
+// DeleteImage implements warmboot.ImageStore. Deleted snapshots of the image stay, without it.
+func (s *Store) DeleteImage(ctx context.Context, id warmboot.ID) error {
+	const op = "delete image"
+	return s.tx(ctx, op, func(tx *sql.Tx) error {
+		img, err := s.image(ctx, tx, `id`, string(id))
+		if err != nil {
+			return err
+		}
+		for _, user := range []struct{ what, query, remedy string }{
+			{"container", `SELECT name FROM containers WHERE runtime_image_id = ? ORDER BY created_at LIMIT 1`, "warmboot rm"},
+			{"snapshot", `SELECT CAST(id AS TEXT) FROM runtime_snapshots WHERE runtime_image_id = ? AND state <> 'deleted' ORDER BY created_at LIMIT 1`, "warmboot snapshot rm"},
+		} {
+			var name string
+			err := tx.QueryRowContext(ctx, user.query, string(id)).Scan(&name)
+			if err == nil {
+				return warmboot.Errorf(warmboot.Conflict, op, "%s %s uses image %s; delete it first, with `%s %s`", user.what, name, img.Name, user.remedy, name)
+			}
+			if !errors.Is(err, sql.ErrNoRows) {
+				return err
+			}
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM images WHERE id = ?`, string(id)); err != nil {
+			return fmt.Errorf("image %s: %w", img.Name, err)
+		}
+		return nil
+	})
+}

@@ -1,0 +1,65 @@
+-- +goose Up
+CREATE TABLE images (
+    id          TEXT PRIMARY KEY,
+    name        TEXT NOT NULL UNIQUE,
+    kernel_path TEXT NOT NULL,
+    initrd_path TEXT NOT NULL,
+    rootfs_path TEXT NOT NULL,
+    digest      TEXT NOT NULL,
+    size_bytes  INTEGER NOT NULL,
+    recipe      TEXT NOT NULL,
+    created_at  TEXT NOT NULL
+) STRICT;
+
+-- The founding document's table. A deleted snapshot outlives its image: its files may still have to be removed.
+CREATE TABLE runtime_snapshots (
+    id               TEXT PRIMARY KEY,
+    runtime_image_id TEXT REFERENCES images (id) ON DELETE SET NULL,
+    snapshot_path    TEXT NOT NULL,
+    state            TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'unhealthy', 'deleted')),
+    fc_version       TEXT NOT NULL,
+    created_at       TEXT NOT NULL,
+    success_count    INTEGER NOT NULL DEFAULT 0,
+    failure_count    INTEGER NOT NULL DEFAULT 0,
+    failure_streak   INTEGER NOT NULL DEFAULT 0,
+    last_used_at     TEXT,
+    metadata         TEXT NOT NULL DEFAULT '{}'
+) STRICT;
+CREATE INDEX runtime_snapshots_image ON runtime_snapshots (runtime_image_id);
+
+-- snapshot_id is history and refers to nothing: the snapshot may be gone.
+CREATE TABLE containers (
+    id               TEXT PRIMARY KEY,
+    name             TEXT NOT NULL UNIQUE,
+    image            TEXT NOT NULL,
+    runtime_image_id TEXT NOT NULL REFERENCES images (id),
+    spec             TEXT NOT NULL,
+    state            TEXT NOT NULL CHECK (state IN ('creating', 'running', 'stopping', 'stopped', 'starting', 'failed', 'deleting')),
+    boot_method      TEXT CHECK (boot_method IN ('warm', 'cold')),
+    boot_reason      TEXT NOT NULL,
+    vm_id            TEXT NOT NULL,
+    snapshot_id      TEXT,
+    phases           TEXT NOT NULL,
+    exit_code        INTEGER,
+    error            TEXT NOT NULL,
+    created_at       TEXT NOT NULL,
+    started_at       TEXT,
+    finished_at      TEXT
+) STRICT;
+CREATE INDEX containers_image ON containers (runtime_image_id);
+
+-- Host ports that live containers hold. What a container asked for is in its spec; a row here is the claim to it.
+CREATE TABLE container_ports (
+    container_id TEXT NOT NULL REFERENCES containers (id) ON DELETE CASCADE,
+    host_ip      TEXT NOT NULL,
+    host_port    INTEGER NOT NULL,
+    protocol     TEXT NOT NULL,
+    PRIMARY KEY (host_port, protocol, host_ip)
+) STRICT;
+CREATE INDEX container_ports_container ON container_ports (container_id);
+
+-- +goose Down
+DROP TABLE container_ports;
+DROP TABLE containers;
+DROP TABLE runtime_snapshots;
+DROP TABLE images;
