@@ -1,0 +1,188 @@
+// Package client is the Go client of warmboot's REST API. Its methods follow the API one to one; errors come back as
+// *warmboot.Error with the code and the text that the server gave them.
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"warmboot"
+	"warmboot/api"
+)
+
+// DefaultAddr is where `warmboot serve` listens unless it is told otherwise.
+const DefaultAddr = "http://127.0.0.1:18080"
+
+// answerLimit is how much of an answer is read, in bytes: far more than any list, far less than memory.
+const answerLimit = 64 << 20
+
+// Config says how to reach a server.
+type Config struct {
+	Addr  string // "http://host:port" or "host:port"; DefaultAddr if empty
+	Token string // sent as a Bearer token, if the server asks for one
+	// HTTP does the requests; a client with no time limit of its own if nil. A limit would end Wait, Logs and Exec.
+	HTTP *http.Client
+}
+
+// Client talks to one server. It is safe for concurrent use.
+type Client struct {
+	base  string // without a slash at its end
+	token string
+	http  *http.Client
+}
+
+// New returns a client. It does not connect yet.
+func New(c Config) (*Client, error) {
+	addr := c.Addr
+	if addr == "" {
+		addr = DefaultAddr
+	}
+	if !strings.Contains(addr, "://") {
+		addr = "http://" + addr
+	}
+	u, err := url.Parse(addr)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, warmboot.Errorf(warmboot.Invalid, "", "%q is not a server's address; use a form like %s", c.Addr, DefaultAddr)
+	}
+	if c.HTTP == nil {
+		c.HTTP = &http.Client{}
+	}
+	return &Client{base: u.Scheme + "://" + u.Host + strings.TrimRight(u.Path, "/"), token: c.Token, http: c.HTTP}, nil
+}
+
+// Version tells what is serving.
+func (c *Client) Version(ctx context.Context) (api.Version, error) {
+	var v api.Version
+	return v, c.do(ctx, http.MethodGet, "/v1/version", nil, &v)
+}
+
+// do sends in as JSON, unless it is nil, and reads the answer into out, unless that is nil.
+func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	res, err := c.send(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	body := io.LimitReader(res.Body, answerLimit)
+	if out == nil {
+		_, err = io.Copy(io.Discard, body) // so that the connection can be used again
+	} else {
+		err = json.NewDecoder(body).Decode(out)
+	}
+	if err != nil {
+		return c.broken(ctx, err)
+	}
+	return nil
+}
+
+// send returns an answer that is not an error; its body is the caller's to close.
+func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
+	var body io.Reader
+	if in != nil {
+		text, err := json.Marshal(in)
+		if err != nil {
+			return nil, warmboot.Errorf(warmboot.Invalid, "", "the request cannot be put as JSON: %w", err)
+		}
+		body = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	if err != nil {
+		return nil, warmboot.Errorf(warmboot.Invalid, "", "the request is not valid: %w", err)
+	}
+	req.Header = c.header()
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.unreachable(ctx, err)
+	}
+	if res.StatusCode/100 != 2 {
+		defer res.Body.Close()
+		return nil, problem(res)
+	}
+	return res, nil
+}
+
+func (c *Client) header() http.Header {
+	h := http.Header{"User-Agent": {"warmboot-client"}, "Accept": {"application/json"}}
+	if c.token != "" {
+		h.Set("Authorization", "Bearer "+c.token)
+	}
+	return h
+}
+
+// unreachable is the error for a request that got no answer.
+func (c *Client) unreachable(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ended(ctx)
+	}
+	// What net/http says begins with the method and the whole URL, which help nobody here.
+	var inner *url.Error
+	if errors.As(err, &inner) {
+		err = inner.Err
+	}
+	return warmboot.Errorf(warmboot.Unavailable, "", "cannot reach warmboot at %s: is `warmboot serve` running? (%w)", c.base, err)
+}
+
+// broken is the error for an answer that did not come whole.
+func (c *Client) broken(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ended(ctx)
+	}
+	return warmboot.Errorf(warmboot.Unavailable, "", "the answer of warmboot at %s broke off: %w", c.base, err)
+}
+
+func ended(ctx context.Context) error {
+	if warmboot.CodeOf(ctx.Err()) == warmboot.Timeout {
+		return warmboot.Errorf(warmboot.Timeout, "", "warmboot took longer than it was given: %w", ctx.Err())
+	}
+	return warmboot.Errorf(warmboot.Canceled, "", "interrupted: %w", ctx.Err())
+}
+
+// problem reads the error that an answer carries.
+func problem(res *http.Response) error {
+	var p api.Problem
+	err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&p)
+	if err != nil || p.Code == "" {
+		code := warmboot.Internal
+		if res.StatusCode/100 == 5 {
+			code = warmboot.Unavailable
+		}
+		return warmboot.Errorf(code, "", "%s answered %s, which is not how warmboot tells an error: is the address right?", res.Request.URL.Host, res.Status)
+	}
+	text := p.Detail
+	for _, d := range p.Errors {
+		text += fmt.Sprintf("\n  %s: %s", strings.TrimPrefix(d.Location, "body."), d.Message)
+	}
+	return &warmboot.Error{Code: warmboot.Code(p.Code), Msg: text}
+}
+
+// get reads one entity out of its envelope.
+func get[T any](ctx context.Context, c *Client, path string) (T, error) {
+	var e api.Item[T]
+	err := c.do(ctx, http.MethodGet, path, nil, &e)
+	return e.Item, err
+}
+
+// list reads a list out of its envelope.
+func list[T any](ctx context.Context, c *Client, path string) ([]T, error) {
+	var e api.Items[T]
+	err := c.do(ctx, http.MethodGet, path, nil, &e)
+	return e.Items, err
+}
+
+// ref puts what a person typed into a path.
+func ref(prefix, typed, suffix string) (string, error) {
+	if typed == "" || typed == "." || typed == ".." {
+		return "", warmboot.Errorf(warmboot.Invalid, "", "%q is neither a name nor an id", typed)
+	}
+	return prefix + url.PathEscape(typed) + suffix, nil
+}

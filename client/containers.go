@@ -1,0 +1,94 @@
+package client
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+
+	"warmboot"
+	"warmboot/api"
+)
+
+// The conditions of WaitContainer.
+const (
+	Started = "started" // it runs, or could not be started, or has ended already
+	Stopped = "stopped" // it has stopped or failed
+)
+
+// pollSeconds is how long the server holds one request of WaitContainer: shorter than what proxies allow.
+const pollSeconds = "25"
+
+// Containers lists all containers, newest first.
+func (c *Client) Containers(ctx context.Context) ([]api.Container, error) {
+	return list[api.Container](ctx, c, "/v1/containers")
+}
+
+// Container finds a container by id, name, or the beginning of its id.
+func (c *Client) Container(ctx context.Context, idOrName string) (api.Container, error) {
+	path, err := ref("/v1/containers/", idOrName, "")
+	if err != nil {
+		return api.Container{}, err
+	}
+	return get[api.Container](ctx, c, path)
+}
+
+// CreateContainer starts to bring up a container and returns its id at once; WaitContainer tells when it runs.
+func (c *Client) CreateContainer(ctx context.Context, in api.CreateContainer) (id string, err error) {
+	var created api.Created
+	err = c.do(ctx, http.MethodPost, "/v1/containers", in, &created)
+	return created.ID, err
+}
+
+// WaitContainer returns the container as soon as it is Started or Stopped. Whether that went well, its State tells.
+func (c *Client) WaitContainer(ctx context.Context, idOrName, condition string) (api.Container, error) {
+	path, err := ref("/v1/containers/", idOrName, "/wait?condition="+condition+"&timeout="+pollSeconds)
+	if err != nil {
+		return api.Container{}, err
+	}
+	for {
+		got, err := get[api.Container](ctx, c, path)
+		if err != nil {
+			return api.Container{}, err
+		}
+		switch warmboot.ContainerState(got.State) {
+		case warmboot.ContainerStopped, warmboot.ContainerFailed:
+			return got, nil
+		case warmboot.ContainerRunning, warmboot.ContainerStopping:
+			if condition == Started {
+				return got, nil
+			}
+		}
+	}
+}
+
+// StopContainer ends a container's command, giving it timeout seconds (the server's default if nil) to end by itself,
+// and returns the container once it is stopped.
+func (c *Client) StopContainer(ctx context.Context, idOrName string, timeout *int) (api.Container, error) {
+	path, err := ref("/v1/containers/", idOrName, "/stop")
+	if err != nil {
+		return api.Container{}, err
+	}
+	var e api.Item[api.Container]
+	err = c.do(ctx, http.MethodPost, path, api.StopContainer{TimeoutSeconds: timeout}, &e)
+	return e.Item, err
+}
+
+// StartContainer starts to boot a stopped container again and returns its id at once.
+func (c *Client) StartContainer(ctx context.Context, idOrName string) (id string, err error) {
+	path, err := ref("/v1/containers/", idOrName, "/start")
+	if err != nil {
+		return "", err
+	}
+	var created api.Created
+	err = c.do(ctx, http.MethodPost, path, nil, &created)
+	return created.ID, err
+}
+
+// DeleteContainer removes a container and everything of it; one that runs only with force.
+func (c *Client) DeleteContainer(ctx context.Context, idOrName string, force bool) error {
+	path, err := ref("/v1/containers/", idOrName, "?force="+strconv.FormatBool(force))
+	if err != nil {
+		return err
+	}
+	return c.do(ctx, http.MethodDelete, path, nil, nil)
+}

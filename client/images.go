@@ -1,0 +1,41 @@
+package client
+
+import (
+	"context"
+	"net/http"
+
+	"warmboot/api"
+)
+
+// Images lists the runtime images, newest first.
+func (c *Client) Images(ctx context.Context) ([]api.Image, error) {
+	return list[api.Image](ctx, c, "/v1/images")
+}
+
+// Image finds a runtime image by id or name.
+func (c *Client) Image(ctx context.Context, idOrName string) (api.Image, error) {
+	path, err := ref("/v1/images/", idOrName, "")
+	if err != nil {
+		return api.Image{}, err
+	}
+	return get[api.Image](ctx, c, path)
+}
+
+// RegisterImage registers an image whose files are on the host already. Registering the same files under the same name
+// again gives the image that is there.
+func (c *Client) RegisterImage(ctx context.Context, in api.RegisterImage) (api.Image, error) {
+	var created api.Created
+	if err := c.do(ctx, http.MethodPost, "/v1/images", in, &created); err != nil {
+		return api.Image{}, err
+	}
+	return c.Image(ctx, created.ID)
+}
+
+// DeleteImage forgets an image that nothing uses. Its files stay.
+func (c *Client) DeleteImage(ctx context.Context, idOrName string) error {
+	path, err := ref("/v1/images/", idOrName, "")
+	if err != nil {
+		return err
+	}
+	return c.do(ctx, http.MethodDelete, path, nil, nil)
+}

@@ -1,0 +1,49 @@
+package client
+
+import (
+	"context"
+	"net/http"
+
+	"warmboot/api"
+)
+
+// Snapshots lists the runtime snapshots that are not deleted, newest first.
+func (c *Client) Snapshots(ctx context.Context) ([]api.Snapshot, error) {
+	return list[api.Snapshot](ctx, c, "/v1/runtime-snapshots")
+}
+
+// Snapshot returns one snapshot; a deleted one too, for as long as its row is kept.
+func (c *Client) Snapshot(ctx context.Context, id string) (api.Snapshot, error) {
+	path, err := ref("/v1/runtime-snapshots/", id, "")
+	if err != nil {
+		return api.Snapshot{}, err
+	}
+	return get[api.Snapshot](ctx, c, path)
+}
+
+// CreateSnapshot starts to build a snapshot of a runtime image. Its state tells when it is ready.
+func (c *Client) CreateSnapshot(ctx context.Context, imageID string) (id string, err error) {
+	var created api.Created
+	err = c.do(ctx, http.MethodPost, "/v1/runtime-snapshots", api.CreateSnapshot{RuntimeImageID: imageID}, &created)
+	return created.ID, err
+}
+
+// RebuildSnapshot starts to build the snapshot that will take this one's place, and returns the new one's id.
+func (c *Client) RebuildSnapshot(ctx context.Context, id string) (string, error) {
+	path, err := ref("/v1/runtime-snapshots/", id, "/rebuild")
+	if err != nil {
+		return "", err
+	}
+	var r api.Rebuilding
+	err = c.do(ctx, http.MethodPost, path, nil, &r)
+	return r.ID, err
+}
+
+// DeleteSnapshot soft deletes a snapshot. Its files go once no machine needs them.
+func (c *Client) DeleteSnapshot(ctx context.Context, id string) error {
+	path, err := ref("/v1/runtime-snapshots/", id, "")
+	if err != nil {
+		return err
+	}
+	return c.do(ctx, http.MethodDelete, path, nil, nil)
+}
