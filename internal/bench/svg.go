@@ -30,9 +30,9 @@ const svgStyle = `<style>
 .bg{fill:#ffffff}.fg{fill:#1f2328}.dim{fill:#59636e}.grid{stroke:#d1d9e0}.mark{stroke:#1f2328}
 .disk{fill:#8c959f}.vmm{fill:#0b5cad}.restore{fill:#e0a100}.reidentify{fill:#c2569c}.boot{fill:#c8501e}.docker{fill:#15926b}.other{fill:#c5ccd3}
 text{font-family:system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif;font-size:13px}
-.h{font-size:18px;font-weight:600}.s{font-size:12px}.b{font-weight:600}
+.h{font-size:18px;font-weight:600}.s{font-size:12px}.b{font-weight:600}.halo{paint-order:stroke;stroke:#ffffff;stroke-width:4px}
 @media (prefers-color-scheme:dark){
-.bg{fill:#0d1117}.fg{fill:#f0f6fc}.dim{fill:#9198a1}.grid{stroke:#3d444d}.mark{stroke:#f0f6fc}
+.bg{fill:#0d1117}.fg{fill:#f0f6fc}.dim{fill:#9198a1}.grid{stroke:#3d444d}.mark{stroke:#f0f6fc}.halo{stroke:#0d1117}
 .disk{fill:#9aa4af}.vmm{fill:#539bf5}.restore{fill:#f2cc60}.reidentify{fill:#e28ac6}.boot{fill:#f0883e}.docker{fill:#3fb68b}.other{fill:#545d68}}
 </style>
 `
@@ -145,7 +145,7 @@ func (p *picture) bar(b bar, x0, y, scale float64) {
 		fmt.Fprintf(&p.body, "<line x1=\"%.2f\" y1=\"%.1f\" x2=\"%.2f\" y2=\"%.1f\" class=\"mark\" stroke-width=\"2\"><title>%s: %s</title></line>\n",
 			x, y+tick.indent, x, y+barHeight-tick.indent, tick.name, seconds(tick.at))
 	}
-	p.text(x0, y+barHeight+14, "dim s", fmt.Sprintf("p50 %s   p95 %s   p99 %s", seconds(m.Ready), seconds(p95), seconds(p99)))
+	p.text(x0, y+barHeight+14, "dim s halo", fmt.Sprintf("p50 %s · p95 %s · p99 %s", seconds(m.Ready), seconds(p95), seconds(p99)))
 }
 
 type segment struct {

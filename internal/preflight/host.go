@@ -1,0 +1,178 @@
+package preflight
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+func checkUser(context.Context, Config) Check {
+	if os.Geteuid() == 0 {
+		return Check{"user", OK, "root: every VMM runs as a user id of its own", ""}
+	}
+	return Check{"user", Warn, fmt.Sprintf("user id %d: all VMMs run as this user, and can reach its files", os.Geteuid()),
+		"run `warmboot serve` as root; it gives up its rights for every VMM that it starts"}
+}
+
+func checkKernel(context.Context, Config) Check {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return Check{"kernel", Fail, err.Error(), "run warmboot on Linux"}
+	}
+	return kernel(unix.ByteSliceToString(u.Release[:]))
+}
+
+// kernel judges a kernel release: pidfds and what else warmboot needs came up to 5.10.
+func kernel(release string) Check {
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return Check{"kernel", Warn, fmt.Sprintf("Linux %s; its version cannot be read, 5.10 is needed", release), ""}
+	}
+	if major < 5 || major == 5 && minor < 10 {
+		return Check{"kernel", Fail, fmt.Sprintf("Linux %s is older than 5.10", release), "upgrade the kernel to 5.10 or newer"}
+	}
+	return Check{"kernel", OK, "Linux " + release, ""}
+}
+
+func checkKVM(context.Context, Config) Check {
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err == nil {
+		f.Close()
+	}
+	cpuinfo, readErr := os.ReadFile("/proc/cpuinfo")
+	if readErr != nil {
+		return Check{"KVM", Warn, readErr.Error(), ""}
+	}
+	return kvm(err, string(cpuinfo))
+}
+
+// kvm judges by the error of opening /dev/kvm and the text of /proc/cpuinfo. A device that opens proves nothing, so the
+// best that can be said here is that serve will try.
+func kvm(openErr error, cpuinfo string) Check {
+	const slow = "microVMs run in software emulation (TCG): it works, but user code is slow"
+	switch {
+	case errors.Is(openErr, fs.ErrNotExist):
+		return Check{"KVM", Warn, "there is no /dev/kvm; " + slow, "on bare metal: `modprobe kvm_intel` or `modprobe kvm_amd`, and switch virtualization on in the firmware; in a VM: switch nested virtualization on"}
+	case openErr != nil:
+		return Check{"KVM", Warn, fmt.Sprintf("/dev/kvm cannot be opened (%v); %s", openErr, slow), "run as root, or `usermod -aG kvm $USER` and log in again"}
+	case !hasVirtualization(cpuinfo):
+		return Check{"KVM", Warn, "/dev/kvm opens, but the CPU has neither vmx nor svm, so a stock kernel hardly runs in it; " + slow, "run on bare metal, or in a VM with nested virtualization; serve tries it and takes what works"}
+	}
+	return Check{"KVM", OK, "/dev/kvm opens and the CPU has hardware virtualization; serve tries it with a real kernel before it relies on it", ""}
+}
+
+func hasVirtualization(cpuinfo string) bool {
+	for line := range strings.Lines(cpuinfo) {
+		name, flags, ok := strings.Cut(line, ":")
+		if !ok || strings.TrimSpace(name) != "flags" {
+			continue
+		}
+		for _, flag := range strings.Fields(flags) {
+			if flag == "vmx" || flag == "svm" {
+				return true
+			}
+		}
+		return false
+	}
+	return false
+}
+
+// Below these amounts warmboot warns; below a quarter of them it fails.
+const (
+	wantMemory = 3 << 29 // 1.5 GiB: a runtime image build, or two containers
+	wantDisk   = 4 << 30 // a runtime image, its snapshot, its rebuild, and some containers' disks
+)
+
+func checkMemory(context.Context, Config) Check {
+	meminfo, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return Check{"memory", Warn, err.Error(), ""}
+	}
+	free, err := memAvailable(string(meminfo))
+	if err != nil {
+		return Check{"memory", Warn, err.Error(), ""}
+	}
+	return amount("memory", "available", free, wantMemory, "end something that uses memory, or add some; a microVM takes 512 MiB unless told otherwise")
+}
+
+// memAvailable reads MemAvailable of /proc/meminfo, in bytes.
+func memAvailable(meminfo string) (uint64, error) {
+	for line := range strings.Lines(meminfo) {
+		if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
+			kib, err := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 54)
+			if err != nil {
+				return 0, fmt.Errorf("MemAvailable in /proc/meminfo cannot be read: %w", err)
+			}
+			return kib << 10, nil
+		}
+	}
+	return 0, errors.New("/proc/meminfo has no MemAvailable")
+}
+
+// amount judges a free amount in bytes against the wanted one.
+func amount(name, where string, free, want uint64, fix string) Check {
+	detail := humanize.IBytes(free) + " " + where
+	switch {
+	case free < want/4:
+		return Check{name, Fail, fmt.Sprintf("%s; at least %s is needed, %s is right", detail, humanize.IBytes(want/4), humanize.IBytes(want)), fix}
+	case free < want:
+		return Check{name, Warn, fmt.Sprintf("%s; %s is right", detail, humanize.IBytes(want)), fix}
+	}
+	return Check{name, OK, detail, ""}
+}
+
+// checkOwners sees that nobody else has the user and group ids that VMMs run as.
+func checkOwners(_ context.Context, c Config) Check {
+	const name = "user ids"
+	for _, path := range []string{"/etc/passwd", "/etc/group"} {
+		f, err := os.Open(path)
+		if err != nil {
+			return Check{name, Warn, err.Error(), ""}
+		}
+		taken := idWithin(bufio.NewScanner(f), c.OwnerBase)
+		f.Close()
+		if taken != "" {
+			return Check{name, Fail, fmt.Sprintf("%s in %s has an id that VMMs run as (%d to %d), and could reach their files", taken, path, c.OwnerBase, c.OwnerBase+ownerRange-1),
+				"give " + taken + " another id"}
+		}
+	}
+	return Check{name, OK, fmt.Sprintf("%d to %d are free for VMMs", c.OwnerBase, c.OwnerBase+ownerRange-1), ""}
+}
+
+// idWithin returns the first name of a passwd or group file whose id lies in the VMMs' range, or "".
+func idWithin(lines *bufio.Scanner, base uint32) string {
+	for lines.Scan() {
+		fields := strings.Split(lines.Text(), ":")
+		if len(fields) < 3 {
+			continue
+		}
+		if id, err := strconv.ParseUint(fields[2], 10, 32); err == nil && id >= uint64(base) && id < uint64(base)+ownerRange {
+			return fields[0]
+		}
+	}
+	return ""
+}
+
+func checkNFTables(context.Context, Config) Check {
+	const name = "nftables"
+	if os.Geteuid() != 0 {
+		return Check{name, OK, "not root: microVMs use the VMM's own user-mode network, which needs no firewall rules", ""}
+	}
+	conn, err := nftables.New()
+	if err == nil {
+		_, err = conn.ListTables()
+	}
+	if err != nil {
+		return Check{name, Warn, fmt.Sprintf("the kernel does not answer (%v); microVMs use the VMM's own user-mode network", err), "`modprobe nf_tables`, and in a container grant CAP_NET_ADMIN, if you want bridged networking"}
+	}
+	return Check{name, OK, "the kernel has it", ""}
+}

@@ -1,0 +1,185 @@
+package preflight
+
+import (
+	"bufio"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestRunOnThisMachine(t *testing.T) {
+	t.Parallel()
+	root := filepath.Join(t.TempDir(), "not", "there", "yet")
+	checks := Run(t.Context(), Config{StorageRoot: root, Listen: "127.0.0.1:0"})
+	seen := map[string]Check{}
+	for _, c := range checks {
+		if _, twice := seen[c.Name]; twice || c.Name == "" || c.Detail == "" {
+			t.Errorf("check %+v: its name must be unique, and it must say what it found", c)
+		}
+		if c.Status != OK && c.Status != Warn && c.Status != Fail {
+			t.Errorf("check %+v: unknown status", c)
+		}
+		if c.Status == Fail && c.Fix == "" {
+			t.Errorf("check %+v: it failed and does not say what to do", c)
+		}
+		seen[c.Name] = c
+	}
+	if c := seen["kernel"]; c.Status != OK {
+		t.Errorf("%+v: Go's tests run on Linux 5.10 or newer here", c)
+	}
+	if c := seen["API address"]; c.Status != OK {
+		t.Errorf("%+v: any port must be free", c)
+	}
+	if left, err := filepath.Glob(filepath.Join(filepath.Dir(filepath.Dir(filepath.Dir(root))), "*")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+func TestKernel(t *testing.T) {
+	t.Parallel()
+	for release, want := range map[string]Status{
+		"5.10.0-8-amd64": OK, "6.1.0": OK, "6.18.44-fc": OK, "5.9.16": Fail, "4.19.0": Fail, "mystery": Warn,
+	} {
+		if got := kernel(release); got.Status != want {
+			t.Errorf("kernel(%q) = %+v, want %s", release, got, want)
+		}
+	}
+}
+
+func TestKVM(t *testing.T) {
+	t.Parallel()
+	const with, without = "processor : 0\nflags\t\t: fpu vme svm\n", "processor : 0\nvmx flags : x\nflags\t\t: fpu vme\n"
+	for _, c := range []struct {
+		err     error
+		cpuinfo string
+		want    Status
+		says    string
+	}{
+		{nil, with, OK, "tries it"},
+		{nil, without, Warn, "neither vmx nor svm"},
+		{&fs.PathError{Op: "open", Path: "/dev/kvm", Err: fs.ErrNotExist}, with, Warn, "no /dev/kvm"},
+		{&fs.PathError{Op: "open", Path: "/dev/kvm", Err: fs.ErrPermission}, with, Warn, "cannot be opened"},
+	} {
+		got := kvm(c.err, c.cpuinfo)
+		if got.Status != c.want || !strings.Contains(got.Detail, c.says) {
+			t.Errorf("kvm(%v, %q) = %+v, want %s: %s", c.err, c.cpuinfo, got, c.want, c.says)
+		}
+	}
+}
+
+func TestQEMU(t *testing.T) {
+	t.Parallel()
+	for output, want := range map[string]Status{
+		"QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright": OK,
+		"QEMU emulator version 10.0.2":                                  OK,
+		"QEMU emulator version 7.1.0":                                   Fail,
+		"QEMU emulator version 5.2.0":                                   Fail,
+		"something else":                                                Warn,
+	} {
+		if got := qemu("/usr/bin/qemu", output); got.Status != want {
+			t.Errorf("qemu(%q) = %+v, want %s", output, got, want)
+		}
+	}
+}
+
+func TestAmount(t *testing.T) {
+	t.Parallel()
+	for free, want := range map[uint64]Status{8 << 30: OK, 4 << 30: OK, 4<<30 - 1: Warn, 1 << 30: Warn, 1<<30 - 1: Fail, 0: Fail} {
+		if got := amount("disk", "free", free, 4<<30, "fix"); got.Status != want {
+			t.Errorf("amount(%d) = %+v, want %s", free, got, want)
+		}
+	}
+}
+
+func TestMemAvailable(t *testing.T) {
+	t.Parallel()
+	if got, err := memAvailable("MemTotal: 10 kB\nMemAvailable:   24228976 kB\n"); err != nil || got != 24228976<<10 {
+		t.Errorf("memAvailable = %d, %v", got, err)
+	}
+	for _, bad := range []string{"", "MemAvailable: many kB\n"} {
+		if _, err := memAvailable(bad); err == nil {
+			t.Errorf("memAvailable(%q): no error", bad)
+		}
+	}
+}
+
+func TestIDWithin(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:\n": "",
+		"a:x:1899999999:\nb:x:1900065536:\nbroken\nc:x:-1:":  "",
+		"root:x:0:\nbig:x:1900000000:1:":                     "big",
+		"last:x:1900065535:":                                 "last",
+	} {
+		if got := idWithin(bufio.NewScanner(strings.NewReader(text)), DefaultOwnerBase); got != want {
+			t.Errorf("idWithin(%q) = %q, want %q", text, got, want)
+		}
+	}
+}
+
+func TestPortTaken(t *testing.T) {
+	t.Parallel()
+	for body, want := range map[string]Status{
+		`{"version":"v1","go_version":"go1.26","vmm":"qemu-7.2.22"}`: OK,
+		`{"hello":"world"}`: Fail,
+		`<html>`:            Fail,
+	} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != "/v1/version" {
+				http.NotFound(w, r)
+				return
+			}
+			w.Write([]byte(body))
+		}))
+		got := checkPort(t.Context(), Config{Listen: srv.Listener.Addr().String()})
+		srv.Close()
+		if got.Status != want {
+			t.Errorf("with %s: %+v, want %s", body, got, want)
+		}
+	}
+}
+
+func TestTraversal(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	closed := filepath.Join(dir, "closed")
+	if err := os.Mkdir(closed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	want := Fail
+	if os.Geteuid() != 0 {
+		want = OK // then the VMM is the same user
+	}
+	if got := checkTraversal(t.Context(), Config{StorageRoot: filepath.Join(closed, "root")}); got.Status != want {
+		t.Errorf("below a closed directory: %+v, want %s", got, want)
+	}
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, root := range []string{file, filepath.Join(file, "below")} {
+		if got := checkTraversal(t.Context(), Config{StorageRoot: root}); got.Status != Fail {
+			t.Errorf("with a file in the way: %+v", got)
+		}
+	}
+}
+
+func TestWorst(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		statuses []Status
+		want     Status
+	}{{nil, OK}, {[]Status{OK, Warn, OK}, Warn}, {[]Status{Warn, Fail, Warn}, Fail}} {
+		var checks []Check
+		for _, s := range c.statuses {
+			checks = append(checks, Check{Status: s})
+		}
+		if got := Worst(checks); got != c.want {
+			t.Errorf("Worst(%v) = %s, want %s", c.statuses, got, c.want)
+		}
+	}
+}
