@@ -54,5 +54,6 @@ type SnapshotMetadata struct {
 	VCPUs               int     `json:"vcpus,omitempty"`
 	BuildSeconds        float64 `json:"build_seconds,omitempty"`
 	ColdBootSeconds     float64 `json:"cold_boot_seconds,omitempty"` // from VMM start to Docker answering, in the build
+	PauseSeconds        float64 `json:"pause_seconds,omitempty"`     // from the pause to files that can be restored from
 	Error               string  `json:"error,omitempty"`             // why it is unhealthy
 }

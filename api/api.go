@@ -81,6 +81,7 @@ type SnapshotMetadata struct {
 	VCPUs               int     `json:"vcpus,omitempty"`
 	BuildSeconds        float64 `json:"build_seconds,omitempty"`
 	ColdBootSeconds     float64 `json:"cold_boot_seconds,omitempty" doc:"From VMM start to Docker answering, while it was built."`
+	PauseSeconds        float64 `json:"pause_seconds,omitempty" doc:"From the pause to files that can be restored from."`
 	Step                string  `json:"step,omitempty" doc:"What the build is doing, while the state is creating."`
 	Error               string  `json:"error,omitempty" doc:"Why the snapshot is unhealthy."`
 }

@@ -8,7 +8,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -69,9 +68,8 @@ type Agent struct {
 	slots    slots
 	unlock   func() error
 
-	mu         sync.Mutex
+	mu         sync.Mutex // taken before a container's, never after
 	containers map[warmboot.ID]*container
-	drafts     map[string]bool // snapshot drafts that are being written
 }
 
 var _ controlplane.Host = (*Agent)(nil)
@@ -80,10 +78,7 @@ var _ controlplane.Host = (*Agent)(nil)
 // the storage root, and removes what was half made. Only one agent may use a storage root at a time; a second one is a Conflict.
 func Open(ctx context.Context, c Config) (*Agent, error) {
 	setDefaults(&c)
-	a := &Agent{
-		Config: c, verifier: snapshot.NewVerifier(),
-		containers: map[warmboot.ID]*container{}, drafts: map[string]bool{},
-	}
+	a := &Agent{Config: c, verifier: snapshot.NewVerifier(), containers: map[warmboot.ID]*container{}}
 	var undo rollback.Stack
 	defer undo.Unwind()
 	if err := a.makeRoot(); err != nil {
@@ -99,9 +94,6 @@ func Open(ctx context.Context, c Config) (*Agent, error) {
 		return nil, err
 	}
 	if a.disks, err = disk.Open(ctx, disk.Config{Dir: filepath.Join(c.Root, "disk-templates"), Driver: a.caps.Driver, Group: a.group()}); err != nil {
-		return nil, err
-	}
-	if err := snapshot.RemoveDrafts(c.Root, func(string) bool { return false }); err != nil {
 		return nil, err
 	}
 	if err := a.recover(ctx); err != nil {
@@ -200,15 +192,10 @@ func (a *Agent) find(id warmboot.ID) (*container, error) {
 	return nil, warmboot.Errorf(warmboot.NotFound, "find container", "this host has nothing of container %s", id)
 }
 
-// add registers a container that is about to get a machine. A container that has one already is a Conflict.
-func (a *Agent) add(c *container) error {
+func (a *Agent) add(c *container) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if old := a.containers[c.id]; old != nil && old.machine != nil {
-		return warmboot.Errorf(warmboot.Conflict, "boot", "container %s has a microVM already", c.id)
-	}
 	a.containers[c.id] = c
-	return nil
 }
 
 func (a *Agent) drop(c *container) {
@@ -228,12 +215,4 @@ func (a *Agent) Containers(context.Context) ([]controlplane.HostContainer, error
 		all = append(all, controlplane.HostContainer{ID: id, Running: c.running()})
 	}
 	return all, nil
-}
-
-// joinStop adds what went wrong while releasing to the reason for releasing.
-func joinStop(cause, release error) error {
-	if release == nil {
-		return cause
-	}
-	return errors.Join(cause, release)
 }

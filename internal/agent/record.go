@@ -3,7 +3,6 @@ package agent
 import (
 	"encoding/json"
 	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -18,8 +17,6 @@ type record struct {
 	Disk     vmm.Disk    `json:"disk"`
 	BasedOn  string      `json:"based_on,omitempty"` // the snapshot whose data disk lies below Disk
 	Hostname string      `json:"hostname"`
-	// EngineID is the one that Docker was given, so that it keeps it when it boots again.
-	EngineID string `json:"engine_id,omitempty"`
 
 	// While a machine runs, or is about to.
 	Slot    *int         `json:"slot,omitempty"`
@@ -73,7 +70,13 @@ func lockRoot(root string) (func() error, error) {
 	return f.Close, nil
 }
 
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return !errors.Is(err, fs.ErrNotExist)
+// ioError says what the operating system said, and what to do where that is known. It is nil for nil.
+func ioError(op string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.ENOSPC):
+		return &warmboot.Error{Code: warmboot.Exhausted, Op: op, Msg: "the disk is full; free space under the storage root and try again", Err: err}
+	}
+	return &warmboot.Error{Code: warmboot.Internal, Op: op, Err: err}
 }

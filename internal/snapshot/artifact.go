@@ -109,14 +109,26 @@ func (d *Draft) File(name string) string { return filepath.Join(d.Path, name) }
 // Discard removes a draft that was not committed. After Commit it does nothing.
 func (d *Draft) Discard() error { return os.RemoveAll(d.Path) }
 
+// Access is what VMMs, which run as other users than we do, may do with an artifact's files.
+type Access struct {
+	Group int // may read them
+	// WritableMemory also lets the group write to the memory file, for VMMs that cannot map a file privately unless
+	// they could write to it (see docs/adr/0004-memory-file-access.md). A write would be found by Verifier.
+	WritableMemory bool
+}
+
 // Commit completes m with the digests of the files, makes them read-only and durable, and moves the artifact to its
-// place. The machine that wrote the files must be gone. group may read the files.
-func (d *Draft) Commit(m Metadata, group int) (*Artifact, error) {
+// place. The machine that wrote the files must be gone.
+func (d *Draft) Commit(m Metadata, access Access) (*Artifact, error) {
 	const op = "write snapshot"
 	m.Format = FormatVersion
 	m.Files = map[string]File{}
 	for _, name := range []string{MemoryFile, StateFile, DataFile} {
-		f, err := seal(d.File(name), group)
+		mode := os.FileMode(0o440)
+		if name == MemoryFile && access.WritableMemory {
+			mode = 0o660
+		}
+		f, err := seal(d.File(name), access.Group, mode)
 		if err != nil {
 			return nil, ioError(op, err)
 		}
@@ -153,14 +165,14 @@ func (d *Draft) Commit(m Metadata, group int) (*Artifact, error) {
 	return &Artifact{Path: d.dir, Metadata: m}, nil
 }
 
-// seal makes a file read-only for everybody and digests it.
-func seal(path string, group int) (File, error) {
+// seal gives a file its final owner and mode and digests it.
+func seal(path string, group int, mode os.FileMode) (File, error) {
 	if os.Geteuid() == 0 {
 		if err := os.Chown(path, 0, group); err != nil {
 			return File{}, err
 		}
 	}
-	if err := os.Chmod(path, 0o440); err != nil {
+	if err := os.Chmod(path, mode); err != nil {
 		return File{}, err
 	}
 	sum, size, err := digest(path)

@@ -177,6 +177,9 @@ type Capabilities struct {
 	Arch            string `json:"arch"`             // "x86_64"
 	CPUModel        string `json:"cpu_model"`        // what the guest sees; under KVM vendor/family/model/stepping of the host
 	KernelRelease   string `json:"kernel_release"`   // of the host; it matters only under KVM and is empty under TCG
+	// WritableMemoryFile means that Restore must be able to open a memory file for writing, though it maps it
+	// privately and never writes to it (QEMU before 8.2).
+	WritableMemoryFile bool `json:"writable_memory_file"`
 }
 
 // FCVersion is the version as the API's fc_version tells it: "v1.15.1" for Firecracker, "qemu-7.2.22" for QEMU.

@@ -1,0 +1,176 @@
+package agent
+
+import (
+	"context"
+	"math"
+	"os"
+	"time"
+
+	"warmboot"
+	"warmboot/internal/controlplane"
+	"warmboot/internal/snapshot"
+	"warmboot/internal/vmm"
+)
+
+// WarmBoot restores a container's microVM from a snapshot, makes it a machine of its own, and returns once Docker has answered.
+func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap warmboot.RuntimeSnapshot) (_ controlplane.Booted, err error) {
+	const op = "warm boot"
+	ctx, cancel := context.WithTimeout(ctx, a.RestoreTimeout)
+	defer cancel()
+	l, err := a.launch(m)
+	if err != nil {
+		return controlplane.Booted{}, err
+	}
+	defer func() { err = l.end(err) }()
+	// From here on the snapshot's files stay.
+	if err := l.c.keep(func(r *record) { r.BasedOn = snap.SnapshotPath }); err != nil {
+		return controlplane.Booted{}, err
+	}
+	art, err := a.usableArtifact(m, snap)
+	if err != nil {
+		return controlplane.Booted{}, err
+	}
+	var data vmm.Disk
+	if err := l.time(warmboot.PhaseDisk, func() (err error) {
+		data, err = a.disks.Clone(ctx, art.File(snapshot.DataFile), l.c.dataDisk(), a.owner(l.slot))
+		return err
+	}); err != nil {
+		return controlplane.Booted{}, err
+	}
+	l.c.setDisk(data)
+	boot := art.Metadata.Boot
+	if err := l.start(func() (vmm.Machine, error) {
+		return a.Driver.Restore(ctx, vmm.Snapshot{
+			MemoryFile: art.File(snapshot.MemoryFile), StateFile: art.File(snapshot.StateFile),
+			VCPUs: art.Metadata.Fingerprint.VCPUs, MemoryMiB: art.Metadata.Fingerprint.MemoryMiB,
+			Kernel: boot.Kernel, Initrd: boot.Initrd, KernelArgs: boot.KernelArgs,
+		}, vmm.RestoreOptions{
+			ID: m.VMID, Dir: l.c.vmDir(), RootDisk: vmm.Disk{Path: m.Image.RootfsPath, Format: vmm.Raw},
+			DataDisk: data, Network: l.net, Owner: a.owner(l.slot),
+		})
+	}); err != nil {
+		return controlplane.Booted{}, err
+	}
+	ctx, stop := whileAlive(ctx, l.vm.machine)
+	defer stop()
+	if err := l.time(warmboot.PhaseReidentify, func() error {
+		if err := l.connect(ctx); err != nil {
+			return err
+		}
+		return l.reidentify(ctx, m.Hostname, string(warmboot.NewID()))
+	}); err != nil {
+		return controlplane.Booted{}, bootError(ctx, op, a.RestoreTimeout, err)
+	}
+	if err := l.time(warmboot.PhaseDocker, func() error { return l.awaitDocker(ctx) }); err != nil {
+		return controlplane.Booted{}, bootError(ctx, op, a.RestoreTimeout, err)
+	}
+	return controlplane.Booted{Phases: l.phases}, nil
+}
+
+// usableArtifact opens a snapshot and checks that its files are what was written, and that it was made for this host, image and
+// size of machine.
+func (a *Agent) usableArtifact(m controlplane.MachineSpec, snap warmboot.RuntimeSnapshot) (*snapshot.Artifact, error) {
+	art, err := snapshot.Open(snap.SnapshotPath)
+	if err != nil {
+		return nil, err
+	}
+	vcpus, memory := a.size(m.Spec)
+	want := snapshot.FingerprintOf(a.caps, m.Image.Digest, vcpus, memory)
+	if diff := art.Metadata.Fingerprint.Mismatch(want); diff != "" {
+		return nil, warmboot.Errorf(warmboot.Incompatible, "use snapshot", "%s", diff)
+	}
+	if err := checkFiles(m.Image); err != nil {
+		return nil, err
+	}
+	return art, a.verifier.Verify(art)
+}
+
+// ColdBoot boots a container's microVM from its runtime image, on the container's own disk if it has one already, and returns
+// once Docker has answered.
+func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ controlplane.Booted, err error) {
+	const op = "cold boot"
+	ctx, cancel := context.WithTimeout(ctx, a.BootTimeout)
+	defer cancel()
+	if err := checkFiles(m.Image); err != nil {
+		return controlplane.Booted{}, err
+	}
+	l, err := a.launch(m)
+	if err != nil {
+		return controlplane.Booted{}, err
+	}
+	defer func() { err = l.end(err) }()
+	owner := a.owner(l.slot)
+	data := l.c.disk()
+	if err := l.time(warmboot.PhaseDisk, func() (err error) {
+		if data.Path != "" {
+			return own(data.Path, owner) // it may be another slot's this time
+		}
+		data, err = a.disks.New(ctx, l.c.dataDisk(), a.DiskBytes, owner)
+		return err
+	}); err != nil {
+		return controlplane.Booted{}, err
+	}
+	l.c.setDisk(data)
+	vcpus, memory := a.size(m.Spec)
+	if err := l.start(func() (vmm.Machine, error) {
+		return a.Driver.Create(ctx, vmm.Spec{
+			ID: m.VMID, Dir: l.c.vmDir(), VCPUs: vcpus, MemoryMiB: memory,
+			Kernel: m.Image.KernelPath, Initrd: m.Image.InitrdPath, KernelArgs: a.KernelArgs,
+			RootDisk: vmm.Disk{Path: m.Image.RootfsPath, Format: vmm.Raw}, DataDisk: data,
+			Network: l.net, Owner: owner,
+		})
+	}); err != nil {
+		return controlplane.Booted{}, err
+	}
+	ctx, stop := whileAlive(ctx, l.vm.machine)
+	defer stop()
+	for _, step := range []struct {
+		name warmboot.PhaseName
+		run  func() error
+	}{
+		{warmboot.PhaseBoot, func() error { return l.connect(ctx) }},
+		{warmboot.PhaseReidentify, func() error { return l.reidentify(ctx, m.Hostname, "") }},
+		{warmboot.PhaseDocker, func() error { return l.awaitDocker(ctx) }},
+	} {
+		if err := l.time(step.name, step.run); err != nil {
+			return controlplane.Booted{}, bootError(ctx, op, a.BootTimeout, err)
+		}
+	}
+	return controlplane.Booted{Phases: l.phases}, nil
+}
+
+// size is the microVM's that a container needs: never smaller than the default, which is also a snapshot's.
+func (a *Agent) size(s warmboot.ContainerSpec) (vcpus, memoryMiB int) {
+	return max(a.VCPUs, int(math.Ceil(s.CPULimit))), max(a.MemoryMiB, s.MemoryLimitMB)
+}
+
+// checkFiles makes sure that a runtime image's files are still there, as large as they were. Their content was checked when the
+// image was registered.
+func checkFiles(img warmboot.Image) error {
+	var size int64
+	for _, path := range []string{img.KernelPath, img.InitrdPath, img.RootfsPath} {
+		if path == "" {
+			continue
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			return &warmboot.Error{Code: warmboot.Corrupt, Op: "use runtime image", Msg: "a file of runtime image " + img.Name + " cannot be read; build or register the image again", Err: err}
+		}
+		size += info.Size()
+	}
+	if size != img.SizeBytes {
+		return warmboot.Errorf(warmboot.Corrupt, "use runtime image", "the files of runtime image %s have %d bytes, they had %d when it was registered; build or register the image again", img.Name, size, img.SizeBytes)
+	}
+	return nil
+}
+
+// own gives a file to a VMM's user.
+func own(path string, owner vmm.Owner) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	return ioError("give disk to VMM", os.Chown(path, int(owner.UID), int(owner.GID)))
+}
+
+// since rounds a duration to what a person wants to read.
+func since(start time.Time) time.Duration { return time.Since(start).Round(time.Millisecond) }

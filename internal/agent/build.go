@@ -1,0 +1,206 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"warmboot"
+	"warmboot/internal/controlplane"
+	"warmboot/internal/guestrpc"
+	"warmboot/internal/rollback"
+	"warmboot/internal/snapshot"
+	"warmboot/internal/vmm"
+)
+
+// BuildSnapshot boots the image, waits for Docker, quiesces and freezes the machine and writes the artifact. The machine is gone
+// when it returns; on an error so is everything else.
+func (a *Agent) BuildSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot, img warmboot.Image, step func(string)) (_ controlplane.Built, err error) {
+	const op = "build snapshot"
+	if err := checkFiles(img); err != nil {
+		return controlplane.Built{}, err
+	}
+	var undo rollback.Stack
+	defer func() {
+		if undoErr := undo.Unwind(); undoErr != nil {
+			a.Log.Error("What a snapshot build had taken could not all be released", "snapshot_id", snap.ID, "err", undoErr)
+		}
+	}()
+	draft, err := snapshot.NewDraft(a.Root, img.ID, snap.ID, a.group())
+	if err != nil {
+		return controlplane.Built{}, err
+	}
+	undo.Push("discard draft", draft.Discard) // nothing is left to discard once the draft is committed
+
+	b := &build{a: a, img: img, draft: draft, step: step, undo: &undo}
+	if err := b.freeze(ctx, snap.ID); err != nil {
+		return controlplane.Built{}, err
+	}
+	step("Checking and storing the artifact")
+	if err := os.Symlink(img.RootfsPath, draft.File(snapshot.RootFile)); err != nil {
+		return controlplane.Built{}, ioError(op, err)
+	}
+	fp := snapshot.FingerprintOf(a.caps, img.Digest, a.VCPUs, a.MemoryMiB)
+	art, err := draft.Commit(snapshot.Metadata{
+		ID: snap.ID, RuntimeImageID: img.ID, CreatedAt: time.Now().UTC(), Fingerprint: fp,
+		Boot:          snapshot.Boot{Kernel: img.KernelPath, Initrd: img.InitrdPath, KernelArgs: a.KernelArgs},
+		DockerVersion: b.dockerVersion, ColdBootSeconds: b.coldBoot.Seconds(), PauseSeconds: b.pause.Seconds(),
+	}, a.snapshotAccess())
+	if err != nil {
+		return controlplane.Built{}, err
+	}
+	undo.Push("remove artifact", func() error { return snapshot.Remove(art.Path) })
+	// So that the first container does not pay for it.
+	if err := a.disks.Prepare(ctx, art.File(snapshot.DataFile)); err != nil {
+		return controlplane.Built{}, err
+	}
+	if err := a.verifier.Verify(art); err != nil {
+		return controlplane.Built{}, err
+	}
+	size, err := art.DiskBytes()
+	if err != nil {
+		return controlplane.Built{}, ioError(op, err)
+	}
+	if err := ctx.Err(); err != nil {
+		return controlplane.Built{}, err
+	}
+	undo = rollback.Stack{} // there is nothing left but the artifact
+	return controlplane.Built{Path: art.Path, FCVersion: a.caps.FCVersion(), Metadata: warmboot.SnapshotMetadata{
+		SizeBytes: size, MemSizeBytes: int64(a.MemoryMiB) << 20, DockerVersion: b.dockerVersion, VCPUs: a.VCPUs,
+		ColdBootSeconds: b.coldBoot.Seconds(), PauseSeconds: b.pause.Seconds(),
+	}}, nil
+}
+
+// build is the part of a snapshot build in which a machine runs.
+type build struct {
+	a     *Agent
+	img   warmboot.Image
+	draft *snapshot.Draft
+	step  func(string)
+	undo  *rollback.Stack
+
+	dockerVersion string
+	coldBoot      time.Duration // VMM start to Docker answering
+	pause         time.Duration // pause to files that can be restored from
+}
+
+// freeze boots a machine and leaves its memory, state and disk in the draft.
+func (b *build) freeze(ctx context.Context, id warmboot.ID) error {
+	a := b.a
+	bctx, cancel := context.WithTimeout(ctx, a.BootTimeout)
+	defer cancel()
+
+	slot, err := a.slots.take()
+	if err != nil {
+		return err
+	}
+	b.undo.Push("free slot", func() error { a.slots.free(slot); return nil })
+	dir := filepath.Join(a.Root, "builds", string(id))
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		return ioError("build snapshot", err)
+	}
+	b.undo.Push("remove VMM's directory", func() error { return os.RemoveAll(dir) })
+	owner := a.owner(slot)
+	data, err := a.disks.New(bctx, b.draft.File(snapshot.DataFile), a.DiskBytes, owner)
+	if err != nil {
+		return err
+	}
+
+	b.step("Booting " + b.img.Name)
+	start := time.Now()
+	n := network(slot, nil)
+	m, err := a.Driver.Create(bctx, vmm.Spec{
+		ID: "build-" + id.Short(), Dir: dir, VCPUs: a.VCPUs, MemoryMiB: a.MemoryMiB,
+		Kernel: b.img.KernelPath, Initrd: b.img.InitrdPath, KernelArgs: a.KernelArgs,
+		RootDisk: vmm.Disk{Path: b.img.RootfsPath, Format: vmm.Raw}, DataDisk: data,
+		MemoryFile: b.draft.File(snapshot.MemoryFile), Network: n, Owner: owner,
+	})
+	if err != nil {
+		return err
+	}
+	b.undo.Push("stop machine", func() error { return stopMachine(m) })
+	bctx, stop := whileAlive(bctx, m)
+	defer stop()
+	guest, err := b.bootGuest(bctx, m, n, id, start)
+	if err != nil {
+		return bootError(bctx, "build snapshot", a.BootTimeout, err)
+	}
+	// A connection does not survive the snapshot: there must be none.
+	if err := guest.Close(); err != nil {
+		return &warmboot.Error{Code: warmboot.Internal, Op: "build snapshot", Err: err}
+	}
+
+	b.step("Freezing the machine")
+	frozen := time.Now()
+	if err := m.Pause(bctx); err != nil {
+		return err
+	}
+	if _, err := m.Snapshot(bctx, vmm.SnapshotOptions{StateFile: b.draft.File(snapshot.StateFile)}); err != nil {
+		return err
+	}
+	if err := m.Stop(bctx, 0); err != nil {
+		return err
+	}
+	b.pause = time.Since(frozen)
+	return nil
+}
+
+// bootGuest takes a machine that boots to the point where it may be frozen.
+func (b *build) bootGuest(ctx context.Context, m vmm.Machine, n vmm.Network, id warmboot.ID, start time.Time) (*guestrpc.Client, error) {
+	guest, err := guestrpc.Connect(ctx, m.DialGuest)
+	if err != nil {
+		return nil, err
+	}
+	b.undo.Push("close guest channel", func() error { guest.Close(); return nil })
+	if err := reidentify(ctx, guest, n, machineIdentity(id, "runtime", "")); err != nil {
+		return nil, err
+	}
+	b.step(fmt.Sprintf("Guest agent answered after %s; waiting for Docker", since(start)))
+	if _, err := guest.WaitDocker(ctx, b.a.BootTimeout); err != nil {
+		return nil, err
+	}
+	b.coldBoot = time.Since(start)
+	b.step(fmt.Sprintf("Docker answered after %s; quiescing", since(start)))
+	q, err := guest.Quiesce(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !q.GetDockerAutostart() {
+		return nil, warmboot.Errorf(warmboot.Invalid, "build snapshot", "Docker is not set to start by itself in runtime image %s; enable its service in the image and register it again", b.img.Name)
+	}
+	for _, s := range q.GetSteps() {
+		b.a.Log.Debug("Quiesced", "snapshot_id", id, "step", s)
+	}
+	b.dockerVersion = q.GetDockerVersion()
+	return guest, nil
+}
+
+// snapshotAccess is who may do what with a snapshot's files.
+func (a *Agent) snapshotAccess() snapshot.Access {
+	return snapshot.Access{Group: a.group(), WritableMemory: a.caps.WritableMemoryFile}
+}
+
+// RemoveSnapshot removes a snapshot's files. It is a Conflict while a container's disk, and so maybe its running machine, is based
+// on them.
+func (a *Agent) RemoveSnapshot(_ context.Context, snap warmboot.RuntimeSnapshot) error {
+	if snap.SnapshotPath == "" {
+		return nil
+	}
+	if want := snapshot.Dir(a.Root, snap.RuntimeImageID, snap.ID); snap.SnapshotPath != want {
+		return warmboot.Errorf(warmboot.Invalid, "remove snapshot", "%s is not where this host keeps snapshot %s", snap.SnapshotPath, snap.ID)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range a.containers {
+		if c.basedOn() == snap.SnapshotPath {
+			return warmboot.Errorf(warmboot.Conflict, "remove snapshot", "the disk of container %s is based on snapshot %s; the files go when the container is deleted", c.id, snap.ID)
+		}
+	}
+	a.verifier.Forget(&snapshot.Artifact{Path: snap.SnapshotPath})
+	if err := a.disks.Forget(filepath.Join(snap.SnapshotPath, snapshot.DataFile)); err != nil {
+		return err
+	}
+	return snapshot.Remove(snap.SnapshotPath)
+}

@@ -1,0 +1,269 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/moby/moby/api/pkg/authconfig"
+	dockertypes "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/client"
+
+	"warmboot"
+	"warmboot/internal/controlplane"
+)
+
+// ociContainer is the name, in the guest's Docker, of the one container that a microVM is for.
+const ociContainer = "main"
+
+// StartContainer pulls the image into the container's machine, creates and starts the OCI container. If the machine's disk holds
+// that container already it is only started.
+func (a *Agent) StartContainer(ctx context.Context, c warmboot.Container, auth *controlplane.RegistryAuth, step func(string)) ([]warmboot.Phase, error) {
+	own, err := a.find(c.ID)
+	if err != nil {
+		return nil, err
+	}
+	vm, err := own.vm()
+	if err != nil {
+		return nil, err
+	}
+	ctx, stop := whileAlive(ctx, vm.machine)
+	defer stop()
+	phases, err := a.startContainer(ctx, vm, c, auth, step)
+	if err != nil && errors.Is(context.Cause(ctx), errVMDied) {
+		err = warmboot.Errorf(warmboot.Unavailable, "start container", "the VMM's process ended while the container was being started; create it again")
+	}
+	return phases, err
+}
+
+func (a *Agent) startContainer(ctx context.Context, vm *microVM, c warmboot.Container, auth *controlplane.RegistryAuth, step func(string)) ([]warmboot.Phase, error) {
+	var phases []warmboot.Phase
+	_, err := vm.docker.ContainerInspect(ctx, ociContainer, client.ContainerInspectOptions{})
+	if err != nil && !cerrdefs.IsNotFound(err) {
+		return nil, dockerError("start container", err)
+	}
+	if err != nil {
+		begin := time.Now()
+		if err := a.pull(ctx, vm, c.Image, auth, step); err != nil {
+			return nil, err
+		}
+		phases = append(phases, warmboot.Phase{Name: warmboot.PhasePull, Duration: time.Since(begin)})
+	}
+	begin := time.Now()
+	if err != nil {
+		step("Creating the container")
+		config, host := ociConfig(c)
+		if _, err := vm.docker.ContainerCreate(ctx, client.ContainerCreateOptions{Name: ociContainer, Config: config, HostConfig: host}); err != nil {
+			return nil, dockerError("create container", err)
+		}
+	}
+	step("Starting the container")
+	if _, err := vm.docker.ContainerStart(ctx, ociContainer, client.ContainerStartOptions{}); err != nil {
+		return nil, dockerError("start container", err)
+	}
+	return append(phases, warmboot.Phase{Name: warmboot.PhaseStart, Duration: time.Since(begin)}), nil
+}
+
+// ociConfig is the Docker container that c asks for. It uses the microVM's own network: the VM is the wall, a second network
+// inside it would only cost.
+func ociConfig(c warmboot.Container) (*dockertypes.Config, *dockertypes.HostConfig) {
+	config := &dockertypes.Config{Image: c.Image, Entrypoint: c.Spec.Command, Cmd: c.Spec.Args}
+	for k, v := range c.Spec.EnvVars {
+		config.Env = append(config.Env, k+"="+v)
+	}
+	slices.Sort(config.Env)
+	host := &dockertypes.HostConfig{NetworkMode: "host"}
+	host.NanoCPUs = int64(c.Spec.CPULimit * 1e9)
+	host.Memory = int64(c.Spec.MemoryLimitMB) << 20
+	return config, host
+}
+
+// pull makes the guest's Docker fetch an image from its registry.
+func (a *Agent) pull(ctx context.Context, vm *microVM, image string, auth *controlplane.RegistryAuth, step func(string)) error {
+	const op = "pull image"
+	ref, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return warmboot.Errorf(warmboot.Invalid, op, "%q is not an image reference: %v", image, err)
+	}
+	host := reference.Domain(ref)
+	if err := a.openRegistry(ctx, vm, host); err != nil {
+		return err
+	}
+	opts := client.ImagePullOptions{}
+	if auth != nil {
+		if opts.RegistryAuth, err = authconfig.Encode(registry.AuthConfig{Username: auth.Username, Password: auth.Password, ServerAddress: host}); err != nil {
+			return &warmboot.Error{Code: warmboot.Invalid, Op: op, Err: err}
+		}
+	}
+	step("Pulling " + image)
+	res, err := vm.docker.ImagePull(ctx, reference.TagNameOnly(ref).String(), opts)
+	if err != nil {
+		return pullError(ctx, image, host, err)
+	}
+	defer res.Close()
+	for msg, err := range res.JSONMessages(ctx) {
+		if err == nil && msg.Error != nil {
+			err = msg.Error
+		}
+		if err != nil {
+			return pullError(ctx, image, host, err)
+		}
+		if msg.Status != "" && msg.ID == "" {
+			step(msg.Status)
+		}
+	}
+	return nil
+}
+
+// openRegistry lets the guest reach a registry that is not on the public Internet with a certificate of its own.
+func (a *Agent) openRegistry(ctx context.Context, vm *microVM, host string) error {
+	listed := slices.Contains(a.PlainHTTPRegistries, host)
+	if onLoopback(host) && !listed {
+		return warmboot.Errorf(warmboot.Denied, "pull image", "registry %s is on this host's own loopback, which containers may not reach; allow it with `warmboot serve --plain-http-registry %s`", host, host)
+	}
+	if !listed {
+		return nil
+	}
+	return vm.guest.Registry(ctx, host, true)
+}
+
+// onLoopback reports whether a registry's host[:port] means the machine itself.
+func onLoopback(host string) bool {
+	name, _, err := net.SplitHostPort(host)
+	if err != nil {
+		name = host
+	}
+	ip := net.ParseIP(strings.Trim(name, "[]"))
+	return name == "localhost" || strings.HasSuffix(name, ".localhost") || ip != nil && ip.IsLoopback()
+}
+
+// pullError tells a registry that refuses from a guest that does not answer.
+func pullError(ctx context.Context, image, host string, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	text := err.Error()
+	advice := "check its name and tag"
+	switch {
+	case strings.Contains(text, "unauthorized") || strings.Contains(text, "no basic auth credentials") || strings.Contains(text, "denied") || cerrdefs.IsUnauthorized(err):
+		advice = "registry " + host + " did not accept the credentials, or wants some; give --username and --password-stdin"
+	case strings.Contains(text, "server gave HTTP response to HTTPS client"):
+		advice = fmt.Sprintf("registry %s speaks HTTP without TLS; if you trust the network to it, allow it with `warmboot serve --plain-http-registry %s`", host, host)
+	case strings.Contains(text, "connection refused") || strings.Contains(text, "no such host") || strings.Contains(text, "i/o timeout"):
+		advice = "registry " + host + " cannot be reached from the microVM"
+	case strings.Contains(text, "no space left"):
+		advice = "the image does not fit on the container's disk, or the host's disk is full"
+	}
+	return &warmboot.Error{Code: warmboot.ImagePull, Op: "pull image " + image, Msg: advice, Err: err}
+}
+
+// dockerError keeps apart what the caller asked for wrongly and what went wrong by itself.
+func dockerError(op string, err error) error {
+	code := warmboot.Internal
+	switch {
+	case cerrdefs.IsInvalidArgument(err), strings.Contains(err.Error(), "executable file not found"), strings.Contains(err.Error(), "no such file or directory: unknown"):
+		code = warmboot.Invalid
+	case cerrdefs.IsNotFound(err):
+		code = warmboot.NotFound
+	case cerrdefs.IsConflict(err):
+		code = warmboot.Conflict
+	}
+	return &warmboot.Error{Code: code, Op: op, Err: err}
+}
+
+// WaitExit returns once the container's command has ended, with its exit code, or with an Unavailable error once its machine has
+// died.
+func (a *Agent) WaitExit(ctx context.Context, id warmboot.ID) (int, error) {
+	const op = "wait for container"
+	c, err := a.find(id)
+	if err != nil {
+		return -1, err
+	}
+	vm, err := c.vm()
+	if err != nil {
+		return -1, err
+	}
+	wait := vm.docker.ContainerWait(ctx, ociContainer, client.ContainerWaitOptions{Condition: dockertypes.WaitConditionNotRunning})
+	select {
+	case res := <-wait.Result:
+		if res.Error != nil {
+			return -1, warmboot.Errorf(warmboot.Internal, op, "%s", res.Error.Message)
+		}
+		return int(res.StatusCode), nil
+	case err := <-wait.Error:
+		if ctx.Err() != nil {
+			return -1, ctx.Err()
+		}
+		select {
+		case <-vm.machine.Done(): // the machine's end cuts the connection a moment before it is seen itself
+		case <-time.After(machineEndDelay):
+			return -1, &warmboot.Error{Code: warmboot.Unavailable, Op: op, Msg: "the connection to its microVM was lost", Err: err}
+		case <-ctx.Done():
+			return -1, ctx.Err()
+		}
+	case <-vm.machine.Done():
+	case <-ctx.Done():
+		return -1, ctx.Err()
+	}
+	return -1, warmboot.Errorf(warmboot.Unavailable, op, "its microVM ended unexpectedly; `warmboot start` boots it again from its own disk")
+}
+
+// machineEndDelay is how long after its connections a machine's process may be seen to end.
+const machineEndDelay = 2 * time.Second
+
+// StopContainer lets the command end within grace, keeps its logs, shuts the machine down and keeps its disk. Idempotent; a
+// container without a machine is stopped already. It returns the command's exit code, -1 if it is not known.
+func (a *Agent) StopContainer(ctx context.Context, id warmboot.ID, grace time.Duration) (int, error) {
+	c, err := a.find(id)
+	if warmboot.CodeOf(err) == warmboot.NotFound {
+		return -1, nil
+	}
+	vm, err := c.vm()
+	if err != nil {
+		return -1, nil // it has none any more
+	}
+	code := a.stopDocker(ctx, c, vm, grace)
+	if err := c.endVM(); err != nil {
+		return code, &warmboot.Error{Code: warmboot.Internal, Op: "stop container", Err: err}
+	}
+	return code, nil
+}
+
+// shutdownGrace is how long Docker and the guest have to end in good order once the command has ended.
+const shutdownGrace = 20 * time.Second
+
+// stopDocker ends the command and the guest as far as they can be reached. What fails is logged: the machine is ended in any case.
+func (a *Agent) stopDocker(ctx context.Context, c *container, vm *microVM, grace time.Duration) int {
+	ctx, cancel := context.WithTimeout(ctx, grace+2*shutdownGrace)
+	defer cancel()
+	ctx, stop := whileAlive(ctx, vm.machine)
+	defer stop()
+	log := a.Log.With("container_id", c.id)
+	seconds := int(grace.Round(time.Second).Seconds())
+	if _, err := vm.docker.ContainerStop(ctx, ociContainer, client.ContainerStopOptions{Timeout: &seconds}); err != nil && !cerrdefs.IsNotFound(err) {
+		log.Warn("The container could not be stopped in good order", "err", err)
+	}
+	code := -1
+	if res, err := vm.docker.ContainerInspect(ctx, ociContainer, client.ContainerInspectOptions{}); err == nil && res.Container.State != nil && !res.Container.State.Running {
+		code = res.Container.State.ExitCode
+	}
+	if err := saveLogs(ctx, vm.docker, c); err != nil {
+		log.Warn("The container's logs could not be kept", "err", err)
+	}
+	if err := vm.guest.Shutdown(ctx, shutdownGrace); err != nil && ctx.Err() == nil {
+		log.Warn("The guest could not be shut down in good order", "err", err)
+		return code
+	}
+	select {
+	case <-vm.machine.Done():
+	case <-ctx.Done():
+	}
+	return code
+}

@@ -1,0 +1,223 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/client"
+
+	"warmboot"
+	guestv1 "warmboot/gen/guest/v1"
+	"warmboot/internal/controlplane"
+	"warmboot/internal/guestrpc"
+	"warmboot/internal/rollback"
+	"warmboot/internal/vmm"
+)
+
+// launch is a container's microVM on its way up. Whatever it takes, it puts on undo; end either hands that to the
+// container or gives it all back.
+type launch struct {
+	a      *Agent
+	c      *container
+	fresh  bool // the container had nothing on this host before
+	slot   int
+	net    vmm.Network
+	undo   rollback.Stack
+	phases []warmboot.Phase
+	vm     microVM
+}
+
+// launch takes a container's directory and a slot.
+func (a *Agent) launch(m controlplane.MachineSpec) (*launch, error) {
+	const op = "prepare microVM"
+	l := &launch{a: a}
+	if known, err := a.find(m.Container); err == nil {
+		if known.running() {
+			return nil, warmboot.Errorf(warmboot.Conflict, op, "container %s has a microVM already", m.Container)
+		}
+		l.c = known
+	} else {
+		l.c, l.fresh = &container{id: m.Container, dir: a.containerDir(m.Container), rec: record{ID: m.Container}}, true
+		if err := os.Mkdir(l.c.dir, 0o711); err != nil {
+			return nil, ioError(op, err)
+		}
+		a.add(l.c)
+	}
+	var err error
+	if l.slot, err = a.slots.take(); err != nil {
+		return nil, l.end(err)
+	}
+	l.undo.Push("free slot", func() error { a.slots.free(l.slot); return nil })
+	if err := os.Mkdir(l.c.vmDir(), 0o700); err != nil {
+		return nil, l.end(ioError(op, err))
+	}
+	l.undo.Push("remove VMM's directory", func() error { return os.RemoveAll(l.c.vmDir()) })
+	l.net = network(l.slot, m.Spec.PortMappings)
+	if err := l.c.keep(func(r *record) { r.Slot, r.Network, r.Hostname = &l.slot, &l.net, m.Hostname }); err != nil {
+		return nil, l.end(err)
+	}
+	return l, nil
+}
+
+// end finishes a launch. Without an error the container has its microVM; with one, everything is as it was before, and the error
+// comes back.
+func (l *launch) end(cause error) error {
+	c := l.c
+	if cause == nil {
+		l.vm.undo = l.undo.Move()
+		c.mu.Lock()
+		c.live = &l.vm
+		c.mu.Unlock()
+		return nil
+	}
+	err := l.undo.Unwind()
+	if l.fresh {
+		err = errors.Join(err, os.RemoveAll(c.dir))
+		l.a.drop(c)
+	} else {
+		err = errors.Join(err, c.keep(func(r *record) { r.Slot, r.Network, r.Handle = nil, nil, nil }))
+	}
+	if err != nil {
+		l.a.Log.Error("What a failed microVM had taken could not all be released", "container_id", c.id, "err", err)
+	}
+	return cause
+}
+
+// time runs a step and notes how long it took.
+func (l *launch) time(name warmboot.PhaseName, step func() error) error {
+	start := time.Now()
+	err := step()
+	l.phases = append(l.phases, warmboot.Phase{Name: name, Duration: time.Since(start)})
+	return err
+}
+
+// start runs a driver's Create or Restore and keeps the machine's handle, so that the machine can be found again from then on.
+func (l *launch) start(boot func() (vmm.Machine, error)) error {
+	m, err := boot()
+	if err != nil {
+		return err
+	}
+	l.vm.machine = m
+	l.undo.Push("stop machine", func() error { return stopMachine(m) })
+	l.phases = append(l.phases, m.Timings()...)
+	h := m.Handle()
+	return l.c.keep(func(r *record) { r.Handle = &h })
+}
+
+// connect reaches the guest agent.
+func (l *launch) connect(ctx context.Context) error {
+	g, err := guestrpc.Connect(ctx, l.vm.machine.DialGuest)
+	if err != nil {
+		return err
+	}
+	l.vm.guest = g
+	l.undo.Push("close guest channel", func() error { g.Close(); return nil })
+	return nil
+}
+
+// reidentify gives the guest its own identity. engineID is empty where Docker is to keep, or make, its own.
+func (l *launch) reidentify(ctx context.Context, hostname, engineID string) error {
+	return reidentify(ctx, l.vm.guest, l.net, machineIdentity(l.c.id, hostname, engineID))
+}
+
+// awaitDocker returns once Docker has answered, with a client for it.
+func (l *launch) awaitDocker(ctx context.Context) error {
+	d, err := awaitDocker(ctx, l.vm.guest)
+	if err != nil {
+		return err
+	}
+	l.vm.docker = d
+	l.undo.Push("close Docker client", d.Close)
+	return nil
+}
+
+// machineIdentity is what a container's guest is called. It follows from the container's random id, so it is the same again when the
+// container boots again, and no other container has it.
+func machineIdentity(id warmboot.ID, hostname, engineID string) *guestv1.Identity {
+	hex := strings.ReplaceAll(string(id), "-", "")
+	if hostname == "" {
+		hostname = id.Short()
+	}
+	return &guestv1.Identity{
+		Hostname:  hostname,
+		MachineId: hex,
+		EngineId:  engineID,
+		// 02 marks an address that no manufacturer assigned (IEEE 802, locally administered unicast).
+		Mac: "02:" + hex[0:2] + ":" + hex[2:4] + ":" + hex[4:6] + ":" + hex[6:8] + ":" + hex[8:10],
+	}
+}
+
+// reidentify makes a guest a machine of its own on its network. The client compares what the guest reads back with what was asked.
+func reidentify(ctx context.Context, g *guestrpc.Client, n vmm.Network, id *guestv1.Identity) error {
+	id.Address = n.Guest().String()
+	seed := make([]byte, 64)
+	rand.Read(seed) // never fails: crypto/rand aborts the program instead
+	_, err := g.Reidentify(ctx, &guestv1.ReidentifyRequest{
+		Identity: id, Gateway: n.Gateway().String(), Dns: n.DNS().String(), Seed: seed, UnixNanos: time.Now().UnixNano(),
+	})
+	return err
+}
+
+// awaitDocker waits until the guest's Docker answers, and speaks the version of its API from then on.
+func awaitDocker(ctx context.Context, g *guestrpc.Client) (*client.Client, error) {
+	timeout := DefaultBootTimeout
+	if deadline, ok := ctx.Deadline(); ok {
+		timeout = time.Until(deadline)
+	}
+	res, err := g.WaitDocker(ctx, timeout)
+	if err != nil {
+		return nil, err
+	}
+	d, err := client.New(
+		client.WithHost("http://docker.invalid"), // never resolved: the dialer below ignores it
+		client.WithDialContext(func(ctx context.Context, _, _ string) (net.Conn, error) { return g.DialDocker(ctx) }),
+		client.WithAPIVersion(res.GetApiVersion()),
+	)
+	if err != nil {
+		return nil, &warmboot.Error{Code: warmboot.Internal, Op: "speak to Docker", Err: err}
+	}
+	return d, nil
+}
+
+// errVMDied is the cause of a context that whileAlive ended.
+var errVMDied = errors.New("the VMM's process ended")
+
+// whileAlive derives a context that ends with the machine: nobody waits for the guest of a VMM that is gone.
+func whileAlive(ctx context.Context, m vmm.Machine) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := make(chan struct{})
+	go func() {
+		select {
+		case <-m.Done():
+			cancel(errVMDied)
+		case <-ctx.Done():
+		case <-stop:
+		}
+	}()
+	return ctx, func() { close(stop); cancel(nil) }
+}
+
+// bootError tells what the end of a boot's context means, and otherwise passes err on.
+func bootError(ctx context.Context, op string, limit time.Duration, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(context.Cause(ctx), errVMDied):
+		return warmboot.Errorf(warmboot.Unavailable, op, "the VMM's process ended before Docker answered")
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return &warmboot.Error{Code: warmboot.Timeout, Op: op, Msg: "Docker had not answered after " + limit.String(), Err: err}
+	}
+	return err
+}
+
+// stopMachine ends a machine at once. It does not depend on the context of what failed.
+func stopMachine(m vmm.Machine) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	return m.Stop(ctx, 0)
+}

@@ -1,0 +1,237 @@
+package agent
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	cerrdefs "github.com/containerd/errdefs"
+	"github.com/moby/moby/api/pkg/stdcopy"
+	"github.com/moby/moby/client"
+
+	"warmboot"
+	"warmboot/internal/controlplane"
+)
+
+// logFile keeps the output of a container whose microVM is gone: JSON lines, oldest first. Docker keeps no more than 10 MB of
+// it in the guest, so it is no larger here.
+const logFile = "log.jsonl"
+
+// Logs streams the command's output, oldest first; of a stopped container too.
+func (a *Agent) Logs(ctx context.Context, id warmboot.ID, opts controlplane.LogOptions) (controlplane.LogReader, error) {
+	c, err := a.find(id)
+	if err != nil {
+		return nil, err
+	}
+	vm, err := c.vm()
+	if err != nil {
+		return savedLogs(c, opts.Tail)
+	}
+	return dockerLogs(ctx, vm.docker, opts)
+}
+
+// dockerLogs reads the output from the guest's Docker.
+func dockerLogs(ctx context.Context, d *client.Client, opts controlplane.LogOptions) (*logReader, error) {
+	tail := "all"
+	if opts.Tail >= 0 {
+		tail = strconv.Itoa(opts.Tail)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	raw, err := d.ContainerLogs(ctx, ociContainer, client.ContainerLogsOptions{
+		ShowStdout: true, ShowStderr: true, Timestamps: true, Follow: opts.Follow, Tail: tail,
+	})
+	if cerrdefs.IsNotFound(err) {
+		cancel()
+		return &logReader{next: func() (controlplane.LogLine, error) { return controlplane.LogLine{}, io.EOF }, close: func() error { return nil }}, nil
+	}
+	if err != nil {
+		cancel()
+		return nil, dockerError("read logs", err)
+	}
+	lines := make(chan controlplane.LogLine)
+	done := make(chan error, 1)
+	go func() {
+		send := func(stream string) *lineWriter {
+			return &lineWriter{stream: stream, emit: func(l controlplane.LogLine) error {
+				select {
+				case lines <- l:
+					return nil
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}}
+		}
+		stdout, stderr := send("stdout"), send("stderr")
+		_, err := stdcopy.StdCopy(stdout, stderr, raw)
+		done <- errors.Join(err, stdout.flush(), stderr.flush())
+		close(lines)
+	}()
+	return &logReader{
+		next: func() (controlplane.LogLine, error) {
+			if l, ok := <-lines; ok {
+				return l, nil
+			}
+			if err := <-done; err != nil && ctx.Err() == nil {
+				return controlplane.LogLine{}, err
+			}
+			return controlplane.LogLine{}, io.EOF
+		},
+		close: func() error {
+			cancel()
+			err := raw.Close()
+			for range lines { // lets the copying end
+			}
+			return err
+		},
+	}, nil
+}
+
+// logReader is a controlplane.LogReader made of two functions.
+type logReader struct {
+	next  func() (controlplane.LogLine, error)
+	close func() error
+}
+
+func (r *logReader) Next() (controlplane.LogLine, error) { return r.next() }
+func (r *logReader) Close() error                        { return r.close() }
+
+// maxLogLine bounds what is kept of a line that does not end.
+const maxLogLine = 64 << 10
+
+// lineWriter cuts one of Docker's streams into lines. Each begins with a time stamp and a space.
+type lineWriter struct {
+	stream string
+	emit   func(controlplane.LogLine) error
+	rest   []byte
+}
+
+func (w *lineWriter) Write(p []byte) (int, error) {
+	w.rest = append(w.rest, p...)
+	for {
+		end := bytes.IndexByte(w.rest, '\n') + 1
+		if end == 0 && len(w.rest) < maxLogLine {
+			return len(p), nil
+		}
+		if end == 0 {
+			end = maxLogLine
+		}
+		if err := w.emitLine(w.rest[:end]); err != nil {
+			return 0, err
+		}
+		w.rest = w.rest[end:]
+	}
+}
+
+func (w *lineWriter) flush() error {
+	if len(w.rest) == 0 {
+		return nil
+	}
+	return w.emitLine(w.rest)
+}
+
+func (w *lineWriter) emitLine(line []byte) error {
+	l := controlplane.LogLine{Stream: w.stream, Text: string(line)}
+	if stamp, text, ok := bytes.Cut(line, []byte(" ")); ok {
+		if t, err := time.Parse(time.RFC3339Nano, string(stamp)); err == nil {
+			l.Time, l.Text = t, string(text)
+		}
+	}
+	return w.emit(l)
+}
+
+// saveLogs writes a container's output to the host before its microVM goes.
+func saveLogs(ctx context.Context, d *client.Client, c *container) error {
+	r, err := dockerLogs(ctx, d, controlplane.LogOptions{Tail: -1})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	tmp := filepath.Join(c.dir, "."+logFile)
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	buf := bufio.NewWriter(f)
+	enc := json.NewEncoder(buf)
+	for {
+		l, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err == nil {
+			err = enc.Encode(l)
+		}
+		if err != nil {
+			return errors.Join(err, os.Remove(tmp))
+		}
+	}
+	if err := errors.Join(buf.Flush(), f.Sync()); err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	return os.Rename(tmp, filepath.Join(c.dir, logFile))
+}
+
+// savedLogs reads what saveLogs wrote. A container that never ran has nothing.
+func savedLogs(c *container, tail int) (*logReader, error) {
+	f, err := os.Open(filepath.Join(c.dir, logFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = os.Open(os.DevNull)
+	}
+	if err != nil {
+		return nil, ioError("read logs", err)
+	}
+	if tail >= 0 {
+		if err := seekTail(f, tail); err != nil {
+			f.Close()
+			return nil, ioError("read logs", err)
+		}
+	}
+	dec := json.NewDecoder(f)
+	return &logReader{next: func() (controlplane.LogLine, error) {
+		var l controlplane.LogLine
+		err := dec.Decode(&l)
+		return l, err
+	}, close: f.Close}, nil
+}
+
+// seekTail moves to the last n lines of a file.
+func seekTail(f *os.File, n int) error {
+	var starts []int64
+	var at int64
+	for r := bufio.NewReader(f); ; {
+		line, err := r.ReadSlice('\n')
+		if len(line) > 0 {
+			starts = append(starts, at)
+		}
+		at += int64(len(line))
+		for errors.Is(err, bufio.ErrBufferFull) {
+			line, err = r.ReadSlice('\n')
+			at += int64(len(line))
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if n < len(starts) {
+		at = starts[len(starts)-n:][0]
+		if n == 0 {
+			at = starts[0]
+		}
+	} else {
+		at = 0
+	}
+	_, err := f.Seek(at, io.SeekStart)
+	return err
+}

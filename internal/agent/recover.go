@@ -1,0 +1,141 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"warmboot"
+	"warmboot/internal/snapshot"
+)
+
+// adoptTimeout is how long a microVM that still runs has to answer, when it is taken over.
+const adoptTimeout = 30 * time.Second
+
+// recover takes charge of what an earlier process left below the storage root: containers whose microVM still runs are reconnected,
+// those without keep their disk, and everything half made goes.
+func (a *Agent) recover(ctx context.Context) error {
+	if err := snapshot.RemoveDrafts(a.Root, func(string) bool { return false }); err != nil {
+		return ioError("remove unfinished snapshots", err)
+	}
+	entries, err := os.ReadDir(filepath.Join(a.Root, "containers"))
+	if err != nil {
+		return ioError("read containers", err)
+	}
+	adopted := map[int]bool{} // VMM processes
+	for _, e := range entries {
+		id, err := warmboot.ParseID(e.Name())
+		if err != nil {
+			a.Log.Warn("There is something among the containers that is none; it is left alone", "path", filepath.Join(a.Root, "containers", e.Name()))
+			continue
+		}
+		if pid := a.recoverContainer(ctx, id); pid != 0 {
+			adopted[pid] = true
+		}
+	}
+	if err := a.killOrphans(adopted); err != nil {
+		return ioError("end VMMs that nobody knows", err)
+	}
+	// Only now: a build's VMM may have had files open there.
+	builds := filepath.Join(a.Root, "builds")
+	if err := errors.Join(os.RemoveAll(builds), os.Mkdir(builds, 0o711)); err != nil {
+		return ioError("remove unfinished builds", err)
+	}
+	return nil
+}
+
+// recoverContainer reads one container's record and reconnects its microVM. It returns the VMM's process id, 0 if none runs.
+func (a *Agent) recoverContainer(ctx context.Context, id warmboot.ID) int {
+	log := a.Log.With("container_id", id)
+	c := &container{id: id, dir: a.containerDir(id)}
+	rec, err := readRecord(c.dir)
+	if err != nil {
+		// It died before its first record was written: nothing runs, and there is nothing to keep.
+		if !errors.Is(err, fs.ErrNotExist) {
+			log.Warn("A container's record cannot be read", "err", err)
+		}
+		rec = &record{ID: id}
+	}
+	c.rec = *rec
+	a.add(c)
+	if rec.Handle != nil && rec.Slot != nil {
+		if err := a.adopt(ctx, c); err == nil {
+			return rec.Handle.PID
+		} else if warmboot.CodeOf(err) != warmboot.NotFound {
+			log.Warn("A container's microVM runs but does not answer; it is ended", "err", err)
+		}
+	}
+	err = errors.Join(os.RemoveAll(c.vmDir()), c.keep(func(r *record) { r.Slot, r.Network, r.Handle = nil, nil, nil }))
+	if err != nil {
+		log.Error("What a microVM has left could not be removed", "err", err)
+	}
+	return 0
+}
+
+// adopt reconnects to a microVM that runs.
+func (a *Agent) adopt(ctx context.Context, c *container) error {
+	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
+	defer cancel()
+	m, err := a.Driver.Recover(ctx, *c.rec.Handle)
+	if err != nil {
+		return err
+	}
+	slot := *c.rec.Slot
+	a.slots.claim(slot)
+	l := &launch{a: a, c: c, slot: slot, net: *c.rec.Network}
+	l.vm.machine = m
+	l.undo.Push("free slot", func() error { a.slots.free(slot); return nil })
+	l.undo.Push("remove VMM's directory", func() error { return os.RemoveAll(c.vmDir()) })
+	l.undo.Push("stop machine", func() error { return stopMachine(m) })
+	if err := l.reconnect(ctx); err != nil {
+		return l.end(err)
+	}
+	return l.end(nil)
+}
+
+func (l *launch) reconnect(ctx context.Context) error {
+	ctx, stop := whileAlive(ctx, l.vm.machine)
+	defer stop()
+	if err := l.connect(ctx); err != nil {
+		return err
+	}
+	return l.awaitDocker(ctx)
+}
+
+// killOrphans ends VMMs that an earlier process started below this storage root and did not live to write down. They are known by
+// their user, which is ours alone, and by our storage root in their command line.
+func (a *Agent) killOrphans(adopted map[int]bool) error {
+	if os.Geteuid() != 0 {
+		return nil // without users of their own, VMMs cannot be told from the operator's other processes
+	}
+	procs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return err
+	}
+	for _, p := range procs {
+		pid, _ := strconv.Atoi(filepath.Base(p))
+		info, err := os.Stat(p)
+		if err != nil || adopted[pid] {
+			continue // it has just ended, or is ours already
+		}
+		uid := info.Sys().(*syscall.Stat_t).Uid
+		if uid <= a.OwnerBase || uid > a.OwnerBase+maxSlots {
+			continue
+		}
+		args, err := os.ReadFile(filepath.Join(p, "cmdline"))
+		if err != nil || !strings.Contains(string(args), a.Root+"/") {
+			continue
+		}
+		a.Log.Warn("A VMM that nobody knows is ended", "pid", pid)
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}
