@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"warmboot"
@@ -20,6 +21,9 @@ import (
 func (a *Agent) BuildSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot, img warmboot.Image, step func(string)) (_ controlplane.Built, err error) {
 	const op = "build snapshot"
 	if err := checkFiles(img); err != nil {
+		return controlplane.Built{}, err
+	}
+	if err := a.roomForSnapshot(); err != nil {
 		return controlplane.Built{}, err
 	}
 	var undo rollback.Stack
@@ -175,6 +179,24 @@ func (b *build) bootGuest(ctx context.Context, m vmm.Machine, n vmm.Network, id 
 	}
 	b.dockerVersion = q.GetDockerVersion()
 	return guest, nil
+}
+
+// snapshotSlack is what a snapshot's data disk and state need beside its memory, in bytes: what Docker leaves on an empty disk,
+// with room to spare.
+const snapshotSlack = 256 << 20
+
+// roomForSnapshot reports an Exhausted error when the disk cannot hold one more snapshot. The memory file is sparse and mapped: a
+// disk that runs full under it would kill the VMM without a word.
+func (a *Agent) roomForSnapshot() error {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(a.Root, &fs); err != nil {
+		return ioError("build snapshot", err)
+	}
+	need := int64(a.MemoryMiB)<<20 + snapshotSlack
+	if free := int64(fs.Bavail) * fs.Bsize; free < need {
+		return warmboot.Errorf(warmboot.Exhausted, "build snapshot", "the disk is full: a snapshot needs up to %d MiB and %s has %d MiB left; free space and try again", need>>20, a.Root, free>>20)
+	}
+	return nil
 }
 
 // snapshotAccess is who may do what with a snapshot's files.

@@ -17,6 +17,7 @@ type WaitFor string
 
 // The conditions.
 const (
+	WaitBooted  WaitFor = "booted"  // its Docker has answered, which way is known; or stopped or failed
 	WaitStarted WaitFor = "started" // neither creating nor starting any more: running, stopped or failed
 	WaitStopped WaitFor = "stopped" // stopped or failed
 )
@@ -227,11 +228,14 @@ func (s *Service) WaitContainer(ctx context.Context, ref string, cond WaitFor) (
 		if c, err = s.store.Container(ctx, c.ID); err != nil {
 			return nil, err
 		}
+		if cond == WaitBooted && c.BootMethod != "" {
+			return c, nil
+		}
 		switch c.State {
 		case warmboot.ContainerStopped, warmboot.ContainerFailed:
 			return c, nil
 		case warmboot.ContainerRunning, warmboot.ContainerStopping:
-			if cond == WaitStarted {
+			if cond != WaitStopped {
 				return c, nil
 			}
 		}
