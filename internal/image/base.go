@@ -1,0 +1,187 @@
+package image
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"warmboot"
+)
+
+// The files of a base.
+const (
+	baseKernel  = "vmlinux"
+	baseModules = "modules" // directory of *.ko and warmboot.list
+	baseRootfs  = "rootfs.ext4"
+)
+
+// baseSpace is what making a base needs below Dir while it runs, in bytes: the installed tree, the packages, and the disk.
+const baseSpace = 1500 << 20
+
+// keyring is given by name because a host that is not Debian has no keys that mmdebstrap would find by itself.
+const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+// makeBase installs the recipe's packages and leaves the files of a base in dir, an empty directory.
+func makeBase(ctx context.Context, r recipe, dir string, report func(fraction float64, detail string)) error {
+	if err := needSpace(dir, baseSpace); err != nil {
+		return err
+	}
+	out, scratch := filepath.Join(dir, "out"), filepath.Join(dir, "scratch")
+	for _, d := range []string{out, scratch} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return ioError(err)
+		}
+		// Without root, mmdebstrap works as other users of ours, which must be able to write here; dir's parent keeps strangers out.
+		if err := os.Chmod(d, 0o777); err != nil {
+			return ioError(err)
+		}
+	}
+	script := filepath.Join(dir, "tree.sh")
+	if err := os.WriteFile(script, []byte(r.Script), 0o755); err != nil {
+		return ioError(err)
+	}
+	if err := installPackages(ctx, r, script, out, scratch, report); err != nil {
+		return err
+	}
+
+	report(0.97, "unpacking the kernel")
+	if err := extractKernel(ctx, filepath.Join(out, "vmlinuz"), filepath.Join(dir, baseKernel)); err != nil {
+		return err
+	}
+	if err := os.Mkdir(filepath.Join(dir, baseModules), 0o755); err != nil {
+		return ioError(err)
+	}
+	modules, err := os.ReadDir(filepath.Join(out, "modules"))
+	if err != nil {
+		return ioError(err)
+	}
+	files := map[string]string{"rootfs.ext4": baseRootfs, "packages.txt": "packages.txt"}
+	for _, m := range modules {
+		files[filepath.Join("modules", m.Name())] = filepath.Join(baseModules, m.Name())
+	}
+	for from, to := range files {
+		// Copied, not renamed: without root the originals belong to one of those other users.
+		if err := copyFile(filepath.Join(dir, to), filepath.Join(out, from)); err != nil {
+			return err
+		}
+	}
+	for _, p := range []string{out, scratch, script} {
+		if err := os.RemoveAll(p); err != nil {
+			return ioError(err)
+		}
+	}
+	return nil
+}
+
+// installPackages runs mmdebstrap with treeScript as its hook. When it returns, no process of it and no mount is left.
+func installPackages(ctx context.Context, r recipe, script, out, scratch string, report func(float64, string)) error {
+	args := []string{
+		"--variant=minbase", "--format=null", "--skip=cleanup", "--verbose", "--keyring=" + keyring,
+		`--aptopt=Apt::Install-Recommends "false"`, `--aptopt=Acquire::Languages "none"`, `--aptopt=Acquire::Retries "3"`,
+		"--include=" + strings.Join(r.Packages, ","),
+		"--customize-hook='" + script + `' "$1"`,
+	}
+	for _, e := range r.Exclude {
+		args = append(args, "--dpkgopt=path-exclude="+e)
+	}
+	if os.Geteuid() == 0 {
+		args = append(args, "--mode=root")
+	} else {
+		args = append(args, "--mode=unshare")
+	}
+	args = append(args, r.Suite, "-")
+	if r.Mirror != "" {
+		args = append(args, r.Mirror)
+	}
+
+	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
+	cmd.Dir = out
+	cmd.Env = []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/nonexistent", "DEBIAN_FRONTEND=noninteractive",
+		"TMPDIR=" + scratch, "SOURCE_DATE_EPOCH=" + sourceDate, "E2FSPROGS_FAKE_TIME=" + sourceDate,
+		"WB_OUT=" + out, // where the hook leaves its files
+		"WB_KERNEL=" + r.Kernel,
+		"WB_MODULES=" + strings.Join(r.Modules, "|"),
+		"WB_BOOT_MODULES=" + strings.Join(r.BootModules, " "),
+		"WB_REMOVE=" + strings.Join(r.Remove, " "),
+		"WB_UUID=" + uuidOf(r.digest()),
+	}
+	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy"} {
+		if v, ok := os.LookupEnv(name); ok {
+			cmd.Env = append(cmd.Env, name+"="+v)
+		}
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if os.Geteuid() == 0 {
+		// In namespaces of its own, killing mmdebstrap ends everything that it started and undoes every mount.
+		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
+		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
+	} else {
+		// It makes such namespaces itself, and cleans up when asked to end; only it may remove the files in there.
+		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+		cmd.WaitDelay = 20 * time.Second
+	}
+	lines, writer := io.Pipe()
+	cmd.Stdout, cmd.Stderr = writer, writer
+	watcher := newWatcher(report)
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		for scan := bufio.NewReader(lines); ; {
+			line, err := scan.ReadString('\n')
+			watcher.line(strings.TrimRight(line, "\r\n"))
+			if err != nil {
+				return
+			}
+		}
+	}()
+
+	// The kernel sends Pdeathsig when the thread that started the process ends.
+	runtime.LockOSThread()
+	err := cmd.Run()
+	runtime.UnlockOSThread()
+	writer.Close()
+	<-read
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil:
+		return watcher.failure(err)
+	}
+	return nil
+}
+
+// needSpace reports an Exhausted error if the file system of dir has less room than bytes.
+func needSpace(dir string, bytes uint64) error {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err != nil {
+		return ioError(&os.PathError{Op: "statfs", Path: dir, Err: err})
+	}
+	if free := fs.Bavail * uint64(fs.Bsize); free < bytes {
+		return warmboot.Errorf(warmboot.Exhausted, op, "%s has %d MiB free, making a runtime image takes %d MiB; free some space or choose another storage root", dir, free>>20, bytes>>20)
+	}
+	return nil
+}
+
+// ioError gives an error of the file system its code.
+func ioError(err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return warmboot.Errorf(warmboot.Exhausted, op, "the disk is full: %w; free some space or choose another storage root", err)
+	}
+	var e *warmboot.Error
+	if errors.As(err, &e) {
+		return err
+	}
+	return &warmboot.Error{Code: warmboot.Internal, Op: op, Err: err}
+}
