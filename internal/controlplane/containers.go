@@ -207,9 +207,9 @@ func (s *Service) recordEnd(ctx context.Context, id warmboot.ID, code int, text 
 	s.log.Info(fmt.Sprintf("Container %s ended", id.Short()), "container_id", id, "exit_code", code, "reason", text)
 }
 
-// Containers lists all containers, newest first.
-func (s *Service) Containers(ctx context.Context) ([]*warmboot.Container, error) {
-	return s.store.Containers(ctx, warmboot.ContainerFilter{})
+// Containers lists containers, newest first.
+func (s *Service) Containers(ctx context.Context, f warmboot.ContainerFilter) ([]*warmboot.Container, error) {
+	return s.store.Containers(ctx, f)
 }
 
 // Container finds a container by id, name, or the beginning of its id.
