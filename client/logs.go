@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -37,7 +36,7 @@ func (c *Client) Logs(ctx context.Context, idOrName string, follow bool, tail in
 func (l *LogStream) Next() (api.LogLine, error) {
 	var line api.LogLine
 	err := l.dec.Decode(&line)
-	if err == nil || errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err == nil || err == io.EOF {
 		return line, err
 	}
 	return line, l.c.broken(l.ctx, err)

@@ -1,0 +1,21 @@
+package httpapi
+
+import (
+	"embed"
+	"net/http"
+)
+
+// docsPages is a page that renders /openapi.json, with nothing from any other server.
+//
+//go:embed docs
+var docsPages embed.FS
+
+func docsRoutes(mux *http.ServeMux) {
+	page := func(name string) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, docsPages, "docs/"+name) }
+	}
+	mux.HandleFunc("GET /docs", page("docs.html"))
+	mux.HandleFunc("GET /docs/docs.css", page("docs.css"))
+	mux.HandleFunc("GET /docs/docs.js", page("docs.js"))
+	mux.Handle("GET /{$}", http.RedirectHandler("/docs", http.StatusFound))
+}

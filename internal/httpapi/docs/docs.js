@@ -1,0 +1,141 @@
+"use strict";
+
+// el makes an element; children may be strings. Text is never taken for HTML.
+function el(tag, attrs, ...children) {
+  const e = document.createElement(tag);
+  for (const [k, v] of Object.entries(attrs || {})) e.setAttribute(k, v);
+  e.append(...children.filter((c) => c !== null && c !== undefined && c !== ""));
+  return e;
+}
+
+// prose shows `code` in running text.
+function prose(text) {
+  const p = el("p");
+  (text || "").split("`").forEach((part, i) => p.append(i % 2 ? el("code", {}, part) : part));
+  return p;
+}
+
+let doc;
+
+function resolve(schema) {
+  if (!schema || !schema.$ref) return [schema || {}, ""];
+  const name = schema.$ref.split("/").pop();
+  return [doc.components.schemas[name] || {}, name];
+}
+
+function typeLink(schema) {
+  const [s, name] = resolve(schema);
+  if (name) return el("a", { href: "#schema-" + name }, name);
+  const types = [].concat(s.type || "any");
+  if (types.includes("array")) return el("span", {}, "list of ", typeLink(s.items));
+  if (s.additionalProperties && typeof s.additionalProperties === "object") return el("span", {}, "map to ", typeLink(s.additionalProperties));
+  return el("span", {}, types.join(" or ") + (s.format ? ` (${s.format})` : ""));
+}
+
+function rules(s) {
+  const out = [];
+  const values = s.enum || (s.items && s.items.enum);
+  if (values) out.push("one of " + values.filter((v) => v !== null).join(", "));
+  if (s.default !== undefined) out.push("default " + JSON.stringify(s.default));
+  if (s.minimum !== undefined || s.maximum !== undefined) out.push(`${s.minimum ?? "…"} to ${s.maximum ?? "…"}`);
+  if (s.minLength || s.maxLength) out.push(`${s.minLength ?? 0} to ${s.maxLength ?? "…"} characters`);
+  if (s.pattern) out.push("matches " + s.pattern);
+  return out.join("; ");
+}
+
+function fields(rows, head) {
+  return el("div", { class: "wide" }, el("table", {},
+    el("thead", {}, el("tr", {}, ...head.map((h) => el("th", { scope: "col" }, h)))),
+    el("tbody", {}, ...rows.map((cells) => el("tr", {}, ...cells.map((c) => el("td", {}, c)))))));
+}
+
+function nameCell(name, required) {
+  return el("span", {}, el("code", {}, name), required ? el("span", { class: "must" }, " required") : "");
+}
+
+function schemaTable(s) {
+  const props = Object.entries(s.properties || {}).filter(([n]) => n !== "$schema");
+  if (!props.length) return el("p", {}, typeLink(s));
+  return fields(props.map(([n, p]) => [nameCell(n, (s.required || []).includes(n)), typeLink(p), el("span", {}, p.description || "", p.description && rules(p) ? " " : "", rules(p))]), ["Field", "Type", "Meaning"]);
+}
+
+// example makes a value that fits a schema, from its own examples where there are any.
+function example(schema, requiredOnly, depth = 0) {
+  const [s] = resolve(schema);
+  if (s.examples && s.examples.length) return s.examples[0];
+  if (s.default !== undefined) return s.default;
+  if (s.enum) return s.enum[0];
+  const type = [].concat(s.type || "object")[0];
+  if (type === "array") return depth > 3 ? [] : [example(s.items, requiredOnly, depth + 1)];
+  if (type === "integer" || type === "number") return s.minimum || 0;
+  if (type === "boolean") return false;
+  if (type === "string") return s.format === "uuid" ? "0195f2c4-7a1b-4c3d-9e8f-0123456789ab" : s.format === "date-time" ? "2026-01-24T12:00:00Z" : "…";
+  const out = {};
+  for (const [n, p] of Object.entries(s.properties || {})) {
+    if (n !== "$schema" && (!requiredOnly || (s.required || []).includes(n))) out[n] = example(p, requiredOnly, depth + 1);
+  }
+  return out;
+}
+
+function curl(verb, path, op) {
+  const url = location.origin + path.replace("{id}", "ID");
+  let cmd = "curl " + (verb === "GET" ? "" : `-X ${verb} `) + `'${url}'`;
+  if (doc.security) cmd += " \\\n  -H \"Authorization: Bearer $TOKEN\"";
+  const body = op.requestBody && op.requestBody.content["application/json"];
+  if (body) cmd += " \\\n  -H 'Content-Type: application/json' \\\n  -d '" + JSON.stringify(example(body.schema, true)) + "'";
+  return cmd;
+}
+
+function operation(verb, path, op) {
+  const a = el("article", { id: op.operationId },
+    el("h3", {}, op.summary || op.operationId),
+    el("div", { class: "route" }, el("span", { class: "verb " + verb }, verb), " " + path));
+  if (op.description) a.append(prose(op.description));
+  if (op.parameters && op.parameters.length) {
+    a.append(el("h4", {}, "Parameters"), fields(op.parameters.map((p) => [
+      nameCell(p.name, p.required), el("span", {}, p.in + ", ", typeLink(p.schema)), el("span", {}, p.description || (p.schema || {}).description || "", " ", rules(p.schema || {})),
+    ]), ["Name", "Where, type", "Meaning"]));
+  }
+  if (op.requestBody) {
+    const schema = Object.values(op.requestBody.content)[0].schema;
+    a.append(el("h4", {}, "Body: ", typeLink(schema)), schemaTable(resolve(schema)[0]));
+  }
+  const answers = Object.entries(op.responses || {}).map(([status, r]) => {
+    const [type, media] = Object.entries(r.content || {})[0] || ["", null];
+    return [el("code", {}, status === "default" ? "error" : status), media ? typeLink(media.schema) : el("span", {}, r.description || ""), el("span", {}, type)];
+  });
+  a.append(el("h4", {}, "Answers"), fields(answers, ["Status", "Body", "Content type"]));
+  if (op.responses["101"] === undefined) a.append(el("h4", {}, "With curl"), el("pre", { tabindex: "0" }, curl(verb, path, op)));
+  const ok = Object.entries(op.responses || {}).find(([s]) => s.startsWith("2"));
+  const media = ok && ok[1].content && Object.values(ok[1].content)[0];
+  if (media) a.append(el("details", {}, el("summary", {}, "An answer looks like this"), el("pre", { tabindex: "0" }, JSON.stringify(example(media.schema, false), null, 2))));
+  return a;
+}
+
+function render() {
+  const main = document.getElementById("main"), index = document.getElementById("index");
+  main.replaceChildren(prose(doc.info.description));
+  for (const tag of doc.tags) {
+    main.append(el("h2", {}, tag.name));
+    if (tag.description) main.append(prose(tag.description));
+    const list = el("ul");
+    for (const [path, verbs] of Object.entries(doc.paths)) {
+      for (const [verb, op] of Object.entries(verbs)) {
+        if (!(op.tags || []).includes(tag.name)) continue;
+        main.append(operation(verb.toUpperCase(), path, op));
+        list.append(el("li", {}, el("a", { href: "#" + op.operationId }, op.summary || op.operationId)));
+      }
+    }
+    index.append(el("h2", {}, tag.name), list);
+  }
+  main.append(el("h2", {}, "Schemas"));
+  for (const [name, s] of Object.entries(doc.components.schemas)) {
+    main.append(el("article", { id: "schema-" + name }, el("h3", {}, name), schemaTable(s)));
+  }
+  if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+}
+
+fetch("/openapi.json")
+  .then((r) => { if (!r.ok) throw new Error("the server answered " + r.status); return r.json(); })
+  .then((d) => { doc = d; render(); })
+  .catch((e) => { document.getElementById("status").textContent = "The description could not be loaded: " + e.message + ". Reload the page to try again."; });

@@ -1,0 +1,112 @@
+package httpapi
+
+import (
+	"net/netip"
+	"strings"
+
+	"warmboot"
+	"warmboot/api"
+	"warmboot/internal/controlplane"
+)
+
+func item[T any](v T) *answer[api.Item[T]] { return &answer[api.Item[T]]{api.Item[T]{Item: v}} }
+
+func items[E, T any](all []E, out func(E) T) *answer[api.Items[T]] {
+	list := make([]T, 0, len(all)) // an empty list is [], not null
+	for _, e := range all {
+		list = append(list, out(e))
+	}
+	return &answer[api.Items[T]]{api.Items[T]{Items: list}}
+}
+
+func done(err error) (*answer[api.OK], error) {
+	if err != nil {
+		return nil, err
+	}
+	return &answer[api.OK]{api.OK{OK: true}}, nil
+}
+
+func imageOut(img *warmboot.Image) api.Image {
+	return api.Image{
+		ID: string(img.ID), Name: img.Name, KernelPath: img.KernelPath, InitrdPath: img.InitrdPath, RootfsPath: img.RootfsPath,
+		Digest: img.Digest, SizeBytes: img.SizeBytes, CreatedAt: img.CreatedAt,
+	}
+}
+
+func (s *server) snapshotOut(snap *warmboot.RuntimeSnapshot) api.Snapshot {
+	m := snap.Metadata
+	return api.Snapshot{
+		ID: string(snap.ID), RuntimeImageID: string(snap.RuntimeImageID), SnapshotPath: snap.SnapshotPath, State: string(snap.State),
+		FCVersion: snap.FCVersion, CreatedAt: snap.CreatedAt, SuccessCount: snap.SuccessCount, FailureCount: snap.FailureCount, LastUsedAt: snap.LastUsedAt,
+		Metadata: api.SnapshotMetadata{
+			SizeBytes: m.SizeBytes, MemSizeBytes: m.MemSizeBytes, CompressedSizeBytes: m.CompressedSizeBytes, Compressed: m.Compressed,
+			DockerVersion: m.DockerVersion, VCPUs: m.VCPUs, BuildSeconds: m.BuildSeconds, ColdBootSeconds: m.ColdBootSeconds,
+			PauseSeconds: m.PauseSeconds, Step: s.svc.SnapshotStep(snap.ID), Error: m.Error,
+		},
+	}
+}
+
+func containerOut(c *warmboot.Container) api.Container {
+	out := api.Container{
+		ID: string(c.ID), Name: c.Name, Image: c.Image, RuntimeImageID: string(c.RuntimeImageID),
+		Command: c.Spec.Command, Args: c.Spec.Args, EnvVars: c.Spec.EnvVars, CPULimit: c.Spec.CPULimit, MemoryLimitMB: c.Spec.MemoryLimitMB,
+		State: string(c.State), BootReason: c.BootReason, VMID: c.VMID, SnapshotID: string(c.SnapshotID),
+		ExitCode: c.ExitCode, Error: c.Error, CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, FinishedAt: c.FinishedAt,
+	}
+	if c.BootMethod != "" {
+		method := string(c.BootMethod)
+		out.BootMethod = &method
+	}
+	for _, p := range c.Spec.PortMappings {
+		out.PortMappings = append(out.PortMappings, api.PortMapping{HostIP: p.HostIP.String(), HostPort: int(p.HostPort), ContainerPort: int(p.ContainerPort), Protocol: string(p.Protocol)})
+	}
+	for _, p := range c.Phases {
+		out.Phases = append(out.Phases, api.Phase{Name: string(p.Name), Seconds: p.Duration.Seconds()})
+	}
+	return out
+}
+
+// createIn reads what the schema cannot express.
+func createIn(in api.CreateContainer) (controlplane.CreateContainer, error) {
+	const op = "create container"
+	out := controlplane.CreateContainer{
+		Name: in.Name, Image: in.Image, ColdBoot: in.ColdBoot,
+		Spec: warmboot.ContainerSpec{Command: in.Command, Args: in.Args, EnvVars: in.EnvVars, CPULimit: in.CPULimit, MemoryLimitMB: in.MemoryLimitMB},
+	}
+	if in.RuntimeImageID != "" {
+		id, err := warmboot.ParseID(in.RuntimeImageID)
+		if err != nil {
+			return out, err
+		}
+		out.RuntimeImageID = id
+	}
+	if in.RegistryAuth != nil {
+		out.Auth = &controlplane.RegistryAuth{Username: in.RegistryAuth.Username, Password: in.RegistryAuth.Password}
+	}
+	for _, words := range [][]string{in.Command, in.Args} {
+		for _, w := range words {
+			if strings.ContainsRune(w, 0) {
+				return out, warmboot.Errorf(warmboot.Invalid, op, "the command has a word with a NUL byte, which no program can be given")
+			}
+		}
+	}
+	for key, value := range in.EnvVars {
+		if key == "" || strings.ContainsAny(key, "=\x00") || strings.ContainsRune(value, 0) {
+			return out, warmboot.Errorf(warmboot.Invalid, op, "%.80q is not a variable that an environment can hold; its name must not be empty or have '=', and nothing may have a NUL byte", key)
+		}
+	}
+	for _, p := range in.PortMappings {
+		ip := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		if p.HostIP != "" {
+			parsed, err := netip.ParseAddr(p.HostIP)
+			if err != nil {
+				return out, warmboot.Errorf(warmboot.Invalid, op, "host_ip %.60q is not an IP address (%w); use a form like 127.0.0.1", p.HostIP, err)
+			}
+			ip = parsed.Unmap()
+		}
+		out.Spec.PortMappings = append(out.Spec.PortMappings, warmboot.PortMapping{
+			HostIP: ip, HostPort: uint16(p.HostPort), ContainerPort: uint16(p.ContainerPort), Protocol: warmboot.Protocol(p.Protocol),
+		})
+	}
+	return out, nil
+}
