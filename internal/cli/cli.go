@@ -1,0 +1,281 @@
+// Package cli is the warmboot command: Docker's verbs for containers in microVMs, and the commands for what is below them.
+// Data goes to standard output, progress and errors to standard error. Everything that touches a server goes through
+// the public client; what runs on this machine itself (serve, image build, bench, doctor) comes in as functions of Config.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"warmboot"
+	"warmboot/api"
+	"warmboot/client"
+	"warmboot/internal/bench"
+	"warmboot/internal/preflight"
+)
+
+// Config is what the commands need from outside. In, Out, Err and Env are required, and so are the functions.
+type Config struct {
+	In       io.Reader
+	Out, Err io.Writer
+	Env      func(name string) string // "" for a variable that is not set
+	Version  string                   // of this program
+
+	// Signals delivers the user's interruptions. If nil, Run takes SIGINT and SIGTERM of this process; the context
+	// given to Run should then not be bound to them, or a first Ctrl-C could not stop a container in good order.
+	Signals <-chan os.Signal
+
+	// Serve runs the server until ctx ends.
+	Serve func(context.Context, ServeOptions) error
+	// BuildImage makes a runtime image on this machine. cached tells that an image of the same recipe was there already.
+	BuildImage func(context.Context, BuildImageOptions, Progress) (img api.RegisterImage, cached bool, err error)
+	// Bench measures.
+	Bench func(context.Context, BenchOptions, Progress) (bench.Result, error)
+	// Doctor looks at this machine.
+	Doctor func(context.Context) []preflight.Check
+
+	stopSignals func() // gives the next interruption back to the system, which ends the process
+}
+
+// Progress is told what is being done, and which part of all work is done, from 0 to 1; negative if that is not known.
+type Progress = func(step string, fraction float64)
+
+// ServeOptions are the settings of `warmboot serve`.
+type ServeOptions struct {
+	Listen              string // host:port
+	StorageRoot         string
+	Token               string // asked of every client; empty: none is asked
+	MaxSnapshots        int    // 0: the default
+	SnapshotWait        time.Duration
+	PlainHTTPRegistries []string // host[:port]
+	ImageRoots          []string // directories that registered images may lie in, besides the storage root's own
+	// Kernel, Rootfs and Initrd, if set, are registered as a runtime image at the start. Initrd may be empty.
+	Kernel, Rootfs, Initrd string
+	VCPUs, MemoryMiB       int // of a microVM that asks for no more; 0: the default
+	LogLevel               slog.Level
+}
+
+// BuildImageOptions are the settings of `warmboot image build`.
+type BuildImageOptions struct {
+	Name        string // of the image; empty: the builder's choice
+	Suite       string // of Debian
+	Mirror      string // of Debian packages; empty: the builder's choice
+	StorageRoot string // the image goes below its directory "images"
+	NoCache     bool   // build even if an image of the same recipe is there
+}
+
+// BenchOptions are the settings of `warmboot bench`.
+type BenchOptions struct {
+	bench.Options
+	Addr, Token string // of the server
+}
+
+// app is one invocation.
+type app struct {
+	Config
+	format string // "table" or "json"
+	host   string
+	token  string
+}
+
+// Run executes one command line, without the program's name, and returns the exit code. Errors are printed on Err.
+func Run(ctx context.Context, c Config, args []string) int {
+	if c.Signals == nil {
+		signals := make(chan os.Signal, 2)
+		signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+		defer signal.Stop(signals)
+		c.Signals, c.stopSignals = signals, func() { signal.Stop(signals) }
+	}
+	root := New(c)
+	root.SetArgs(args)
+	cmd, err := root.ExecuteContextC(ctx)
+	return exitCode(c.Err, cmd, err)
+}
+
+// The groups of commands in the help.
+const (
+	groupContainers = "containers"
+	groupRuntime    = "runtime"
+	groupMachine    = "machine"
+)
+
+// New returns the root command.
+func New(c Config) *cobra.Command {
+	a := &app{Config: c}
+	root := &cobra.Command{
+		Use:   "warmboot",
+		Short: "Containers in microVMs of their own, started from a frozen machine in which Docker already runs",
+		Long: `Containers in microVMs of their own, started from a frozen machine in which Docker already runs.
+
+First steps:
+  warmboot serve                      # in a terminal of its own
+  warmboot image build                # once
+  warmboot snapshot create            # once: boots the image, waits for Docker, freezes the machine
+  warmboot run debian:trixie uname -a # restores it; boots from the kernel on if that fails
+
+Exit codes: "run" and "exec" exit with the exit code of the command in the container, and with 125 if warmboot itself
+fails. All others: 0 done, 1 a fault of warmboot, 2 wrong usage or an invalid request, 3 not allowed, 4 not found, 5 in
+conflict with what is there, 6 a limit is reached, 7 the image cannot be pulled, 8 the server cannot be reached or cannot do it
+now, 9 timed out, 10 corrupt data, 11 incompatible snapshot, 130 interrupted.`,
+		Version:       c.Version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if a.format != "table" && a.format != "json" {
+				return fmt.Errorf("-o %q: the output formats are table and json", a.format)
+			}
+			return nil
+		},
+	}
+	root.SetIn(c.In)
+	root.SetOut(c.Out)
+	root.SetErr(c.Err)
+	root.SetVersionTemplate("warmboot {{.Version}}\n")
+	flags := root.PersistentFlags()
+	flags.StringVarP(&a.format, "output", "o", "table", "output format: table or json")
+	flags.StringVarP(&a.host, "host", "H", a.env("WARMBOOT_HOST", client.DefaultAddr), "address of the server (WARMBOOT_HOST)")
+	flags.StringVar(&a.token, "token", "", "token that the server asks for (default: MANAGER_API_TOKEN)")
+	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	root.AddGroup(
+		&cobra.Group{ID: groupContainers, Title: "Containers:"},
+		&cobra.Group{ID: groupRuntime, Title: "Runtime images and snapshots:"},
+		&cobra.Group{ID: groupMachine, Title: "This machine:"},
+	)
+	add := func(group string, cmds ...*cobra.Command) {
+		for _, cmd := range cmds {
+			cmd.GroupID = group
+			root.AddCommand(cmd)
+		}
+	}
+	add(groupContainers, a.runCmd(), a.psCmd(), a.logsCmd(), a.execCmd(), a.stopCmd(), a.startCmd(), a.rmCmd(), a.inspectCmd())
+	add(groupRuntime, a.imageCmd(), a.snapshotCmd())
+	add(groupMachine, a.serveCmd(), a.doctorCmd(), a.benchCmd(), a.versionCmd())
+	return root
+}
+
+// env is an environment variable, or def if it is not set.
+func (a *app) env(name, def string) string {
+	if v := a.Env(name); v != "" {
+		return v
+	}
+	return def
+}
+
+// authToken is the token of the flag, else of the environment. It is no flag's default value, so that no help shows it.
+func (a *app) authToken() string {
+	if a.token != "" {
+		return a.token
+	}
+	return a.Env("MANAGER_API_TOKEN")
+}
+
+// client returns the client of the server that the user chose.
+func (a *app) client() (*client.Client, error) {
+	return client.New(client.Config{Addr: a.host, Token: a.authToken()})
+}
+
+// do makes f a command's action. Its context ends at the first interruption; the second ends the process.
+func (a *app) do(f func(ctx context.Context, args []string) error) func(*cobra.Command, []string) error {
+	return a.doSelf(func(ctx context.Context, args []string) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		go func() {
+			select {
+			case <-a.Signals:
+				if a.stopSignals != nil {
+					a.stopSignals()
+				}
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+		return f(ctx, args)
+	})
+}
+
+// doSelf is do for an action that takes care of interruptions itself.
+func (a *app) doSelf(f func(ctx context.Context, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := f(cmd.Context(), args); err != nil {
+			return failure{err}
+		}
+		return nil
+	}
+}
+
+// failure marks an error of an action. Any other error of a command line is wrong usage.
+type failure struct{ error }
+
+func (f failure) Unwrap() error { return f.error }
+
+// exitStatus ends the program with an exit code and without a word.
+type exitStatus int
+
+func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// Exit codes that no warmboot.Code has.
+const (
+	exitUsage       = 2
+	exitOwnFault    = 125 // of run and exec, whose other codes are the command's in the container
+	exitInterrupted = 130
+)
+
+// exitCode prints an error and returns the exit code that goes with it.
+func exitCode(w io.Writer, cmd *cobra.Command, err error) int {
+	if err == nil {
+		return 0
+	}
+	var status exitStatus
+	if errors.As(err, &status) {
+		return int(status)
+	}
+	passes := cmd.Annotations[passesExitCode] != ""
+	var failed failure
+	if !errors.As(err, &failed) {
+		fmt.Fprintf(w, "warmboot: %v\nSee `%s --help`.\n", err, cmd.CommandPath())
+		if passes {
+			return exitOwnFault
+		}
+		return exitUsage
+	}
+	for _, e := range parts(failed.error) {
+		fmt.Fprintf(w, "warmboot: %v\n", e)
+	}
+	code := warmboot.CodeOf(failed.error)
+	if passes && code != warmboot.Canceled {
+		return exitOwnFault
+	}
+	return code.Outcome().Exit
+}
+
+// passesExitCode annotates the commands that exit with the code of a command in a container.
+const passesExitCode = "passes-exit-code"
+
+// parts are the errors that were joined.
+func parts(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	return []error{err}
+}
+
+// oneLine cuts text to one line of at most n runes.
+func oneLine(s string, n int) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if r := []rune(s); len(r) > n {
+		return string(r[:n-1]) + "…"
+	}
+	return s
+}

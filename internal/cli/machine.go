@@ -1,0 +1,157 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/spf13/cobra"
+
+	"warmboot"
+	"warmboot/api"
+	"warmboot/internal/bench"
+	"warmboot/internal/preflight"
+)
+
+func (a *app) doctorCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor",
+		Short: "Look whether this machine has what warmboot needs",
+		Long: `Look whether this machine has what warmboot needs, and tell what to do where it has not. Exits with 1 if something fails
+without which warmboot cannot work.`,
+		Args: cobra.NoArgs,
+		RunE: a.do(func(ctx context.Context, _ []string) error {
+			checks := a.Doctor(ctx)
+			if a.format == "json" {
+				if err := a.printJSON(checks); err != nil {
+					return err
+				}
+			} else {
+				for _, c := range checks {
+					fmt.Fprintf(a.Out, "%s %-20s %s\n", marks[c.Status], c.Name, c.Detail)
+					if c.Fix != "" {
+						fmt.Fprintf(a.Out, "  %-20s → %s\n", "", c.Fix)
+					}
+				}
+			}
+			if preflight.Worst(checks) == preflight.Fail {
+				return exitStatus(1)
+			}
+			return nil
+		}),
+	}
+}
+
+var marks = map[preflight.Status]string{preflight.OK: "✓", preflight.Warn: "!", preflight.Fail: "✗"}
+
+func (a *app) benchCmd() *cobra.Command {
+	var o BenchOptions
+	var svg string
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure cold and warm boots of real containers",
+		Long: `Measure cold and warm boots of real containers on the server, which must be idle and on this machine. The result is a table;
+with -o json it is every single sample.`,
+		Args: cobra.NoArgs,
+		RunE: a.do(func(ctx context.Context, _ []string) error {
+			if o.Runs < 0 || o.Cold < 0 || o.Concurrent < 0 || o.Runs+o.Cold == 0 {
+				return invalid("-n, --cold and --concurrent must not be negative, and there must be something to measure")
+			}
+			o.Addr, o.Token = a.host, a.authToken()
+			d := a.newDisplay("preparing", false)
+			defer d.close()
+			result, err := a.Bench(ctx, o, d.progress)
+			if err != nil {
+				return err
+			}
+			d.close()
+			if svg != "" {
+				if err := writeSVG(svg, result); err != nil {
+					return err
+				}
+			}
+			if a.format == "json" {
+				return bench.WriteJSON(a.Out, result)
+			}
+			return bench.Table(a.Out, result)
+		}),
+	}
+	f := cmd.Flags()
+	f.IntVarP(&o.Runs, "runs", "n", 50, "`number` of warm boots")
+	f.IntVar(&o.Cold, "cold", 5, "`number` of cold boots")
+	f.IntVar(&o.Concurrent, "concurrent", 8, "`number` of warm boots at once, in a run of its own; 0: none")
+	f.BoolVar(&o.Floor, "floor", false, "also restore the same snapshot with the bare VMM commands, in turn with the warm boots")
+	f.StringVar(&o.Image, "image", "", "OCI `image` to run; one that bench makes and serves if left out")
+	f.StringVar(&svg, "svg", "", "also draw the result into this `file`")
+	return cmd
+}
+
+// writeSVG draws a result into a file.
+func writeSVG(path string, r bench.Result) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return &warmboot.Error{Code: warmboot.Internal, Op: "write picture", Err: err}
+	}
+	if err := bench.SVG(f, r); err != nil {
+		f.Close()
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return &warmboot.Error{Code: warmboot.Internal, Op: "write picture", Err: err}
+	}
+	return nil
+}
+
+// clientVersion tells about this program.
+type clientVersion struct {
+	Version   string `json:"version"`
+	GoVersion string `json:"go_version"`
+}
+
+// versions is what `warmboot version` prints.
+type versions struct {
+	Client clientVersion `json:"client"`
+	Server *api.Version  `json:"server"` // null if it cannot be reached
+}
+
+func (a *app) versionCmd() *cobra.Command {
+	var onlyClient bool
+	cmd := &cobra.Command{
+		Use:   "version",
+		Short: "Show the versions of this program and of the server",
+		Args:  cobra.NoArgs,
+		RunE: a.do(func(ctx context.Context, _ []string) error {
+			v := versions{Client: clientVersion{a.Version, runtime.Version()}}
+			var serverErr error
+			if !onlyClient {
+				if server, err := a.serverVersion(ctx); err != nil {
+					serverErr = err
+				} else {
+					v.Server = &server
+				}
+			}
+			if a.format == "json" {
+				if err := a.printJSON(v); err != nil {
+					return err
+				}
+				return serverErr
+			}
+			fmt.Fprintf(a.Out, "client  warmboot %s, %s\n", v.Client.Version, v.Client.GoVersion)
+			if s := v.Server; s != nil {
+				fmt.Fprintf(a.Out, "server  warmboot %s, %s, %s\n        %s\n", s.Version, s.GoVersion, s.VMM, s.VMMWhy)
+			}
+			return serverErr
+		}),
+	}
+	cmd.Flags().BoolVar(&onlyClient, "client", false, "do not ask the server")
+	return cmd
+}
+
+func (a *app) serverVersion(ctx context.Context) (api.Version, error) {
+	cl, err := a.client()
+	if err != nil {
+		return api.Version{}, err
+	}
+	return cl.Version(ctx)
+}

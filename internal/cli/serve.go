@@ -1,0 +1,63 @@
+package cli
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"warmboot/internal/preflight"
+)
+
+func (a *app) serveCmd() *cobra.Command {
+	var o ServeOptions
+	var logLevel string
+	envMax := a.Env("MANAGER_MAX_RUNTIME_SNAPSHOTS")
+	maxSnapshots, envErr := 10, error(nil)
+	if envMax != "" {
+		maxSnapshots, envErr = strconv.Atoi(envMax)
+	}
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the server: the API, and the microVMs of this machine",
+		Long: `Run the server: the API, and the microVMs of this machine.
+
+An interruption ends the server; containers go on running, and the next server takes charge of them.`,
+		Args: cobra.NoArgs,
+		RunE: a.do(func(ctx context.Context, _ []string) error {
+			if envErr != nil {
+				return invalid("MANAGER_MAX_RUNTIME_SNAPSHOTS is %q, which is not a number; set it to one, or unset it", envMax)
+			}
+			if err := o.LogLevel.UnmarshalText([]byte(logLevel)); err != nil {
+				return invalid("--log-level %s: use debug, info, warn or error", logLevel)
+			}
+			if o.MaxSnapshots < 1 || o.SnapshotWait < 0 || o.VCPUs < 0 || o.MemoryMiB < 0 {
+				return invalid("a number or time of serve's flags is too small; see `warmboot serve --help`")
+			}
+			if (o.Kernel == "") != (o.Rootfs == "") || o.Initrd != "" && o.Kernel == "" {
+				return invalid("--kernel and --rootfs (CONTAINER_RUNTIME_KERNEL and CONTAINER_RUNTIME_ROOTFS) go together: a runtime image needs both, and may have an initrd")
+			}
+			o.Token = a.authToken()
+			return a.Serve(ctx, o)
+		}),
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Listen, "listen", a.env("MANAGER_LISTEN", preflight.DefaultListen), "`address` to serve the API on (MANAGER_LISTEN)")
+	f.StringVar(&o.StorageRoot, "storage-root", a.storageRoot(), "`directory` for everything that is kept (MANAGER_STORAGE_ROOT)")
+	f.IntVar(&o.MaxSnapshots, "max-runtime-snapshots", maxSnapshots, "`number` of snapshots that may exist (MANAGER_MAX_RUNTIME_SNAPSHOTS)")
+	f.DurationVar(&o.SnapshotWait, "snapshot-wait", time.Minute, "`time` that a create waits for a snapshot that is being built")
+	f.StringArrayVar(&o.PlainHTTPRegistries, "plain-http-registry", nil, "registry, `host[:port]`, that is spoken to without TLS (repeatable)")
+	f.StringArrayVar(&o.ImageRoots, "image-root", nil, "`directory` that registered runtime images may lie in, besides the storage root's own (repeatable)")
+	f.StringVar(&o.Kernel, "kernel", a.Env("CONTAINER_RUNTIME_KERNEL"), "kernel `file` of a runtime image to register (CONTAINER_RUNTIME_KERNEL)")
+	f.StringVar(&o.Rootfs, "rootfs", a.Env("CONTAINER_RUNTIME_ROOTFS"), "root disk `file` of that image, ext4 (CONTAINER_RUNTIME_ROOTFS)")
+	f.StringVar(&o.Initrd, "initrd", a.Env("CONTAINER_RUNTIME_INITRD"), "initrd `file` of that image, if it needs one (CONTAINER_RUNTIME_INITRD)")
+	f.IntVar(&o.VCPUs, "vcpus", 0, "`number` of CPUs of a microVM that asks for no more; 0: the default")
+	f.IntVar(&o.MemoryMiB, "memory-mib", 0, "`MiB` of memory of a microVM that asks for no more; 0: the default")
+	f.StringVar(&logLevel, "log-level", "info", "`level` of the log: debug, info, warn or error")
+	return cmd
+}
+
+func (a *app) storageRoot() string {
+	return a.env("MANAGER_STORAGE_ROOT", preflight.DefaultStorageRoot)
+}

@@ -1,0 +1,239 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"warmboot"
+	"warmboot/api"
+	"warmboot/client"
+)
+
+func (a *app) snapshotCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "snapshot",
+		Short: "Runtime snapshots: frozen machines in which Docker already runs",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.snapshotCreateCmd(), a.snapshotLsCmd(), a.snapshotInspectCmd(), a.snapshotRebuildCmd(), a.snapshotRmCmd())
+	return cmd
+}
+
+func (a *app) snapshotCreateCmd() *cobra.Command {
+	var wait bool
+	cmd := &cobra.Command{
+		Use:               "create [IMAGE]",
+		Short:             "Boot a runtime image, wait for Docker in it, and freeze it; the newest image if none is named",
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.completeImages,
+		RunE: a.do(func(ctx context.Context, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			img, err := a.chooseImage(ctx, cl, args)
+			if err != nil {
+				return err
+			}
+			id, err := cl.CreateSnapshot(ctx, img.ID)
+			if err != nil {
+				return err
+			}
+			return a.snapshotMade(ctx, cl, id, wait)
+		}),
+	}
+	cmd.Flags().BoolVar(&wait, "wait", true, "wait until it is ready; --wait=false prints its id at once")
+	return cmd
+}
+
+// chooseImage is the image named, or else the newest.
+func (a *app) chooseImage(ctx context.Context, cl *client.Client, args []string) (api.Image, error) {
+	if len(args) > 0 {
+		return a.findImage(ctx, cl, args[0])
+	}
+	images, err := cl.Images(ctx)
+	if err != nil {
+		return api.Image{}, err
+	}
+	if len(images) == 0 {
+		return api.Image{}, warmboot.Errorf(warmboot.NotFound, "", "there is no runtime image yet; make one with `warmboot image build`")
+	}
+	return images[0], nil
+}
+
+// snapshotPoll is how often the state of a snapshot that is being built is asked for: the API has no way to wait for it.
+const snapshotPoll = 500 * time.Millisecond
+
+// snapshotMade prints a snapshot that is being built; with wait, once it is ready.
+func (a *app) snapshotMade(ctx context.Context, cl *client.Client, id string, wait bool) error {
+	d := a.newDisplay("", !wait)
+	defer d.close()
+	tick := time.NewTicker(snapshotPoll)
+	defer tick.Stop()
+	for {
+		snap, err := cl.Snapshot(ctx, id)
+		if err != nil {
+			return err
+		}
+		switch state := warmboot.SnapshotState(snap.State); {
+		case !wait || state == warmboot.SnapshotReady:
+			d.close()
+			if wait {
+				m := snap.Metadata
+				fmt.Fprintf(a.Err, "snapshot ready in %s (cold boot %s, memory %s, on disk %s)\n", dur(m.BuildSeconds), dur(m.ColdBootSeconds), size(m.MemSizeBytes), size(m.SizeBytes))
+			}
+			if a.format == "json" {
+				return a.printJSON(snap)
+			}
+			fmt.Fprintln(a.Out, snap.ID)
+			return nil
+		case state == warmboot.SnapshotUnhealthy:
+			return warmboot.Errorf(warmboot.Internal, "", "snapshot %s could not be built: %s", shortID(id), snap.Metadata.Error)
+		case state == warmboot.SnapshotDeleted:
+			return warmboot.Errorf(warmboot.Conflict, "", "snapshot %s was deleted while it was being built", shortID(id))
+		}
+		if snap.Metadata.Step != "" {
+			d.step("snapshot: " + snap.Metadata.Step)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			d.close()
+			fmt.Fprintf(a.Err, "warmboot: not waiting any longer; the build goes on, see `warmboot snapshot inspect %s`\n", shortID(id))
+			return ctx.Err()
+		}
+	}
+}
+
+func (a *app) snapshotLsCmd() *cobra.Command {
+	var quiet bool
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List runtime snapshots",
+		Args:    cobra.NoArgs,
+		RunE: a.do(func(ctx context.Context, _ []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			snapshots, err := cl.Snapshots(ctx)
+			if err != nil {
+				return err
+			}
+			if quiet {
+				for _, s := range snapshots {
+					fmt.Fprintln(a.Out, shortID(s.ID))
+				}
+				return nil
+			}
+			names := map[string]string{}
+			if a.format != "json" {
+				images, err := cl.Images(ctx)
+				if err != nil {
+					return err
+				}
+				for _, img := range images {
+					names[img.ID] = img.Name
+				}
+			}
+			return printList(a, snapshots,
+				column[api.Snapshot]{"SNAPSHOT ID", func(s api.Snapshot) string { return shortID(s.ID) }},
+				column[api.Snapshot]{"IMAGE", func(s api.Snapshot) string {
+					if name := names[s.RuntimeImageID]; name != "" {
+						return name
+					}
+					return shortID(s.RuntimeImageID)
+				}},
+				column[api.Snapshot]{"STATE", snapshotStatus},
+				column[api.Snapshot]{"VMM", func(s api.Snapshot) string { return s.FCVersion }},
+				column[api.Snapshot]{"MEMORY", func(s api.Snapshot) string { return size(s.Metadata.MemSizeBytes) }},
+				column[api.Snapshot]{"ON DISK", func(s api.Snapshot) string { return size(s.Metadata.SizeBytes) }},
+				column[api.Snapshot]{"RESTORED", func(s api.Snapshot) string {
+					return fmt.Sprintf("%d, %d failed", s.SuccessCount, s.FailureCount)
+				}},
+				column[api.Snapshot]{"LAST USED", func(s api.Snapshot) string {
+					if s.LastUsedAt == nil {
+						return "never"
+					}
+					return ago(*s.LastUsedAt)
+				}},
+				column[api.Snapshot]{"CREATED", func(s api.Snapshot) string { return ago(s.CreatedAt) }},
+			)
+		}),
+	}
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "only ids")
+	return cmd
+}
+
+// snapshotStatus is the state, with what is being done or what went wrong.
+func snapshotStatus(s api.Snapshot) string {
+	switch {
+	case s.State == string(warmboot.SnapshotCreating) && s.Metadata.Step != "":
+		return s.State + " (" + oneLine(s.Metadata.Step, 40) + ")"
+	case s.State == string(warmboot.SnapshotUnhealthy) && s.Metadata.Error != "":
+		return s.State + " (" + oneLine(s.Metadata.Error, 40) + ")"
+	}
+	return s.State
+}
+
+func (a *app) snapshotInspectCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:               "inspect SNAPSHOT...",
+		Short:             "Show all about snapshots, in JSON",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.completeSnapshots,
+		RunE: a.do(func(ctx context.Context, refs []string) error {
+			return a.inspect(ctx, refs, kindSnapshot)
+		}),
+	}
+}
+
+func (a *app) snapshotRebuildCmd() *cobra.Command {
+	var wait bool
+	cmd := &cobra.Command{
+		Use:               "rebuild SNAPSHOT",
+		Short:             "Build a snapshot anew; the old one serves until the new one is ready",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeSnapshots,
+		RunE: a.do(func(ctx context.Context, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			old, err := a.findSnapshot(ctx, cl, args[0])
+			if err != nil {
+				return err
+			}
+			id, err := cl.RebuildSnapshot(ctx, old.ID)
+			if err != nil {
+				return err
+			}
+			return a.snapshotMade(ctx, cl, id, wait)
+		}),
+	}
+	cmd.Flags().BoolVar(&wait, "wait", true, "wait until the new one is ready; --wait=false prints its id at once")
+	return cmd
+}
+
+func (a *app) snapshotRmCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:               "rm SNAPSHOT...",
+		Short:             "Delete snapshots; their files go once no microVM needs them",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.completeSnapshots,
+		RunE: a.do(func(ctx context.Context, refs []string) error {
+			return each(a, ctx, refs, func(cl *client.Client, ref string) (string, error) {
+				snap, err := a.findSnapshot(ctx, cl, ref)
+				if err != nil {
+					return "", err
+				}
+				return ref, cl.DeleteSnapshot(ctx, snap.ID)
+			})
+		}),
+	}
+}
