@@ -1,0 +1,71 @@
+package guest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	dataDevice   = "/dev/vdb"
+	dataDir      = "/data"
+	dataPatience = 5 * time.Second
+)
+
+// dataBinds are the directories of the data disk and where they are seen.
+func dataBinds() map[string]string {
+	return map[string]string{
+		dataDir + "/docker":     "/var/lib/docker",
+		dataDir + "/containerd": "/var/lib/containerd",
+	}
+}
+
+// mountData mounts the data disk, which holds everything that outlives the machine: Docker's and containerd's state. A machine
+// that was given none keeps them in memory.
+func mountData(ctx context.Context, expect bool) error {
+	ctx, cancel := context.WithTimeout(ctx, dataPatience)
+	defer cancel()
+	m := mount{dataDevice, dataDir, "ext4", unix.MS_NOATIME, ""}
+	if !expect {
+		m = mount{"tmpfs", dataDir, "tmpfs", 0, "mode=0711"}
+	} else if err := waitFor(ctx, "/dev", func() bool { return exists(dataDevice) }); err != nil {
+		return fmt.Errorf("wait for the data disk %s: %w", dataDevice, err)
+	}
+	if err := mountAll([]mount{m}); err != nil {
+		return fmt.Errorf("%w; the data disk must hold an ext4 file system", err)
+	}
+	for dir, seen := range dataBinds() {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+		if err := mountAll([]mount{{dir, seen, "", unix.MS_BIND, ""}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hasDataDisk tells whether the machine has a second disk. All of a machine's disks are there when its first one is, since
+// one driver finds them in one pass.
+func hasDataDisk() bool { return exists(filepath.Join("/sys/block", filepath.Base(dataDevice))) }
+
+// unmountData makes the data disk whole. It must be called when nothing uses it any more.
+func unmountData() error {
+	var first error
+	for _, seen := range dataBinds() {
+		if err := unix.Unmount(seen, 0); err != nil && err != unix.EINVAL && first == nil {
+			first = fmt.Errorf("unmount %s: %w", seen, err)
+		}
+	}
+	if err := unix.Unmount(dataDir, 0); err != nil && err != unix.EINVAL && first == nil {
+		// Read-only is as good: everything is written by then.
+		if unix.Mount("", dataDir, "", unix.MS_REMOUNT|unix.MS_RDONLY, "") != nil {
+			first = fmt.Errorf("unmount %s: %w", dataDir, err)
+		}
+	}
+	return first
+}

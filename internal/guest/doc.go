@@ -1,0 +1,8 @@
+// Package guest is what runs inside every microVM: the guest agent. Started as the initrd's /init it finds the root disk and
+// hands over to itself there; as PID 1 it sets the machine up, supervises containerd and dockerd and reaps orphans; as a
+// service under another init it does none of that. In both cases it serves the guest API (package guestrpc) over a
+// virtio-serial port and over vsock.
+//
+// What it needs of a runtime image: a read-only root disk /dev/vda with the mount points /data /proc /sys /dev /run /tmp
+// /var/lib/docker /var/lib/containerd; a data disk /dev/vdb with an ext4 file system; dockerd, containerd, runc and modprobe.
+package guest

@@ -1,0 +1,168 @@
+package guest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"warmboot"
+	guestv1 "warmboot/gen/guest/v1"
+)
+
+// docker asks Docker over its socket for the little that the guest agent itself needs.
+type docker struct {
+	socket string
+	http   *http.Client
+}
+
+func newDocker(socket string) *docker {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}
+	return &docker{socket: socket, http: &http.Client{Transport: &http.Transport{DialContext: dial}}}
+}
+
+// do makes a request; a nil out discards the answer's body. The path is Docker's newest API's.
+func (d *docker) do(ctx context.Context, method, path string, out any) (http.Header, error) {
+	resp, err := d.open(ctx, method, path)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if out == nil {
+		_, err = io.Copy(io.Discard, resp.Body)
+	} else {
+		err = json.NewDecoder(resp.Body).Decode(out)
+	}
+	return resp.Header, err
+}
+
+func (d *docker) open(ctx context.Context, method, path string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://docker"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := d.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode >= 400 {
+		defer resp.Body.Close()
+		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1024))
+		return nil, fmt.Errorf("docker answered %s %s with %s: %s", method, path, resp.Status, strings.TrimSpace(string(text)))
+	}
+	return resp, nil
+}
+
+// ping waits for Docker's first answer. dockerd listens long before it can answer, so all the waiting is for its socket and then
+// for the answer itself.
+func (d *docker) ping(ctx context.Context) (apiVersion string, err error) {
+	for {
+		header, err := d.do(ctx, http.MethodGet, "/_ping", nil)
+		if err == nil {
+			return header.Get("Api-Version"), nil
+		}
+		if ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+		if err := d.waitSocket(ctx); err != nil {
+			return "", err
+		}
+	}
+}
+
+// waitSocket returns when someone accepts connections on the socket. A socket file that refuses is left from a dockerd that has
+// ended; the next one replaces it, or, having bound it, listens a moment later, for which there is no event but trying.
+func (d *docker) waitSocket(ctx context.Context) error {
+	const retry = 10 * time.Millisecond
+	for {
+		if err := waitFor(ctx, filepath.Dir(d.socket), func() bool { return exists(d.socket) }); err != nil {
+			return err
+		}
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", d.socket)
+		if err == nil {
+			return conn.Close()
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.ENOENT) {
+			return err
+		}
+		select {
+		case <-time.After(retry):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// dockerInfo is the part of Docker's /info that we look at.
+type dockerInfo struct {
+	ID             string
+	ServerVersion  string
+	RegistryConfig struct {
+		IndexConfigs map[string]struct{ Secure bool }
+	}
+}
+
+func (d *docker) info(ctx context.Context) (*dockerInfo, error) {
+	info := &dockerInfo{}
+	_, err := d.do(ctx, http.MethodGet, "/info", info)
+	return info, err
+}
+
+// running lists the ids of running containers.
+func (d *docker) running(ctx context.Context) ([]string, error) {
+	var list []struct{ ID string }
+	_, err := d.do(ctx, http.MethodGet, "/containers/json", &list)
+	var ids []string
+	for _, c := range list {
+		ids = append(ids, c.ID)
+	}
+	return ids, err
+}
+
+// stopContainer lets a container end within grace, then kills it.
+func (d *docker) stopContainer(ctx context.Context, id string, grace time.Duration) error {
+	seconds := max(0, int(grace.Seconds()))
+	_, err := d.do(ctx, http.MethodPost, fmt.Sprintf("/containers/%s/stop?t=%d", url.PathEscape(id), seconds), nil)
+	return err
+}
+
+// waitDocker answers the call of that name.
+func (g *Guest) waitDocker(ctx context.Context, req *guestv1.WaitDockerRequest) (*guestv1.WaitDockerResponse, error) {
+	const op = "wait for Docker"
+	if g.broken != nil {
+		return nil, warmboot.Errorf(warmboot.Unavailable, op, "Docker was not started: %w", g.broken)
+	}
+	timeout := time.Duration(req.TimeoutMillis) * time.Millisecond
+	begin := time.Now()
+	limited, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	version, err := g.docker.ping(limited)
+	if err != nil {
+		return nil, warmboot.Errorf(warmboot.CodeOf(err), op, "Docker did not answer within %v: %w; its log is %s/dockerd.log in the guest%s", timeout, err, runDir, g.restartNote())
+	}
+	return &guestv1.WaitDockerResponse{ApiVersion: version, WaitedMicros: time.Since(begin).Microseconds()}, nil
+}
+
+// restartNote tells whether the services keep failing.
+func (g *Guest) restartNote() string {
+	note := ""
+	for _, s := range []*service{g.containerd, g.dockerd} {
+		if s == nil {
+			continue
+		}
+		if h := s.health(); h.Restarts > 0 {
+			note += fmt.Sprintf("; %s was started again %d times", h.Name, h.Restarts)
+		}
+	}
+	return note
+}

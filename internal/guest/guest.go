@@ -1,0 +1,98 @@
+package guest
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"warmboot"
+)
+
+// Config is what a Guest needs.
+type Config struct {
+	Version string // reported by Health
+	Log     *slog.Logger
+	// Init says that we are PID 1 of the machine, so everything in it is ours to set up and to supervise.
+	Init bool
+	// Root is put before every path. It is empty except in tests.
+	Root string
+}
+
+// Guest is the guest agent.
+type Guest struct {
+	Config
+	docker    *docker
+	processes *processes
+	registry  *forwarder
+
+	mu         sync.Mutex // identity, quiesce and shutdown happen one at a time
+	quiesced   bool
+	engine     *engineMemory // where dockerd keeps its engine id; nil before Quiesce
+	gateway    string        // of the latest Reidentify
+	containerd *service
+	dockerd    *service
+
+	broken   error // why the machine cannot run Docker; set before the API is served
+	powerOff chan struct{}
+	offOnce  sync.Once
+}
+
+// New makes a guest agent; Run does everything.
+func New(c Config) *Guest {
+	g := &Guest{Config: c, processes: newProcesses(c.Init), powerOff: make(chan struct{})}
+	g.docker = newDocker(g.path(dockerSocket))
+	g.registry = newForwarder(c.Log)
+	return g
+}
+
+func (g *Guest) path(p string) string {
+	if g.Root == "" {
+		return p
+	}
+	return filepath.Join(g.Root, p)
+}
+
+// Run sets the machine up, if it is ours, and serves the guest API until ctx ends or a host asks for shutdown. As PID 1 it
+// powers the machine off then and does not return.
+func (g *Guest) Run(ctx context.Context) error {
+	if g.Init {
+		os.Setenv("PATH", strings.TrimPrefix(searchPath, "PATH=")) // the kernel gives none
+		go g.processes.reap()
+		if err := g.boot(ctx); err != nil {
+			// The API is served all the same: it is how the host learns why.
+			g.broken = err
+			g.Log.Error("the machine cannot run Docker", "error", err)
+		} else {
+			g.startServices()
+		}
+	}
+	served := make(chan error, 1)
+	go func() { served <- g.serve(ctx) }()
+	select {
+	case err := <-served:
+		if !g.Init {
+			return err
+		}
+		g.Log.Error("no way to reach a host", "error", err)
+		<-ctx.Done()
+	case <-ctx.Done():
+	case <-g.powerOff:
+		return g.endMachine()
+	}
+	if !g.Init {
+		return nil
+	}
+	g.settle(context.WithoutCancel(ctx), defaultGrace)
+	return g.endMachine()
+}
+
+// internal makes an Internal error of a system call or file operation that should have worked.
+func internal(op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &warmboot.Error{Code: warmboot.Internal, Op: op, Err: err}
+}

@@ -1,0 +1,147 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"warmboot"
+	guestv1 "warmboot/gen/guest/v1"
+)
+
+// quiesce makes the machine ready to be frozen: Docker proven to be well and to start by itself, nothing left of this machine's
+// identity in the network, everything on disk, no memory used that need not be.
+func (g *Guest) quiesce(ctx context.Context) (*guestv1.QuiesceResponse, error) {
+	const op = "quiesce"
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	resp := &guestv1.QuiesceResponse{}
+	step := func(format string, args ...any) { resp.Steps = append(resp.Steps, fmt.Sprintf(format, args...)) }
+
+	info, err := g.docker.info(ctx)
+	if err != nil {
+		return nil, unavailable(op, "Docker must answer before the machine is frozen", err)
+	}
+	resp.DockerVersion, resp.EngineId = info.ServerVersion, info.ID
+	step("docker: version %s answers", info.ServerVersion)
+
+	auto, how, err := g.dockerAutostart(ctx)
+	if err != nil {
+		return nil, internal(op, err)
+	}
+	resp.DockerAutostart = auto
+	step("docker: %s", how)
+
+	pid, err := g.dockerPID()
+	if err != nil {
+		return nil, internal(op, err)
+	}
+	if file := g.engineIDFile(); file != info.ID {
+		return nil, warmboot.Errorf(warmboot.Incompatible, op, "Docker %s calls itself %q and not what %s says (%q), so its clones could not be told apart; use Docker 24 or later", info.ServerVersion, info.ID, engineIDPath, file)
+	}
+	ask := func(ctx context.Context) (string, error) {
+		info, err := g.docker.info(ctx)
+		return info.ID, err
+	}
+	if g.engine, err = findEngineID(ctx, pid, info.ID, ask); err != nil {
+		return nil, internal(op+": find Docker's engine id in its memory", err)
+	}
+	step("docker: engine id found at %d place(s) in process %d, each proven", len(g.engine.addresses), pid)
+
+	g.docker.http.CloseIdleConnections()
+	if n := g.registry.close(); n > 0 {
+		step("network: %d registry port(s) are no longer forwarded", n)
+	}
+	g.gateway = ""
+	network, err := flushNetwork()
+	if err != nil {
+		return nil, internal(op+": flush the network", err)
+	}
+	resp.Steps = append(resp.Steps, network...)
+
+	for _, path := range []string{"/var/lib/systemd/random-seed", "/var/lib/urandom/random-seed", "/var/lib/misc/random-seed"} {
+		switch err := os.Remove(g.path(path)); {
+		case err == nil:
+			step("random: %s removed", path)
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, internal(op, err)
+		}
+	}
+
+	unix.Sync()
+	step("disk: written")
+	if trimmed, err := trim(g.path("/var/lib/docker")); err == nil {
+		step("disk: %d MiB of free space given back", trimmed>>20)
+	} else {
+		step("disk: free space not given back: %v", err) // costs disk space in the snapshot, nothing else
+	}
+	debug.FreeOSMemory()
+	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+		return nil, internal(op, err)
+	}
+	step("memory: caches dropped")
+	unix.Sync()
+	g.quiesced = true
+	return resp, nil
+}
+
+// dockerAutostart tells whether Docker would start by itself in this machine, and how we know.
+func (g *Guest) dockerAutostart(ctx context.Context) (bool, string, error) {
+	if g.Init {
+		// Its socket must be served by the very process that we supervise, not by one that somebody started by hand.
+		pid, err := readPIDFile(g.path(dockerPIDFile))
+		if err != nil {
+			return false, "", err
+		}
+		if own := g.dockerd.pid(); own != pid {
+			return false, fmt.Sprintf("process %d was not started by init, whose own is %d", pid, own), nil
+		}
+		return true, fmt.Sprintf("process %d was started by init and is supervised", pid), nil
+	}
+	if exists(g.path("/run/systemd/system")) {
+		_, out, err := g.run(ctx, "systemctl", "is-enabled", "docker.service", "docker.socket")
+		if err != nil {
+			return false, "", err
+		}
+		return strings.Contains("\n"+out, "\nenabled"), "systemd says: " + strings.Join(strings.Fields(out), ", "), nil
+	}
+	if exists(g.path("/etc/runlevels/default/docker")) {
+		return true, "OpenRC starts it in the default runlevel", nil
+	}
+	return false, "nothing is known to start it at boot", nil
+}
+
+// trim gives the free space of the file system at dir back to its disk and returns how many bytes that were.
+func trim(dir string) (uint64, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	const fitrim = 0xc0185879
+	all := struct{ start, length, minimum uint64 }{length: ^uint64(0)}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), fitrim, uintptr(unsafe.Pointer(&all))); errno != 0 {
+		return 0, errno
+	}
+	return all.length, nil
+}
+
+func readPIDFile(path string) (int, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0, fmt.Errorf("%s does not hold a process id: %w", path, err)
+	}
+	return pid, nil
+}

@@ -1,0 +1,173 @@
+package guest
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"runtime/debug"
+
+	"github.com/hashicorp/yamux"
+	"github.com/mdlayher/vsock"
+
+	"warmboot"
+	guestv1 "warmboot/gen/guest/v1"
+	"warmboot/internal/guestrpc"
+)
+
+// VsockPort is where the guest API is served over vsock.
+const VsockPort = 5000
+
+// serve serves the API on every channel that the machine has. It returns when all of them are broken, or ctx ends.
+func (g *Guest) serve(ctx context.Context) error {
+	errs := make(chan error, 2)
+	channels := 1
+	go func() { errs <- g.servePort(ctx) }()
+	if exists("/dev/vsock") {
+		channels++
+		go func() { errs <- g.serveVsock(ctx) }()
+	}
+	var all []error
+	for range channels {
+		err := <-errs
+		if err != nil && ctx.Err() == nil {
+			g.Log.Error("a channel to the host broke", "error", err)
+		}
+		all = append(all, err)
+	}
+	return errors.Join(all...)
+}
+
+// servePort has one conversation after the other.
+func (g *Guest) servePort(ctx context.Context) error {
+	p, err := waitPort(ctx)
+	if err != nil {
+		return internal("open virtio-serial port", err)
+	}
+	defer p.file.Close()
+	stop := context.AfterFunc(ctx, func() { p.file.Close() })
+	defer stop()
+	for ctx.Err() == nil {
+		conn := p.converse()
+		session, err := guestrpc.Accept(conn)
+		switch {
+		case err == nil:
+			g.converse(session)
+		case ctx.Err() == nil && !errors.Is(err, io.EOF):
+			return internal("read virtio-serial port", err)
+		}
+		conn.Close()
+	}
+	return ctx.Err()
+}
+
+func (g *Guest) serveVsock(ctx context.Context) error {
+	l, err := vsock.Listen(VsockPort, nil)
+	if err != nil {
+		return internal("listen on vsock", err)
+	}
+	return g.serveListener(ctx, l)
+}
+
+// serveListener has a conversation with everyone who connects.
+func (g *Guest) serveListener(ctx context.Context, l net.Listener) error {
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer conn.Close()
+			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			defer stop()
+			if session, err := guestrpc.Accept(conn); err == nil {
+				g.converse(session)
+			}
+		}()
+	}
+}
+
+// converse answers a host's calls until it goes away.
+func (g *Guest) converse(session *yamux.Session) {
+	defer session.Close()
+	for {
+		stream, err := session.AcceptStream()
+		if err != nil {
+			return
+		}
+		go g.handle(stream)
+	}
+}
+
+// handle answers one call.
+func (g *Guest) handle(stream *yamux.Stream) {
+	defer stream.Close()
+	r := bufio.NewReader(stream)
+	req := &guestv1.Request{}
+	if err := guestrpc.ReadMessage(r, req); err != nil {
+		refuse(stream, warmboot.Errorf(warmboot.Invalid, "", "the request cannot be read: %w", err))
+		return
+	}
+	defer func() {
+		// A panic here would be the kernel's.
+		if p := recover(); p != nil {
+			g.Log.Error("a call panicked", "panic", p, "stack", string(debug.Stack()))
+			refuse(stream, warmboot.Errorf(warmboot.Internal, "", "the guest agent panicked: %v", p))
+		}
+	}()
+	switch call := req.Call.(type) {
+	case *guestv1.Request_Exec:
+		g.exec(stream, r, call.Exec)
+	case *guestv1.Request_Tunnel:
+		g.tunnel(stream, r, call.Tunnel)
+	default:
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		go func() { // the host says no more; end of file means that it gave up
+			io.Copy(io.Discard, r)
+			cancel()
+		}()
+		resp, err := g.answer(ctx, req)
+		if err != nil {
+			refuse(stream, err)
+			return
+		}
+		guestrpc.WriteMessage(stream, resp)
+		if req.GetShutdown() != nil {
+			stream.Close()
+			g.offOnce.Do(func() { g.afterLastAnswer(ctx) })
+		}
+	}
+}
+
+// answer does a call that is one request and one response.
+func (g *Guest) answer(ctx context.Context, req *guestv1.Request) (*guestv1.Response, error) {
+	switch call := req.Call.(type) {
+	case *guestv1.Request_Health:
+		return &guestv1.Response{Result: &guestv1.Response_Health{Health: g.health()}}, nil
+	case *guestv1.Request_WaitDocker:
+		r, err := g.waitDocker(ctx, call.WaitDocker)
+		return &guestv1.Response{Result: &guestv1.Response_WaitDocker{WaitDocker: r}}, err
+	case *guestv1.Request_Quiesce:
+		r, err := g.quiesce(ctx)
+		return &guestv1.Response{Result: &guestv1.Response_Quiesce{Quiesce: r}}, err
+	case *guestv1.Request_Reidentify:
+		r, err := g.reidentify(ctx, call.Reidentify)
+		return &guestv1.Response{Result: &guestv1.Response_Reidentify{Reidentify: r}}, err
+	case *guestv1.Request_Registry:
+		err := g.addRegistry(ctx, call.Registry)
+		return &guestv1.Response{Result: &guestv1.Response_Registry{Registry: &guestv1.RegistryResponse{}}}, err
+	case *guestv1.Request_Shutdown:
+		err := g.shutdown(ctx, call.Shutdown)
+		return &guestv1.Response{Result: &guestv1.Response_Shutdown{Shutdown: &guestv1.ShutdownResponse{}}}, err
+	}
+	return nil, warmboot.Errorf(warmboot.Invalid, "", "this guest agent (%s) does not know the call; the runtime image is older than the host's warmboot, rebuild it", g.Version)
+}
+
+// refuse answers with a failure.
+func refuse(w io.Writer, err error) {
+	guestrpc.WriteMessage(w, &guestv1.Response{Failure: &guestv1.Failure{Code: string(warmboot.CodeOf(err)), Message: err.Error()}})
+}
