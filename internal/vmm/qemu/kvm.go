@@ -1,0 +1,137 @@
+package qemu
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"warmboot"
+	"warmboot/internal/rollback"
+	"warmboot/internal/vmm"
+)
+
+const kvmDevice = "/dev/kvm"
+
+// kvmLimit is how long a kernel may take to boot while KVM is tried. It takes about a second where KVM works.
+const kvmLimit = 10 * time.Second
+
+// nobody is the user that KVM is tried as when we are root: machines are not run as root either.
+var nobody = vmm.Owner{UID: 65534, GID: 65534}
+
+// booted is what a kernel prints when it has done all its own work and looks for something to run: it starts an init, or
+// has none and gives up.
+var booted = regexp.MustCompile(`Run /\S+ as init process|Kernel panic - not syncing: VFS`)
+
+// tryKVM boots a kernel under KVM, which is the only proof: there are hosts where the device opens, a machine is
+// created, and the first real kernel brings it down. It returns why KVM cannot be used, or "", and whether that is certain.
+func (d *Driver) tryKVM(ctx context.Context, caps vmm.Capabilities) (why string, certain bool) {
+	f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Sprintf("KVM cannot be used: %v", err), true
+	}
+	f.Close()
+	kernel := d.ProbeKernel
+	if kernel == "" {
+		if kernel = newestKernel(); kernel == "" {
+			return "KVM was not tried: there is no kernel in /boot to try it with", false
+		}
+	}
+	if err := d.bootUnderKVM(ctx, caps, kernel); err != nil {
+		return fmt.Sprintf("KVM does not work: %v", err), true
+	}
+	return "", true
+}
+
+func (d *Driver) bootUnderKVM(ctx context.Context, caps vmm.Capabilities, kernel string) error {
+	const op = "boot a kernel"
+	ctx, cancel := context.WithTimeout(ctx, kvmLimit)
+	defer cancel()
+	var undo rollback.Stack
+	defer undo.Unwind()
+	dir, err := os.MkdirTemp("", "warmboot-kvm-")
+	if err != nil {
+		return err
+	}
+	undo.Push("make directory", func() error { return os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return err
+	}
+	spec := vmm.Spec{
+		ID: "kvm-probe", Dir: dir, VCPUs: 1, MemoryMiB: 256, KernelArgs: []string{"loglevel=7", "ignore_loglevel"},
+		Network: vmm.Network{Subnet: netip.MustParsePrefix("100.64.0.0/24")}, Owner: nobody,
+	}
+	// Copies, because a distribution's kernel may be readable by root alone.
+	for name, file := range map[string]struct {
+		from string
+		to   *string
+	}{"kernel": {kernel, &spec.Kernel}, "initrd": {d.ProbeInitrd, &spec.Initrd}} {
+		if file.from == "" {
+			continue
+		}
+		*file.to = filepath.Join(dir, name)
+		if err := copyFile(*file.to, file.from); err != nil {
+			return err
+		}
+	}
+	m, err := d.launch(ctx, op, caps, spec, false, func(context.Context, *qmp) error { return nil })
+	if err != nil {
+		return err
+	}
+	undo.Push("start machine", func() error { return m.Stop(context.WithoutCancel(ctx), 0) })
+	for {
+		text, more := m.console.watch()
+		if booted.MatchString(text) {
+			return nil
+		}
+		select {
+		case <-more:
+		case <-m.Done():
+			// The last lines may have come together with the end.
+			if booted.MatchString(m.console.String()) {
+				return nil
+			}
+			return warmboot.Errorf(warmboot.Unavailable, op, "QEMU ended before the kernel was up: %s", lines(m.said.String(), 2))
+		case <-ctx.Done():
+			said := lines(m.said.String(), 1)
+			if said == "" {
+				said = "the kernel's last words: " + lines(text, 1)
+			}
+			return warmboot.Errorf(warmboot.Timeout, op, "a stock kernel was not up after %v; %s", kvmLimit, said)
+		}
+	}
+}
+
+// newestKernel is the host's own kernel that was installed last, or "".
+func newestKernel() string {
+	kernels, _ := filepath.Glob("/boot/vmlinuz*") // fails on a bad pattern only
+	var newest string
+	var at time.Time
+	for _, k := range kernels {
+		if info, err := os.Stat(k); err == nil && info.Mode().IsRegular() && info.ModTime().After(at) {
+			newest, at = k, info.ModTime()
+		}
+	}
+	return newest
+}
+
+func copyFile(to, from string) error {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(dst, src)
+	if closeErr := dst.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}

@@ -1,0 +1,239 @@
+// Package qemu drives QEMU, under KVM where that works and as a pure emulator elsewhere.
+//
+// A machine is one QEMU process that runs as a user of its own, without capabilities, in QEMU's seccomp sandbox. It is not
+// a child in spirit: it goes on when we end, and Recover finds it again. For that, its two sockets lie in the machine's
+// directory; we make them, and QEMU inherits them already listening, so that no connection ever has to be retried. Every
+// call connects to QMP, says what it wants, and disconnects: two of our processes, or two Drivers, can take turns.
+//
+// A snapshot is the memory file, which a machine that will be frozen has mapped shared from the start, and the state of the
+// devices, which QEMU writes as a migration stream that leaves shared memory out. A restored machine maps the same memory
+// file privately. Both must have the same devices at the same places: see arguments.
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sync"
+	"time"
+
+	"warmboot"
+	"warmboot/internal/rollback"
+	"warmboot/internal/vmm"
+)
+
+const driverName = "qemu"
+
+// startLimit is how long a QEMU process may take to become ready to take commands, and to load a state. Both take a fraction of a
+// second; the limit is for a host that is out of memory.
+const startLimit = 30 * time.Second
+
+// Config is what a Driver needs. Every field may be zero.
+type Config struct {
+	Binary   string // "qemu-system-x86_64", looked up in PATH
+	StateDir string // where what Probe found out is remembered; empty: nowhere
+	// ProbeKernel and ProbeInitrd are what Probe boots to find out whether KVM works; by default the newest kernel in
+	// /boot, and no initrd.
+	ProbeKernel string
+	ProbeInitrd string
+	Accelerator string // "kvm" or "tcg"; empty: KVM if it works
+	Log         *slog.Logger
+}
+
+// Driver runs machines with QEMU. It is safe for concurrent use.
+type Driver struct {
+	Config
+
+	probing sync.Mutex
+	found   *vmm.Capabilities
+}
+
+var _ vmm.Driver = (*Driver)(nil)
+
+// New makes a driver. Nothing is looked at until the first call.
+func New(c Config) *Driver {
+	if c.Binary == "" {
+		c.Binary = "qemu-system-x86_64"
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Driver{Config: c}
+}
+
+// Name is "qemu".
+func (d *Driver) Name() string { return driverName }
+
+// Create boots a machine.
+func (d *Driver) Create(ctx context.Context, spec vmm.Spec) (vmm.Machine, error) {
+	const op = "create machine"
+	if err := validate(op, spec); err != nil {
+		return nil, err
+	}
+	caps, err := d.Probe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var undo rollback.Stack
+	defer undo.Unwind()
+	if spec.MemoryFile != "" {
+		if err := makeMemory(spec); err != nil {
+			return nil, err
+		}
+		undo.Push("create memory file", func() error { return os.Remove(spec.MemoryFile) })
+	}
+	m, err := d.launch(ctx, op, caps, spec, false, func(context.Context, *qmp) error { return nil })
+	if err != nil {
+		return nil, err
+	}
+	undo.Move()
+	return m, nil
+}
+
+// Restore starts a machine from a snapshot.
+func (d *Driver) Restore(ctx context.Context, snap vmm.Snapshot, opts vmm.RestoreOptions) (vmm.Machine, error) {
+	const op = "restore machine"
+	spec := vmm.Spec{
+		ID: opts.ID, Dir: opts.Dir, RootDisk: opts.RootDisk, DataDisk: opts.DataDisk, Network: opts.Network, Owner: opts.Owner,
+		VCPUs: snap.VCPUs, MemoryMiB: snap.MemoryMiB, Kernel: snap.Kernel, Initrd: snap.Initrd, KernelArgs: snap.KernelArgs,
+		MemoryFile: snap.MemoryFile,
+	}
+	if err := validate(op, spec); err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(snap.MemoryFile)
+	if err != nil {
+		return nil, fileError(op, err)
+	}
+	if want := int64(snap.MemoryMiB) << 20; info.Size() != want {
+		return nil, warmboot.Errorf(warmboot.Corrupt, op, "%s has %d bytes, but the machine had %d bytes of memory; rebuild the snapshot", snap.MemoryFile, info.Size(), want)
+	}
+	state, err := os.Open(snap.StateFile)
+	if err != nil {
+		return nil, fileError(op, err)
+	}
+	defer state.Close()
+	caps, err := d.Probe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m, err := d.launch(ctx, op, caps, spec, true, func(ctx context.Context, q *qmp) error {
+		if err := q.load(ctx, state); err != nil {
+			return err
+		}
+		return q.execute(ctx, "cont", nil, nil)
+	})
+	if err != nil {
+		return nil, err
+	}
+	// A machine that was restored has private memory and cannot be frozen again.
+	m.spec.MemoryFile = ""
+	if err := m.remember(); err != nil {
+		return nil, errors.Join(err, m.Stop(context.WithoutCancel(ctx), 0))
+	}
+	return m, nil
+}
+
+// Recover takes charge of a machine that was started before.
+func (d *Driver) Recover(_ context.Context, h vmm.Handle) (vmm.Machine, error) {
+	const op = "recover machine"
+	if h.Driver != driverName {
+		return nil, warmboot.Errorf(warmboot.Invalid, op, "machine %s was started with %q, not with %s", h.ID, h.Driver, driverName)
+	}
+	p, err := findProcess(h.PID, h.StartTime)
+	if errors.Is(err, errGone) {
+		return nil, errors.Join(
+			warmboot.Errorf(warmboot.NotFound, op, "machine %s (process %d) is not running any more", h.ID, h.PID), releaseDir(h.Dir))
+	}
+	if err != nil {
+		return nil, warmboot.Errorf(warmboot.Internal, op, "%w", err)
+	}
+	m := &machine{driver: d, process: p, handle: h, busy: make(chan struct{}, 1)}
+	if m.spec, err = recall(h.Dir); err != nil {
+		// It can still be used and stopped, but not frozen.
+		d.Log.Warn("what a machine consists of is no longer known", "machine", h.ID, "error", err)
+	}
+	return m, nil
+}
+
+// validID is what vmm.Spec.ID promises.
+var validID = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
+
+// validate rejects what QEMU would not understand, or understand as something else.
+func validate(op string, spec vmm.Spec) error {
+	invalid := func(format string, args ...any) error {
+		return warmboot.Errorf(warmboot.Invalid, op, format, args...)
+	}
+	if !validID.MatchString(spec.ID) {
+		return invalid("machine id %.80q is not 1 to 64 of a-z, 0-9 and '-'", spec.ID)
+	}
+	if spec.VCPUs < 1 || spec.VCPUs > 255 || spec.MemoryMiB < 16 {
+		return invalid("a machine with %d CPUs and %d MiB is not possible; it takes 1 to 255 CPUs and at least 16 MiB", spec.VCPUs, spec.MemoryMiB)
+	}
+	if !spec.Network.Subnet.IsValid() || !spec.Network.Subnet.Addr().Is4() {
+		return invalid("%v is not an IPv4 network for the guest", spec.Network.Subnet)
+	}
+	for _, f := range spec.Network.Forwards {
+		if !f.HostIP.Is4() && !f.HostIP.Is4In6() {
+			return invalid("port %d cannot be published on %v: QEMU's user-mode network forwards IPv4 only; publish it on 0.0.0.0 or 127.0.0.1", f.HostPort, f.HostIP)
+		}
+		if f.HostPort == 0 || f.GuestPort == 0 || (f.Protocol != warmboot.TCP && f.Protocol != warmboot.UDP) {
+			return invalid("cannot forward %s port %d to %d", f.Protocol, f.HostPort, f.GuestPort)
+		}
+	}
+	for _, path := range []string{spec.Dir, spec.Kernel, spec.Initrd, spec.RootDisk.Path, spec.DataDisk.Path, spec.MemoryFile} {
+		if path == "" {
+			continue
+		}
+		if !filepath.IsAbs(path) {
+			return invalid("%q is not an absolute path", path)
+		}
+		if path == spec.MemoryFile {
+			continue
+		}
+		if _, err := os.Stat(path); err != nil {
+			return fileError(op, err)
+		}
+	}
+	if spec.Dir == "" || spec.Kernel == "" {
+		return invalid("a machine needs a directory and a kernel")
+	}
+	return nil
+}
+
+// makeMemory creates the file that a machine's memory lives in.
+func makeMemory(spec vmm.Spec) error {
+	const op = "create memory file"
+	f, err := os.OpenFile(spec.MemoryFile, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fileError(op, err)
+	}
+	defer f.Close()
+	err = f.Truncate(int64(spec.MemoryMiB) << 20)
+	if err == nil && confined(spec.Owner) {
+		err = f.Chown(int(spec.Owner.UID), int(spec.Owner.GID))
+	}
+	if err != nil {
+		return fileError(op, errors.Join(err, os.Remove(spec.MemoryFile)))
+	}
+	return nil
+}
+
+// confined reports whether a machine's process changes to its owner.
+func confined(o vmm.Owner) bool { return o != (vmm.Owner{}) && os.Geteuid() == 0 }
+
+func fileError(op string, err error) error {
+	code := warmboot.Internal
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		code = warmboot.NotFound
+	case errors.Is(err, fs.ErrExist):
+		code = warmboot.Conflict
+	}
+	return &warmboot.Error{Code: code, Op: op, Err: fmt.Errorf("%w", err)}
+}

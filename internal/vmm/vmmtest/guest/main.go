@@ -1,0 +1,123 @@
+// Command guest is the /init of the suite's test machines: the smallest guest that can show what a driver does to it.
+// It answers line commands on the driver's guest channel, one connection after the other.
+//
+//	ping         pong
+//	counter      how often a loop in the guest has gone round, once a millisecond
+//	fill N BYTE  N MiB of memory are set to BYTE
+//	read         the byte that the memory was last set to, after checking all of it; -1 if it is not all the same
+//	poweroff     the machine is powered off
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+const portName = "org.warmboot.agent.0"
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "guest:", err)
+	}
+	syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+func run() error {
+	for _, m := range [][2]string{{"devtmpfs", "/dev"}, {"sysfs", "/sys"}} {
+		if err := syscall.Mount("none", m[1], m[0], 0, ""); err != nil && err != syscall.EBUSY {
+			return fmt.Errorf("mount %s: %w", m[0], err)
+		}
+	}
+	var g guest
+	go func() {
+		for range time.Tick(time.Millisecond) {
+			g.counter.Add(1)
+		}
+	}()
+	path, err := port()
+	if err != nil {
+		return err
+	}
+	for {
+		// The port reports an end of file for as long as nobody is connected to it on the host.
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		if err := g.serve(f); err != nil {
+			return err
+		}
+		f.Close()
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// port finds the device of the guest channel by its name.
+func port() (string, error) {
+	names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
+	if err != nil {
+		return "", err
+	}
+	for _, n := range names {
+		name, err := os.ReadFile(n)
+		if err == nil && strings.TrimSpace(string(name)) == portName {
+			return "/dev/" + filepath.Base(filepath.Dir(n)), nil
+		}
+	}
+	return "", fmt.Errorf("no port called %s among %v", portName, names)
+}
+
+type guest struct {
+	counter atomic.Int64
+	memory  []byte
+}
+
+var errPoweroff = fmt.Errorf("powering off")
+
+func (g *guest) serve(rw io.ReadWriter) error {
+	in := bufio.NewScanner(rw)
+	for in.Scan() {
+		answer, err := g.do(in.Text())
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(rw, answer)
+	}
+	return nil
+}
+
+func (g *guest) do(command string) (any, error) {
+	var n, b int
+	switch {
+	case command == "ping":
+		return "pong", nil
+	case command == "counter":
+		return g.counter.Load(), nil
+	case command == "poweroff":
+		return nil, errPoweroff
+	case command == "read":
+		for _, b := range g.memory {
+			if b != g.memory[0] {
+				return -1, nil
+			}
+		}
+		return g.memory[0], nil
+	}
+	if k, _ := fmt.Sscanf(command, "fill %d %d", &n, &b); k == 2 {
+		if len(g.memory) != n<<20 {
+			g.memory = make([]byte, n<<20)
+		}
+		for i := range g.memory {
+			g.memory[i] = byte(b)
+		}
+		return "ok", nil
+	}
+	return "unknown command", nil
+}
