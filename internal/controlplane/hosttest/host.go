@@ -1,0 +1,380 @@
+// Package hosttest is a controlplane.Host that keeps its machines in memory, for tests of what stands above a host. It
+// keeps the Host's promises (idempotent stops, nothing left after an error); a test makes a step fail or stand still
+// through the On fields.
+package hosttest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"warmboot"
+	"warmboot/internal/controlplane"
+)
+
+// VMM is what the host says that it runs machines with.
+const VMM = "qemu-7.2.22"
+
+// Root is the directory below which the host allows runtime images.
+const Root = "/srv/images/"
+
+// Host is a controlplane.Host. Make it with New. The On fields are set before the host is used; a nil one does nothing.
+type Host struct {
+	OnBuild func(ctx context.Context, snap warmboot.RuntimeSnapshot) error
+	OnWarm  func(ctx context.Context, m controlplane.MachineSpec, snap warmboot.RuntimeSnapshot) error
+	OnCold  func(ctx context.Context, m controlplane.MachineSpec) error
+	OnStart func(ctx context.Context, c warmboot.Container) error
+	// OnStop runs before a command is told to end.
+	OnStop func(ctx context.Context, id warmboot.ID) error
+	// OnRemove runs before a container's things are removed.
+	OnRemove func(ctx context.Context, id warmboot.ID) error
+
+	mu         sync.Mutex
+	nextPort   uint16
+	used       map[uint16]bool // host ports that something else uses
+	machines   map[warmboot.ID]*machine
+	snapshots  map[warmboot.ID]bool
+	buildsRun  int
+	warm, cold int
+}
+
+// machine is what the host has of a container.
+type machine struct {
+	running  bool
+	snapshot warmboot.ID // it was restored from; its files must stay
+	created  bool        // Docker knows the container
+	exited   chan struct{}
+	code     int
+	crashed  bool
+	logs     []controlplane.LogLine
+	more     chan struct{} // closed when logs or exited change
+}
+
+// New returns a host without machines.
+func New() *Host {
+	return &Host{nextPort: 40000, used: map[uint16]bool{}, machines: map[warmboot.ID]*machine{}, snapshots: map[warmboot.ID]bool{}}
+}
+
+// Info implements controlplane.Host.
+func (h *Host) Info(context.Context) (controlplane.HostInfo, error) {
+	return controlplane.HostInfo{VMM: VMM, VMMWhy: "kept in memory by a test"}, nil
+}
+
+// InspectImage implements controlplane.Host. The content of an image is its paths.
+func (h *Host) InspectImage(_ context.Context, img warmboot.Image) (warmboot.Image, error) {
+	for _, p := range []string{img.KernelPath, img.InitrdPath, img.RootfsPath} {
+		if p != "" && (!strings.HasPrefix(p, Root) || strings.Contains(p, "..")) {
+			return img, warmboot.Errorf(warmboot.Denied, "inspect image", "%s lies outside the allowed root %s", p, Root)
+		}
+	}
+	img.Digest = fmt.Sprintf("%064x", len(img.KernelPath+img.InitrdPath+img.RootfsPath))
+	img.SizeBytes = 400 << 20
+	return img, nil
+}
+
+// UsePort makes a host port taken by something that is no container.
+func (h *Host) UsePort(port uint16) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.used[port] = true
+}
+
+// ReservePorts implements controlplane.Host.
+func (h *Host) ReservePorts(_ context.Context, ports []warmboot.PortMapping) ([]warmboot.PortMapping, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := slices.Clone(ports)
+	for i := range out {
+		if h.used[out[i].HostPort] {
+			return nil, warmboot.Errorf(warmboot.Conflict, "reserve port", "host port %d is in use by another program", out[i].HostPort)
+		}
+		if out[i].HostPort == 0 {
+			h.nextPort++
+			out[i].HostPort = h.nextPort
+		}
+	}
+	return out, nil
+}
+
+// BuildSnapshot implements controlplane.Host.
+func (h *Host) BuildSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot, img warmboot.Image, step func(string)) (controlplane.Built, error) {
+	h.mu.Lock()
+	h.buildsRun++
+	h.mu.Unlock()
+	step("booting")
+	if h.OnBuild != nil {
+		if err := h.OnBuild(ctx, snap); err != nil {
+			return controlplane.Built{}, err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return controlplane.Built{}, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.snapshots[snap.ID] = true
+	return controlplane.Built{
+		Path:      fmt.Sprintf("/srv/fc/runtime-snapshots/%s/%s", img.ID, snap.ID),
+		FCVersion: VMM,
+		Metadata:  warmboot.SnapshotMetadata{SizeBytes: 900_000_000, MemSizeBytes: 512_000_000, DockerVersion: "26.1.5", VCPUs: 1, ColdBootSeconds: 60},
+	}, nil
+}
+
+// RemoveSnapshot implements controlplane.Host.
+func (h *Host) RemoveSnapshot(_ context.Context, snap warmboot.RuntimeSnapshot) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, m := range h.machines {
+		if m.snapshot == snap.ID {
+			return warmboot.Errorf(warmboot.Conflict, "remove snapshot", "a machine was restored from snapshot %s", snap.ID)
+		}
+	}
+	delete(h.snapshots, snap.ID)
+	return nil
+}
+
+// WarmBoot implements controlplane.Host.
+func (h *Host) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap warmboot.RuntimeSnapshot) (controlplane.Booted, error) {
+	if h.OnWarm != nil {
+		if err := h.OnWarm(ctx, m, snap); err != nil {
+			return controlplane.Booted{}, err
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.snapshots[snap.ID] {
+		return controlplane.Booted{}, warmboot.Errorf(warmboot.Corrupt, "restore snapshot", "the files of snapshot %s are gone", snap.ID)
+	}
+	h.warm++
+	h.machines[m.Container] = newMachine(snap.ID)
+	return controlplane.Booted{Phases: []warmboot.Phase{
+		{Name: warmboot.PhaseDisk, Duration: 10 * time.Millisecond}, {Name: warmboot.PhaseVMM, Duration: 60 * time.Millisecond},
+		{Name: warmboot.PhaseRestore, Duration: 80 * time.Millisecond}, {Name: warmboot.PhaseReidentify, Duration: 20 * time.Millisecond},
+		{Name: warmboot.PhaseDocker, Duration: 5 * time.Millisecond},
+	}}, nil
+}
+
+// ColdBoot implements controlplane.Host.
+func (h *Host) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (controlplane.Booted, error) {
+	if h.OnCold != nil {
+		if err := h.OnCold(ctx, m); err != nil {
+			return controlplane.Booted{}, err
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.cold++
+	fresh := newMachine("")
+	if old := h.machines[m.Container]; old != nil {
+		fresh.created, fresh.logs, fresh.snapshot = old.created, old.logs, old.snapshot
+	}
+	h.machines[m.Container] = fresh
+	return controlplane.Booted{Phases: []warmboot.Phase{
+		{Name: warmboot.PhaseDisk, Duration: 10 * time.Millisecond}, {Name: warmboot.PhaseVMM, Duration: 60 * time.Millisecond},
+		{Name: warmboot.PhaseBoot, Duration: 4 * time.Second}, {Name: warmboot.PhaseDocker, Duration: 9 * time.Second},
+	}}, nil
+}
+
+func newMachine(snapshot warmboot.ID) *machine {
+	return &machine{running: true, snapshot: snapshot, exited: make(chan struct{}), more: make(chan struct{})}
+}
+
+// StartContainer implements controlplane.Host.
+func (h *Host) StartContainer(ctx context.Context, c warmboot.Container, _ *controlplane.RegistryAuth, step func(string)) ([]warmboot.Phase, error) {
+	step("pulling " + c.Image)
+	if h.OnStart != nil {
+		if err := h.OnStart(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := h.machines[c.ID]
+	if m == nil || !m.running {
+		return nil, warmboot.Errorf(warmboot.Unavailable, "start container", "container %s has no machine", c.ID)
+	}
+	if m.created {
+		return []warmboot.Phase{{Name: warmboot.PhaseStart, Duration: 300 * time.Millisecond}}, nil
+	}
+	m.created = true
+	return []warmboot.Phase{{Name: warmboot.PhasePull, Duration: time.Second}, {Name: warmboot.PhaseStart, Duration: 300 * time.Millisecond}}, nil
+}
+
+// WaitExit implements controlplane.Host.
+func (h *Host) WaitExit(ctx context.Context, id warmboot.ID) (int, error) {
+	h.mu.Lock()
+	m := h.machines[id]
+	h.mu.Unlock()
+	if m == nil {
+		return -1, warmboot.Errorf(warmboot.NotFound, "wait", "the host has no container %s", id)
+	}
+	select {
+	case <-m.exited:
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if m.crashed {
+			return -1, warmboot.Errorf(warmboot.Unavailable, "wait", "the microVM ended unexpectedly")
+		}
+		return m.code, nil
+	case <-ctx.Done():
+		return -1, ctx.Err()
+	}
+}
+
+// StopContainer implements controlplane.Host. A command that is told to end does so at once, with exit code 143.
+func (h *Host) StopContainer(ctx context.Context, id warmboot.ID, _ time.Duration) (int, error) {
+	if h.OnStop != nil {
+		if err := h.OnStop(ctx, id); err != nil {
+			return -1, err
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := h.machines[id]
+	if m == nil {
+		return -1, nil
+	}
+	m.end(143)
+	m.running = false
+	return m.code, nil
+}
+
+// end ends the command, unless it has ended. The host's lock is held.
+func (m *machine) end(code int) {
+	select {
+	case <-m.exited:
+	default:
+		m.code = code
+		close(m.exited)
+		close(m.more)
+		m.more = make(chan struct{})
+	}
+}
+
+// RemoveContainer implements controlplane.Host.
+func (h *Host) RemoveContainer(ctx context.Context, id warmboot.ID) error {
+	if h.OnRemove != nil {
+		if err := h.OnRemove(ctx, id); err != nil {
+			return err
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if m := h.machines[id]; m != nil {
+		m.end(137)
+	}
+	delete(h.machines, id)
+	return nil
+}
+
+// Containers implements controlplane.Host.
+func (h *Host) Containers(context.Context) ([]controlplane.HostContainer, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var all []controlplane.HostContainer
+	for _, id := range slices.Sorted(maps.Keys(h.machines)) {
+		all = append(all, controlplane.HostContainer{ID: id, Running: h.machines[id].running})
+	}
+	return all, nil
+}
+
+// Exit ends the command of a container by itself.
+func (h *Host) Exit(id warmboot.ID, code int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.machines[id].end(code)
+}
+
+// Crash ends the machine of a container.
+func (h *Host) Crash(id warmboot.ID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := h.machines[id]
+	m.crashed, m.running = true, false
+	m.end(-1)
+}
+
+// Print makes a container's command write a line.
+func (h *Host) Print(id warmboot.ID, line controlplane.LogLine) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := h.machines[id]
+	m.logs = append(m.logs, line)
+	close(m.more)
+	m.more = make(chan struct{})
+}
+
+// Counts tells how many warm and cold boots have succeeded and how many builds have begun.
+func (h *Host) Counts() (warm, cold, builds int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.warm, h.cold, h.buildsRun
+}
+
+// HasSnapshot tells whether the files of a snapshot are there.
+func (h *Host) HasSnapshot(id warmboot.ID) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.snapshots[id]
+}
+
+// Logs implements controlplane.Host.
+func (h *Host) Logs(ctx context.Context, id warmboot.ID, opts controlplane.LogOptions) (controlplane.LogReader, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := h.machines[id]
+	if m == nil {
+		return nil, warmboot.Errorf(warmboot.NotFound, "read logs", "the host has no container %s", id)
+	}
+	next := 0
+	if opts.Tail >= 0 {
+		next = max(0, len(m.logs)-opts.Tail)
+	}
+	rctx, cancel := context.WithCancel(ctx)
+	return &logReader{h: h, m: m, next: next, follow: opts.Follow, ctx: rctx, cancel: cancel}, nil
+}
+
+type logReader struct {
+	h      *Host
+	m      *machine
+	next   int
+	follow bool
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+func (r *logReader) Next() (controlplane.LogLine, error) {
+	for {
+		r.h.mu.Lock()
+		if r.next < len(r.m.logs) {
+			defer r.h.mu.Unlock()
+			r.next++
+			return r.m.logs[r.next-1], nil
+		}
+		more, ended := r.m.more, false
+		select {
+		case <-r.m.exited:
+			ended = true
+		default:
+		}
+		r.h.mu.Unlock()
+		if ended || !r.follow {
+			return controlplane.LogLine{}, io.EOF
+		}
+		select {
+		case <-more:
+		case <-r.ctx.Done():
+			return controlplane.LogLine{}, r.ctx.Err()
+		}
+	}
+}
+
+func (r *logReader) Close() error {
+	r.cancel()
+	return nil
+}
