@@ -75,3 +75,6 @@ func network(slot int, ports []warmboot.PortMapping) vmm.Network {
 	}
 	return n
 }
+
+// OwnerRange is the first and the last of the user ids that this agent's VMMs run as.
+func (a *Agent) OwnerRange() (first, last uint32) { return a.OwnerBase + 1, a.OwnerBase + maxSlots }

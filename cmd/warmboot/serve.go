@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"warmboot"
+	"warmboot/internal/agent"
+	"warmboot/internal/cli"
+	"warmboot/internal/controlplane"
+	"warmboot/internal/hostnet"
+	"warmboot/internal/httpapi"
+	"warmboot/internal/rollback"
+	"warmboot/internal/store"
+	"warmboot/internal/telemetry"
+	"warmboot/internal/vmm/qemu"
+)
+
+// serve is `warmboot serve`: manager and agent in one process on an embedded database. It returns when ctx ends; microVMs go on
+// running, and the next serve takes charge of them.
+func serve(ctx context.Context, o cli.ServeOptions) (err error) {
+	log := telemetry.NewLog(os.Stderr, o.LogLevel)
+	var undo rollback.Stack
+	defer func() { err = errors.Join(err, undo.Unwind()) }()
+
+	listener, err := listen(o)
+	if err != nil {
+		return err
+	}
+	undo.Push("close listener", func() error { closeQuietly(listener); return nil })
+	host, err := openAgent(ctx, o, log)
+	if err != nil {
+		return err
+	}
+	undo.Push("close agent", host.Close)
+	if err := guardHost(o, host, log); err != nil {
+		return err
+	}
+	db, err := store.Open(ctx, store.Config{Path: filepath.Join(o.StorageRoot, "warmboot.db"), Log: log})
+	if err != nil {
+		return err
+	}
+	undo.Push("close database", db.Close)
+	svc := controlplane.New(controlplane.Config{Store: db, Host: host, Log: log, SnapshotWait: o.SnapshotWait, MaxSnapshots: o.MaxSnapshots})
+	undo.Push("end background work", func() error { svc.Close(); return nil })
+	if err := svc.Start(ctx); err != nil {
+		return err
+	}
+	if o.Kernel != "" || o.Rootfs != "" {
+		img := warmboot.Image{Name: "container-runtime", KernelPath: o.Kernel, InitrdPath: o.Initrd, RootfsPath: o.Rootfs}
+		if _, err := svc.RegisterImage(ctx, img); err != nil {
+			return err
+		}
+	}
+
+	server := &http.Server{
+		Handler:           httpapi.New(httpapi.Config{Service: svc, Log: log, Token: o.Token, Version: version}),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	info, err := host.Info(ctx)
+	if err != nil {
+		return err
+	}
+	log.Info("warmboot "+version+" serves http://"+listener.Addr().String(), "storage_root", o.StorageRoot, "vmm", info.VMM, "why", info.VMMWhy)
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(listener) }()
+	select {
+	case err := <-failed:
+		return &warmboot.Error{Code: warmboot.Internal, Op: "serve", Err: err}
+	case <-ctx.Done():
+	}
+	log.Info("warmboot ends; containers go on running")
+	// Log followers and waiters would keep the server from ending for ever: they get a moment, then their connections are closed.
+	sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if server.Shutdown(sctx) != nil {
+		server.Close()
+	}
+	return nil
+}
+
+// listen binds the API's address. Without a token only this machine may reach it.
+func listen(o cli.ServeOptions) (net.Listener, error) {
+	host, _, err := net.SplitHostPort(o.Listen)
+	if err != nil {
+		return nil, warmboot.Errorf(warmboot.Invalid, "serve", "%q is not host:port: %v", o.Listen, err)
+	}
+	if ip := net.ParseIP(host); o.Token == "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return nil, warmboot.Errorf(warmboot.Invalid, "serve", "without a token only loopback addresses are served, and %s is none; set MANAGER_API_TOKEN, or listen on 127.0.0.1", o.Listen)
+	}
+	l, err := net.Listen("tcp", o.Listen)
+	if err != nil {
+		return nil, &warmboot.Error{Code: warmboot.Conflict, Op: "serve", Msg: "choose another address with --listen, or end what uses this one", Err: err}
+	}
+	return l, nil
+}
+
+// closeQuietly is for a listener that the HTTP server has closed already, if it ran.
+func closeQuietly(l net.Listener) { _ = l.Close() }
+
+func openAgent(ctx context.Context, o cli.ServeOptions, log *slog.Logger) (*agent.Agent, error) {
+	driver := qemu.New(qemu.Config{StateDir: filepath.Join(o.StorageRoot, "vmm"), Log: log})
+	roots := o.ImageRoots
+	for _, path := range []string{o.Kernel, o.Rootfs, o.Initrd} {
+		if path != "" {
+			roots = append(roots, filepath.Dir(path)) // whoever sets it in our environment may
+		}
+	}
+	base, err := ownerBase()
+	if err != nil {
+		return nil, err
+	}
+	return agent.Open(ctx, agent.Config{
+		Root: o.StorageRoot, Driver: driver, Log: log, ImageRoots: roots, PlainHTTPRegistries: o.PlainHTTPRegistries,
+		VCPUs: o.VCPUs, MemoryMiB: o.MemoryMiB, OwnerBase: base,
+	})
+}
+
+// ownerBase reads WARMBOOT_UID_BASE, with which two servers on one machine keep their VMMs apart. 0 means the default.
+func ownerBase() (uint32, error) {
+	text := os.Getenv("WARMBOOT_UID_BASE")
+	if text == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseUint(text, 10, 32)
+	if err != nil || n < 100_000 {
+		return 0, warmboot.Errorf(warmboot.Invalid, "serve", "WARMBOOT_UID_BASE is %q; it must be a user id from 100000 on", text)
+	}
+	return uint32(n), nil
+}
+
+// guardHost keeps guests away from what listens on this machine. The rule stays when this process ends, as the microVMs do.
+func guardHost(o cli.ServeOptions, host *agent.Agent, log *slog.Logger) error {
+	first, last := host.OwnerRange()
+	var ports []uint16
+	for _, registry := range o.PlainHTTPRegistries {
+		if _, text, err := net.SplitHostPort(registry); err == nil {
+			if port, err := strconv.ParseUint(text, 10, 16); err == nil {
+				ports = append(ports, uint16(port))
+			}
+		}
+	}
+	_, err := hostnet.NewGuard(hostnet.Config{FirstUID: first, LastUID: last, Ports: ports})
+	if warmboot.CodeOf(err) == warmboot.Unavailable {
+		log.Warn("Containers can reach every service that listens on this machine, because no network rule could be set", "err", err)
+		return nil
+	}
+	return err
+}
