@@ -77,7 +77,7 @@ type BuildImageOptions struct {
 // BenchOptions are the settings of `warmboot bench`.
 type BenchOptions struct {
 	bench.Options
-	Addr, Token string // of the server
+	StorageRoot string // whose runtime image is measured with
 }
 
 // app is one invocation.
@@ -250,11 +250,14 @@ func exitCode(w io.Writer, cmd *cobra.Command, err error) int {
 		}
 		return exitUsage
 	}
+	code := warmboot.CodeOf(failed.error)
+	if code == warmboot.Canceled {
+		return exitInterrupted // who pressed Ctrl-C knows
+	}
 	for _, e := range parts(failed.error) {
 		fmt.Fprintf(w, "warmboot: %v\n", e)
 	}
-	code := warmboot.CodeOf(failed.error)
-	if passes && code != warmboot.Canceled {
+	if passes {
 		return exitOwnFault
 	}
 	return code.Outcome().Exit

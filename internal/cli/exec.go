@@ -130,7 +130,7 @@ func (a *app) connectTerminal(session *client.ExecSession, raw bool, undo *rollb
 	go func() {
 		for {
 			// A size that could not be told leaves the command with the old one; the session's end shows in Next.
-			if columns, rows, err := term.GetSize(fd); err == nil {
+			if columns, rows, err := term.GetSize(fd); err == nil && columns > 0 && rows > 0 {
 				session.Resize(uint(columns), uint(rows))
 			}
 			select {

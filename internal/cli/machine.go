@@ -51,14 +51,13 @@ func (a *app) benchCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench",
 		Short: "Measure cold and warm boots of real containers",
-		Long: `Measure cold and warm boots of real containers on the server, which must be idle and on this machine. The result is a table;
-with -o json it is every single sample.`,
+		Long: `Measure cold and warm boots of real containers, by a server that bench starts for itself in an empty storage root and ends
+again. Nothing else should be going on on this machine. The result is a table; with -o json it is every single sample.`,
 		Args: cobra.NoArgs,
 		RunE: a.do(func(ctx context.Context, _ []string) error {
 			if o.Runs < 0 || o.Cold < 0 || o.Concurrent < 0 || o.Runs+o.Cold == 0 {
 				return invalid("-n, --cold and --concurrent must not be negative, and there must be something to measure")
 			}
-			o.Addr, o.Token = a.host, a.authToken()
 			d := a.newDisplay("preparing", false)
 			defer d.close()
 			result, err := a.Bench(ctx, o, d.progress)
@@ -83,6 +82,7 @@ with -o json it is every single sample.`,
 	f.IntVar(&o.Concurrent, "concurrent", 8, "`number` of warm boots at once, in a run of its own; 0: none")
 	f.BoolVar(&o.Floor, "floor", false, "also restore the same snapshot with the bare VMM commands, in turn with the warm boots")
 	f.StringVar(&o.Image, "image", "", "OCI `image` to run; one that bench makes and serves if left out")
+	f.StringVar(&o.StorageRoot, "storage-root", a.storageRoot(), "the storage `directory` whose runtime image is used (MANAGER_STORAGE_ROOT)")
 	f.StringVar(&svg, "svg", "", "also draw the result into this `file`")
 	return cmd
 }
