@@ -37,6 +37,9 @@ func (d *Driver) launch(ctx context.Context, op string, caps vmm.Capabilities, s
 	fail := func(err error) error { return warmboot.Errorf(warmboot.Internal, op, "%w", err) }
 
 	m := &machine{driver: d, spec: spec, busy: make(chan struct{}, 1)}
+	if restored {
+		m.spec.MemoryFile = "" // its memory is private, so it cannot be frozen again
+	}
 	undo.Push("use machine's directory", func() error { return releaseDir(spec.Dir) })
 	if err := m.remember(); err != nil {
 		return nil, fail(err)

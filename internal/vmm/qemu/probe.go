@@ -77,7 +77,7 @@ func (d *Driver) stamp() (stamp, binary string, err error) {
 	if kvm, err := os.Stat(kvmDevice); err == nil {
 		device = fmt.Sprint(kvm.Mode(), kvm.Sys().(*syscall.Stat_t).Gid)
 	}
-	return fmt.Sprintf("1 %s %s %d %d %d %q %s", strings.TrimSpace(string(boot)), binary, info.Sys().(*syscall.Stat_t).Ino,
+	return fmt.Sprintf("2 %s %s %d %d %d %q %s", strings.TrimSpace(string(boot)), binary, info.Sys().(*syscall.Stat_t).Ino,
 		info.Size(), info.ModTime().UnixNano(), d.Accelerator, device), binary, nil
 }
 
@@ -100,6 +100,9 @@ func (d *Driver) keep(ctx context.Context, a answer) {
 	}
 	text, err := json.MarshalIndent(a, "", "  ")
 	path := filepath.Join(d.StateDir, probeFile)
+	if err == nil {
+		err = os.MkdirAll(d.StateDir, 0o700)
+	}
 	if err == nil {
 		err = os.WriteFile(path+".new", text, 0o600)
 	}
@@ -130,6 +133,7 @@ func (d *Driver) probe(ctx context.Context, binary string) (caps vmm.Capabilitie
 	caps = vmm.Capabilities{
 		Driver: driverName, Version: string(v[1]), Binary: binary, BinaryDigest: digest, SnapshotVersion: string(v[1]),
 		MachineType: fmt.Sprintf("pc-q35-%s.%s%s", v[2], v[3], firmware()), Arch: "x86_64",
+		WritableMemoryFile: !atLeast(string(v[1]), 8, 2), // see memory
 	}
 	setKVM := func() error {
 		release, err := os.ReadFile("/proc/sys/kernel/osrelease")

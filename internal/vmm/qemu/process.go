@@ -44,18 +44,7 @@ func spawn(cmd *exec.Cmd, owner vmm.Owner, ambient []uintptr) (*process, error) 
 	var undo rollback.Stack
 	defer undo.Unwind()
 	undo.Push("start process", func() error { cmd.Process.Kill(); cmd.Wait(); return nil })
-	// A child that nobody has waited for yet keeps its number, so these find the right process.
-	for _, l := range []struct {
-		resource int
-		limit    unix.Rlimit
-	}{
-		{unix.RLIMIT_CORE, unix.Rlimit{}}, // it would hold the guest's memory
-		{unix.RLIMIT_NOFILE, unix.Rlimit{Cur: 4096, Max: 4096}},
-	} {
-		if err := unix.Prlimit(cmd.Process.Pid, l.resource, &l.limit, nil); err != nil && !errors.Is(err, unix.ESRCH) {
-			return nil, fmt.Errorf("limit the process: %w", err)
-		}
-	}
+	// A child that nobody has waited for yet keeps its number, so this finds the right process.
 	p, err := openProcess(cmd.Process.Pid)
 	if err != nil {
 		return nil, err

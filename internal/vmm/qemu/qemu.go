@@ -131,11 +131,6 @@ func (d *Driver) Restore(ctx context.Context, snap vmm.Snapshot, opts vmm.Restor
 	if err != nil {
 		return nil, err
 	}
-	// A machine that was restored has private memory and cannot be frozen again.
-	m.spec.MemoryFile = ""
-	if err := m.remember(); err != nil {
-		return nil, errors.Join(err, m.Stop(context.WithoutCancel(ctx), 0))
-	}
 	return m, nil
 }
 

@@ -1,0 +1,71 @@
+package vmmtest
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// ImageVar names the environment variable that enables tests with real machines.
+const ImageVar = "WARMBOOT_TEST_IMAGE"
+
+// Image is the directory of the runtime image to test with. Without one the test is skipped; one that cannot be used
+// fails it.
+func Image(t *testing.T) string {
+	t.Helper()
+	dir := os.Getenv(ImageVar)
+	if dir == "" {
+		t.Skipf("SKIPPED: this test starts real microVMs; set %s to the directory of a built runtime image", ImageVar)
+	}
+	return dir
+}
+
+// Kernel is the kernel of Image.
+func Kernel(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(Image(t), "vmlinux")
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%s is set, but has no kernel: %v", ImageVar, err)
+	}
+	return path
+}
+
+// Initrd makes an initrd in dir with the test guest as its init, and returns its path.
+func Initrd(t *testing.T, dir string) string {
+	t.Helper()
+	program := filepath.Join(dir, "guest")
+	build := exec.Command("go", "build", "-ldflags=-s -w", "-o", program, "warmboot/internal/vmm/vmmtest/guest")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build test guest: %v\n%s", err, out)
+	}
+	init, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var archive bytes.Buffer
+	entry := func(name string, mode int, device [2]int, content []byte) {
+		// The "new ASCII" format: thirteen numbers of eight hexadecimal digits, the name, the content, each padded to four bytes.
+		archive.WriteString("070701")
+		for _, n := range []int{archive.Len(), mode, 0, 0, 1, 0, len(content), 0, 0, device[0], device[1], len(name) + 1, 0} {
+			fmt.Fprintf(&archive, "%08x", n)
+		}
+		for _, part := range [][]byte{append([]byte(name), 0), content} {
+			archive.Write(part)
+			archive.Write(make([]byte, -archive.Len()&3))
+		}
+	}
+	entry("dev", 0o040755, [2]int{}, nil)
+	entry("dev/console", 0o020600, [2]int{5, 1}, nil)
+	entry("sys", 0o040755, [2]int{}, nil)
+	entry("init", 0o100755, [2]int{}, init)
+	entry("TRAILER!!!", 0, [2]int{}, nil)
+	path := filepath.Join(dir, "initrd.img")
+	if err := os.WriteFile(path, archive.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
