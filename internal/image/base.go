@@ -18,9 +18,10 @@ import (
 
 // The files of a base.
 const (
-	baseKernel  = "vmlinux"
-	baseModules = "modules" // directory of *.ko and warmboot.list
-	baseRootfs  = "rootfs.ext4"
+	baseKernel   = "vmlinux"
+	baseModules  = "modules" // directory of *.ko and warmboot.list
+	baseRootfs   = "rootfs.ext4"
+	basePackages = "packages.txt" // names and versions
 )
 
 // baseSpace is what making a base needs below Dir while it runs, in bytes: the installed tree, the packages, and the disk.
@@ -30,7 +31,7 @@ const baseSpace = 1500 << 20
 const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 // makeBase installs the recipe's packages and leaves the files of a base in dir, an empty directory.
-func makeBase(ctx context.Context, r recipe, dir string, report func(fraction float64, detail string)) error {
+func makeBase(ctx context.Context, r recipe, dir string, report func(fraction float64, step, detail string)) error {
 	if err := needSpace(dir, baseSpace); err != nil {
 		return err
 	}
@@ -52,7 +53,7 @@ func makeBase(ctx context.Context, r recipe, dir string, report func(fraction fl
 		return err
 	}
 
-	report(0.97, "unpacking the kernel")
+	report(0.97, "unpacking the kernel", "")
 	if err := extractKernel(ctx, filepath.Join(out, "vmlinuz"), filepath.Join(dir, baseKernel)); err != nil {
 		return err
 	}
@@ -63,7 +64,7 @@ func makeBase(ctx context.Context, r recipe, dir string, report func(fraction fl
 	if err != nil {
 		return ioError(err)
 	}
-	files := map[string]string{"rootfs.ext4": baseRootfs, "packages.txt": "packages.txt"}
+	files := map[string]string{"rootfs.ext4": baseRootfs, "packages.txt": basePackages}
 	for _, m := range modules {
 		files[filepath.Join("modules", m.Name())] = filepath.Join(baseModules, m.Name())
 	}
@@ -82,7 +83,7 @@ func makeBase(ctx context.Context, r recipe, dir string, report func(fraction fl
 }
 
 // installPackages runs mmdebstrap with treeScript as its hook. When it returns, no process of it and no mount is left.
-func installPackages(ctx context.Context, r recipe, script, out, scratch string, report func(float64, string)) error {
+func installPackages(ctx context.Context, r recipe, script, out, scratch string, report func(float64, string, string)) error {
 	args := []string{
 		"--variant=minbase", "--format=null", "--skip=cleanup", "--verbose", "--keyring=" + keyring,
 		`--aptopt=Apt::Install-Recommends "false"`, `--aptopt=Acquire::Languages "none"`, `--aptopt=Acquire::Retries "3"`,

@@ -29,6 +29,7 @@ type Config struct {
 	Suite       string         // Debian suite, "trixie"
 	Mirror      string         // URL of the only package source; empty means Debian's own, with its security updates
 	GuestBinary string         // path of warmboot-guest, statically linked
+	NoCache     bool           // install the packages anew, as new as the mirror has them, even if a base is there
 	Progress    func(Progress) // called as the build goes on, by one goroutine at a time; may be nil
 	Log         *slog.Logger
 }
@@ -37,7 +38,7 @@ type Config struct {
 type Built struct {
 	Image  warmboot.Image // without ID and Name
 	Cached bool           // it was there already
-	Steps  []Step         // what took how long; empty if Cached
+	Steps  []Step         // what took how long, of what was not there yet
 }
 
 // Step is a timed part of a build.
@@ -46,9 +47,10 @@ type Step struct {
 	Duration time.Duration
 }
 
-// Build makes a runtime image, or returns the one in Dir when one with the same recipe is there. Builds in one Dir wait
-// for each other. On error Dir holds nothing of the build; a base that was finished stays. A host without a needed tool, and a mirror that does not
-// answer, are Unavailable errors; a full disk is Exhausted; an argument that cannot work is Invalid.
+// Build makes a runtime image, or returns the one in Dir when one with the same recipe is there. An image that is whole is never replaced: NoCache
+// gives another one if the mirror has newer packages, and the same one if not. Builds in one Dir wait for each other. On
+// error Dir holds nothing of the build; a base that was finished stays. A host without a needed tool, and a mirror that does
+// not answer, are Unavailable errors; a full disk is Exhausted; an argument that cannot work is Invalid.
 func Build(ctx context.Context, cfg Config) (Built, error) {
 	if err := cfg.check(); err != nil {
 		return Built{}, err
@@ -59,7 +61,6 @@ func Build(ctx context.Context, cfg Config) (Built, error) {
 	}
 	b := &build{Config: cfg, guest: guest, base: newRecipe(cfg.Suite, cfg.Mirror)}
 	b.baseDigest = b.base.digest()
-	b.recipe = imageRecipe(b.baseDigest, digestOf(guest))
 
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return Built{}, ioError(err)
@@ -83,44 +84,46 @@ type build struct {
 	guest      []byte
 	base       recipe
 	baseDigest string
-	recipe     string
+	recipe     string // of the image; known once the base is there
 	reported   float64
 	steps      []Step
 }
 
 // run does the work, alone in Dir.
 func (b *build) run(ctx context.Context) (Built, error) {
-	final := filepath.Join(b.Dir, b.recipe[:16])
-	img, err := openCached(final, b.recipe)
-	if err == nil {
-		return Built{Image: img, Cached: true}, nil
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		b.Log.Warn("the runtime image in the cache is not usable and is built again", "dir", final, "reason", err)
-	}
-	if err := needTools(); err != nil {
-		return Built{}, err
-	}
-	b.sweep()
-
-	base, begin := filepath.Join(b.Dir, "base-"+b.baseDigest[:16]), 0.9
-	switch _, err := os.Stat(base); {
-	case err == nil:
-		begin = 0
-	case !errors.Is(err, fs.ErrNotExist):
-		return Built{}, ioError(err)
-	default:
+	base, begin := filepath.Join(b.Dir, "base-"+b.baseDigest[:16]), 0.0
+	if _, err := os.Stat(base); b.NoCache || errors.Is(err, fs.ErrNotExist) {
+		begin = 0.9
+		if err := b.prepare(); err != nil {
+			return Built{}, err
+		}
 		err := b.timed("base", func() error {
 			return b.publish(base, func(draft string) error {
-				return makeBase(ctx, b.base, draft, func(f float64, detail string) {
-					step, detail, _ := strings.Cut(detail, ": ")
-					b.progress(step, f*begin, detail)
-				})
+				return makeBase(ctx, b.base, draft, func(f float64, step, detail string) { b.progress(step, f*begin, detail) })
 			})
 		})
 		if err != nil {
 			return Built{}, err
 		}
+	} else if err != nil {
+		return Built{}, ioError(err)
+	}
+	packages, err := os.ReadFile(filepath.Join(base, basePackages))
+	if err != nil {
+		return Built{}, ioError(err)
+	}
+	b.recipe = imageRecipe(b.baseDigest, digestOf(packages), digestOf(b.guest))
+
+	final := filepath.Join(b.Dir, b.recipe[:16])
+	img, err := openCached(final, b.recipe)
+	if err == nil {
+		return Built{Image: img, Cached: true, Steps: b.steps}, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		b.Log.Warn("the runtime image in the cache is not usable and is built again", "dir", final, "reason", err)
+	}
+	if err := b.prepare(); err != nil {
+		return Built{}, err
 	}
 	err = b.timed("image", func() error {
 		b.progress("adding warmboot-guest", begin, "")
@@ -135,6 +138,20 @@ func (b *build) run(ctx context.Context) (Built, error) {
 	}
 	b.Log.Info("Runtime image built", "dir", final, "digest", img.Digest, "bytes", img.SizeBytes, "steps", b.steps)
 	return Built{Image: img, Steps: b.steps}, nil
+}
+
+// prepare makes sure that a build can begin, and that nothing of a crashed one is left.
+func (b *build) prepare() error {
+	if err := needTools(); err != nil {
+		return err
+	}
+	left, _ := filepath.Glob(filepath.Join(b.Dir, draftPrefix+"*")) // the lock is held, so nobody is writing there
+	for _, d := range left {
+		if err := os.RemoveAll(d); err != nil {
+			b.Log.Warn("what a crashed build has left cannot be removed; remove it as root", "dir", d, "error", err)
+		}
+	}
+	return nil
 }
 
 // publish lets write fill an empty directory, flushes it, and gives it its final name: it is there whole, or not at all.
@@ -164,16 +181,6 @@ func (b *build) publish(final string, write func(draft string) error) (err error
 		return ioError(err)
 	}
 	return ioError(flush(b.Dir))
-}
-
-// sweep removes what a crashed build has left. The lock is held, so nobody is writing there.
-func (b *build) sweep() {
-	left, _ := filepath.Glob(filepath.Join(b.Dir, draftPrefix+"*"))
-	for _, d := range left {
-		if err := os.RemoveAll(d); err != nil {
-			b.Log.Warn("what a crashed build has left cannot be removed; remove it as root", "dir", d, "error", err)
-		}
-	}
 }
 
 // timed runs a step and notes how long it took.

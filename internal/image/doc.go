@@ -11,8 +11,8 @@
 //	                                             image.json   what it was made from
 //
 // All but the guest agent is the base, kept in DIR/base-<digest> under the digest of a recipe of its own: a new
-// warmboot-guest costs a second, not an installation. A recipe names a suite, not package versions, so a base stays as old as the day it was
-// made; remove DIR/base-* to build with today's packages.
+// warmboot-guest costs a second, not an installation. The base's recipe names a suite, not package versions, so a base stays as old as
+// the day it was made until Config.NoCache asks for a new one. An image's recipe has the versions in it.
 //
 // Everything is written in a directory DIR/.draft-* and renamed when it is whole and on disk. One build runs per DIR at
 // a time; the next one removes what a crashed one has left. Mounts live in a mount namespace that dies with mmdebstrap,

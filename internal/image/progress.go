@@ -38,13 +38,13 @@ const keptLines = 40
 
 // watcher turns mmdebstrap's output into progress, and into an error when it fails.
 type watcher struct {
-	report func(fraction float64, detail string)
+	report func(fraction float64, step, detail string)
 	next   int     // milestones before it have been passed
 	at     float64 // fraction reported last
 	last   []string
 }
 
-func newWatcher(report func(float64, string)) *watcher { return &watcher{report: report} }
+func newWatcher(report func(float64, string, string)) *watcher { return &watcher{report: report} }
 
 func (w *watcher) line(s string) {
 	if s == "" {
@@ -57,7 +57,7 @@ func (w *watcher) line(s string) {
 	for i := w.next; i < len(milestones); i++ {
 		if strings.HasPrefix(s, milestones[i].prefix) {
 			w.next, w.at = i+1, milestones[i].at
-			w.report(w.at, milestones[i].step)
+			w.report(w.at, milestones[i].step, "")
 			return
 		}
 	}
@@ -70,7 +70,7 @@ func (w *watcher) line(s string) {
 	}
 	now := milestones[w.next-1]
 	w.at = min(w.at+(end-now.at)/now.lines, end)
-	w.report(w.at, now.step+": "+s)
+	w.report(w.at, now.step, s)
 }
 
 // failure makes of mmdebstrap's end an error that quotes what it said went wrong.

@@ -77,8 +77,10 @@ func (r recipe) digest() string {
 	return digestOf(text)
 }
 
-// imageRecipe is the digest of the recipe of an image: its base with one guest agent.
-func imageRecipe(base, guest string) string { return digestOf([]byte(base + "\n" + guest + "\n")) }
+// imageRecipe is the digest of the recipe of an image: a base's recipe, the packages that it had at the time, and one guest agent.
+func imageRecipe(base, packages, guest string) string {
+	return digestOf([]byte(base + "\n" + packages + "\n" + guest + "\n"))
+}
 
 func digestOf(b []byte) string {
 	sum := sha256.Sum256(b)

@@ -27,11 +27,11 @@ mount -t tmpfs -o mode=0755 warmboot "$tree/dev"
 mount -t tmpfs -o mode=1777 warmboot "$tree/tmp"
 
 dpkg-deb --fsys-tarfile ./*.deb | tar -x --keep-directory-symlink -C "$tree"
+chroot "$tree" dpkg-query -W >packages.txt
+ls ./*.deb >>packages.txt
 rm ./*.deb
 release=$(ls "$tree/usr/lib/modules")
 mv "$tree/boot/vmlinuz-$release" vmlinuz
-chroot "$tree" dpkg-query -W >packages.txt
-echo "$kernel" >>packages.txt
 
 say modules
 (
