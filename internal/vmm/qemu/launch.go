@@ -34,7 +34,12 @@ func (d *Driver) launch(ctx context.Context, op string, caps vmm.Capabilities, s
 	start := time.Now()
 	var undo rollback.Stack
 	defer undo.Unwind()
-	fail := func(err error) error { return warmboot.Errorf(warmboot.Internal, op, "%w", err) }
+	fail := func(err error) error {
+		if ctx.Err() != nil {
+			return failure(ctx, op, restored, err, "")
+		}
+		return warmboot.Errorf(warmboot.Internal, op, "%w", err)
+	}
 
 	m := &machine{driver: d, spec: spec, busy: make(chan struct{}, 1)}
 	if restored {

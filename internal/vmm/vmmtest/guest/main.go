@@ -45,16 +45,17 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	// It stays open from one connection to the next: whatever has come in when a port is closed is thrown away, and that
+	// may be the first words of the next connection.
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
 	for {
-		// The port reports an end of file for as long as nobody is connected to it on the host.
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		if err != nil {
-			return err
-		}
 		if err := g.serve(f); err != nil {
 			return err
 		}
-		f.Close()
+		// The port reports an end of file for as long as nobody is connected to it on the host.
 		time.Sleep(5 * time.Millisecond)
 	}
 }
