@@ -113,7 +113,7 @@ func config() cli.Config {
 		},
 		Bench: func(_ context.Context, o cli.BenchOptions, progress cli.Progress) (bench.Result, error) {
 			progress("warm", 0)
-			r := bench.Result{Image: o.Image, Machine: bench.Machine{CPU: o.Addr, Cores: o.Runs}}
+			r := bench.Result{Image: o.Image, Machine: bench.Machine{CPU: o.StorageRoot, Cores: o.Runs}}
 			for i := range o.Runs {
 				r.Warm = append(r.Warm, bench.Sample{Ready: float64(i + 1), Running: float64(i + 2)})
 			}
@@ -139,7 +139,7 @@ type server struct {
 
 // serve starts a server with one runtime image, "base".
 func serve(dir string) (*server, error) {
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	log := slog.New(slog.DiscardHandler)
 	s := &server{host: hosttest.New()}
 	s.host.OnStart = s.onStart
 	var err error
