@@ -54,16 +54,19 @@ func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (*war
 		ID: warmboot.NewID(), Name: in.Name, Image: in.Image, RuntimeImageID: img.ID, Spec: in.Spec,
 		State: warmboot.ContainerCreating, CreatedAt: time.Now().UTC(),
 	}
+	tctx, end, err := s.tasks.begin(s.ctx, c.ID, "created")
+	if err != nil {
+		return nil, err
+	}
 	if err := s.store.CreateContainer(ctx, c); err != nil {
+		end()
 		return nil, err
 	}
 	coldReason := ""
 	if in.ColdBoot {
 		coldReason = "A cold boot was asked for"
 	}
-	if err := s.bringUp(*c, *img, in.Auth, coldReason, "created"); err != nil {
-		return nil, err
-	}
+	s.bringUp(tctx, end, *c, *img, in.Auth, coldReason)
 	return c, nil
 }
 
@@ -74,12 +77,9 @@ func (s *Service) runtimeImage(ctx context.Context, id warmboot.ID) (*warmboot.I
 	return s.store.Image(ctx, id)
 }
 
-// bringUp boots and starts a container that is in state creating or starting, in the background.
-func (s *Service) bringUp(c warmboot.Container, img warmboot.Image, auth *RegistryAuth, coldReason, verb string) error {
-	ctx, end, err := s.tasks.begin(s.ctx, c.ID, verb)
-	if err != nil {
-		return err
-	}
+// bringUp boots and starts a container that is in state creating or starting, in the background, as the task that ctx and end
+// are of.
+func (s *Service) bringUp(ctx context.Context, end func(), c warmboot.Container, img warmboot.Image, auth *RegistryAuth, coldReason string) {
 	s.work.Go(func() {
 		err := s.provision(ctx, c, img, auth, coldReason)
 		if err != nil {
@@ -91,7 +91,6 @@ func (s *Service) bringUp(c warmboot.Container, img warmboot.Image, auth *Regist
 		}
 		s.changes.notify(c.ID)
 	})
-	return nil
 }
 
 // provision takes a container from creating or starting to running.
@@ -250,26 +249,41 @@ func (s *Service) WaitContainer(ctx context.Context, ref string, cond WaitFor) (
 // StopContainer lets the command end within grace and shuts the microVM down; disk and logs stay. It returns the container once it
 // is stopped; if the caller goes away before, it is stopped all the same. Stopping a stopped container does nothing.
 func (s *Service) StopContainer(ctx context.Context, ref string, grace time.Duration) (*warmboot.Container, error) {
+	const op = "stop container"
 	c, err := s.store.FindContainer(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	if c.State == warmboot.ContainerStopped {
+	switch c.State {
+	case warmboot.ContainerStopped:
 		return c, nil
+	case warmboot.ContainerStopping:
+		return s.WaitContainer(ctx, string(c.ID), WaitStopped)
+	case warmboot.ContainerRunning:
+	default:
+		return nil, warmboot.Errorf(warmboot.Conflict, op, "container %s is %s, not running", c.Name, c.State)
 	}
-	tctx, end, err := s.tasks.begin(s.ctx, c.ID, "stopped")
+	// The state is in the store a moment before the task that brought it there is over.
+	tctx, end, err := s.tasks.after(ctx, s.ctx, c.ID, "stopped")
 	if err != nil {
 		return nil, err
 	}
+	ended := false
 	if _, err := s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error {
+		if ended = c.State == warmboot.ContainerStopped; ended {
+			return nil
+		}
 		if c.State != warmboot.ContainerRunning {
-			return warmboot.Errorf(warmboot.Conflict, "stop container", "container %s is %s, not running", c.Name, c.State)
+			return warmboot.Errorf(warmboot.Conflict, op, "container %s is %s, not running", c.Name, c.State)
 		}
 		c.State = warmboot.ContainerStopping
 		return nil
-	}); err != nil {
+	}); err != nil || ended {
 		end()
-		return nil, err
+		if err != nil {
+			return nil, err
+		}
+		return s.store.Container(ctx, c.ID)
 	}
 	s.changes.notify(c.ID)
 	s.work.Go(func() {
@@ -290,12 +304,17 @@ func (s *Service) StopContainer(ctx context.Context, ref string, grace time.Dura
 // StartContainer boots a stopped container again, from its own disk. That is a cold boot: the memory of a snapshot would not
 // fit a disk that has changed since.
 func (s *Service) StartContainer(ctx context.Context, ref string) (*warmboot.Container, error) {
+	const op = "start container"
 	c, err := s.store.FindContainer(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	if c.State == warmboot.ContainerRunning {
+	switch c.State {
+	case warmboot.ContainerRunning:
 		return c, nil
+	case warmboot.ContainerStopped:
+	default:
+		return nil, warmboot.Errorf(warmboot.Conflict, op, "container %s is %s; only a stopped one can be started", c.Name, c.State)
 	}
 	img, err := s.store.Image(ctx, c.RuntimeImageID)
 	if err != nil {
@@ -304,19 +323,24 @@ func (s *Service) StartContainer(ctx context.Context, ref string) (*warmboot.Con
 	if _, err := s.host.ReservePorts(ctx, c.Spec.PortMappings); err != nil {
 		return nil, err
 	}
-	c, err = s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error {
-		if c.State != warmboot.ContainerStopped {
-			return warmboot.Errorf(warmboot.Conflict, "start container", "container %s is %s; only a stopped one can be started", c.Name, c.State)
-		}
-		c.State, c.BootMethod, c.BootReason, c.Phases = warmboot.ContainerStarting, "", "", nil
-		return nil
-	})
+	// The state is in the store a moment before the task that brought it there is over.
+	tctx, end, err := s.tasks.after(ctx, s.ctx, c.ID, "started")
 	if err != nil {
 		return nil, err
 	}
-	if err := s.bringUp(*c, *img, nil, "It was started again, from its own disk", "started"); err != nil {
+	c, err = s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error {
+		if c.State != warmboot.ContainerStopped {
+			return warmboot.Errorf(warmboot.Conflict, op, "container %s is %s; only a stopped one can be started", c.Name, c.State)
+		}
+		c.State, c.BootMethod, c.BootReason, c.SnapshotID, c.Phases = warmboot.ContainerStarting, "", "", "", nil
+		return nil
+	})
+	if err != nil {
+		end()
 		return nil, err
 	}
+	s.changes.notify(c.ID)
+	s.bringUp(tctx, end, *c, *img, nil, "It was started again, from its own disk")
 	return c, nil
 }
 

@@ -78,6 +78,12 @@ func (s *Service) recoverContainer(ctx context.Context, c *warmboot.Container, h
 		s.recordEnd(ctx, id, code, text)
 	case warmboot.ContainerCreating, warmboot.ContainerStarting:
 		s.provisionFailed(ctx, *c, context.Canceled)
+	case warmboot.ContainerStopped, warmboot.ContainerFailed:
+		if h.Running { // its release failed, or was cut short
+			if _, err := s.host.StopContainer(ctx, id, 0); err != nil {
+				s.log.Error("The microVM of a container that has ended could not be released", "container_id", id, "err", err)
+			}
+		}
 	case warmboot.ContainerDeleting:
 		rctx, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()

@@ -58,7 +58,9 @@ func (s *Service) BuildSnapshot(ctx context.Context, image warmboot.ID) (warmboo
 		defer func() {
 			cancel()
 			s.builds.mu.Lock()
-			delete(s.builds.byImage, image)
+			if s.builds.byImage[image] == b { // else it was deleted, and another may run by now
+				delete(s.builds.byImage, image)
+			}
 			s.builds.mu.Unlock()
 			s.changes.notify(snap.ID)
 		}()
@@ -154,9 +156,10 @@ func (s *Service) DeleteSnapshot(ctx context.Context, id warmboot.ID) error {
 	}
 	s.changes.notify(id)
 	s.builds.mu.Lock()
-	for _, b := range s.builds.byImage {
+	for image, b := range s.builds.byImage {
 		if b.id == id {
 			b.cancel()
+			delete(s.builds.byImage, image) // so that nobody joins a build that comes to nothing
 		}
 	}
 	s.builds.mu.Unlock()

@@ -52,7 +52,7 @@ func (t *tasks) begin(parent context.Context, id warmboot.ID, verb string) (ctx 
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if other := t.running[id]; other != nil {
-		return nil, nil, warmboot.Errorf(warmboot.Conflict, "container", "container %s is being %s just now; wait for that to end and try again", id.Short(), other.verb)
+		return nil, nil, busy(id, other)
 	}
 	if t.running == nil {
 		t.running = map[warmboot.ID]*task{}
@@ -69,12 +69,29 @@ func (t *tasks) begin(parent context.Context, id warmboot.ID, verb string) (ctx 
 	}, nil
 }
 
-// interrupt cancels what runs on the container, waits for its end, and begins a task in its place.
+// after begins a task once what runs on the container has ended. It gives up when ctx ends.
+func (t *tasks) after(ctx, parent context.Context, id warmboot.ID, verb string) (context.Context, func(), error) {
+	return t.beginOver(ctx, parent, id, verb, func(*task) error { return nil })
+}
+
+// interrupt cancels what runs on the container, waits for its end, and begins a task in its place. A task of the same verb
+// is not interrupted: that is a Conflict.
 func (t *tasks) interrupt(parent context.Context, id warmboot.ID, verb string) (context.Context, func(), error) {
+	return t.beginOver(parent, parent, id, verb, func(other *task) error {
+		if other.verb == verb {
+			return busy(id, other)
+		}
+		other.cancel()
+		return nil
+	})
+}
+
+// beginOver waits for the task that is in the way, after handing it to meet, which may refuse to wait.
+func (t *tasks) beginOver(ctx, parent context.Context, id warmboot.ID, verb string, meet func(*task) error) (context.Context, func(), error) {
 	for {
-		ctx, end, err := t.begin(parent, id, verb)
+		tctx, end, err := t.begin(parent, id, verb)
 		if err == nil {
-			return ctx, end, nil
+			return tctx, end, nil
 		}
 		t.mu.Lock()
 		other := t.running[id]
@@ -82,14 +99,17 @@ func (t *tasks) interrupt(parent context.Context, id warmboot.ID, verb string) (
 		if other == nil {
 			continue
 		}
-		if other.verb == verb {
+		if err := meet(other); err != nil {
 			return nil, nil, err
 		}
-		other.cancel()
 		select {
 		case <-other.done:
-		case <-parent.Done():
-			return nil, nil, parent.Err()
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
 		}
 	}
+}
+
+func busy(id warmboot.ID, other *task) error {
+	return warmboot.Errorf(warmboot.Conflict, "container", "container %s is being %s just now; wait for that to end and try again", id.Short(), other.verb)
 }
