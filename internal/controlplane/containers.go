@@ -377,7 +377,7 @@ func (s *Service) DeleteContainer(ctx context.Context, ref string, force bool) e
 		}
 		end()
 		s.changes.notify(c.ID)
-		s.collect(tctx)
+		s.collect(s.ctx) // not tctx, which has ended with the task
 		done <- err
 	})
 	select {

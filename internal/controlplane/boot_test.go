@@ -1,0 +1,199 @@
+package controlplane_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"warmboot"
+	"warmboot/internal/controlplane"
+	"warmboot/internal/controlplane/hosttest"
+)
+
+func TestColdBootWithoutSnapshot(t *testing.T) {
+	p := newPlane(t, nil)
+	c := p.create(controlplane.CreateContainer{Name: "web"})
+	if c.State != warmboot.ContainerRunning || c.BootMethod != warmboot.BootCold || c.BootReason != "No runtime snapshot available" || c.SnapshotID != "" {
+		t.Fatalf("%+v", c)
+	}
+	var names []warmboot.PhaseName
+	for _, ph := range c.Phases {
+		names = append(names, ph.Name)
+	}
+	if len(names) != 6 || names[2] != warmboot.PhaseBoot || names[5] != warmboot.PhaseStart {
+		t.Errorf("phases %v", names)
+	}
+	id := c.ID.Short()
+	p.log.want(t, `WARN Warm boot failed for container `+id+`, falling back to cold boot: No runtime snapshot available`)
+	p.log.want(t, `INFO Container `+id+` VM created: `+c.VMID+` via cold boot in \d+\.\d\ds`)
+	p.log.want(t, `INFO Container `+id+` fully provisioned in \d+\.\d\ds via cold boot`)
+}
+
+func TestWarmBootFromSnapshot(t *testing.T) {
+	p := newPlane(t, nil)
+	snap := p.snapshot()
+	c := p.create(controlplane.CreateContainer{})
+	if c.State != warmboot.ContainerRunning || c.BootMethod != warmboot.BootWarm || c.BootReason != "" || c.SnapshotID != snap || c.Name == "" {
+		t.Fatalf("%+v", c)
+	}
+	id := c.ID.Short()
+	p.log.want(t, `INFO Container `+id+` VM created: vm-[0-9a-f]{12} via warm boot in \d+\.\d\ds`)
+	// The host says that the cold boot in the build took 60 s.
+	p.log.want(t, `INFO Container `+id+` fully provisioned in \d+\.\d\ds via warm boot \(saved ~60s\)`)
+	got, err := p.svc.Snapshot(t.Context(), snap)
+	p.must(err)
+	if got.SuccessCount != 1 || got.FailureCount != 0 || got.LastUsedAt == nil {
+		t.Fatalf("the use was counted as %+v", got)
+	}
+}
+
+func TestSavedIsMeasuredAgainstTheLatestColdBoot(t *testing.T) {
+	p := newPlane(t, nil)
+	p.snapshot()
+	p.create(controlplane.CreateContainer{ColdBoot: true}) // takes next to no time here
+	c := p.create(controlplane.CreateContainer{})
+	p.log.want(t, `INFO Container `+c.ID.Short()+` fully provisioned in \d+\.\d\ds via warm boot \(saved ~0s\)`)
+}
+
+func TestColdBootOnRequestLeavesTheSnapshotAlone(t *testing.T) {
+	p := newPlane(t, nil)
+	snap := p.snapshot()
+	c := p.create(controlplane.CreateContainer{ColdBoot: true})
+	if c.BootMethod != warmboot.BootCold || c.BootReason != "A cold boot was asked for" {
+		t.Fatalf("%+v", c)
+	}
+	if got, _ := p.svc.Snapshot(t.Context(), snap); got.SuccessCount+got.FailureCount != 0 {
+		t.Fatalf("a use was counted: %+v", got)
+	}
+}
+
+func TestThreeFailuresInARowMakeASnapshotUnhealthy(t *testing.T) {
+	fail := make(chan error, 10)
+	p := newPlane(t, func(h *hosttest.Host, _ *controlplane.Config) {
+		h.OnWarm = func(context.Context, controlplane.MachineSpec, warmboot.RuntimeSnapshot) error { return <-fail }
+	})
+	snap := p.snapshot()
+	dead := warmboot.Errorf(warmboot.Unavailable, "restore snapshot", "Docker did not answer")
+	for _, err := range []error{dead, dead, nil, dead, dead} {
+		fail <- err
+		c := p.create(controlplane.CreateContainer{})
+		want, reason := warmboot.BootCold, dead.Error()
+		if err == nil {
+			want, reason = warmboot.BootWarm, ""
+		}
+		if c.State != warmboot.ContainerRunning || c.BootMethod != want || c.BootReason != reason {
+			t.Fatalf("%+v", c)
+		}
+		if err != nil {
+			p.log.want(t, `WARN Warm boot failed for container `+c.ID.Short()+`, falling back to cold boot: restore snapshot: Docker did not answer`)
+		}
+		p.waitState(snap, warmboot.SnapshotReady)
+	}
+	fail <- dead
+	p.create(controlplane.CreateContainer{})
+	got, err := p.svc.Snapshot(t.Context(), snap)
+	p.must(err)
+	if got.State != warmboot.SnapshotUnhealthy || got.FailureStreak != 3 || got.FailureCount != 5 || got.SuccessCount != 1 || got.Metadata.Error != dead.Error() {
+		t.Fatalf("%+v", got)
+	}
+	p.log.want(t, `WARN Snapshot `+snap.Short()+` is unhealthy after 3 failures in a row; .*`)
+	if c := p.create(controlplane.CreateContainer{}); c.BootReason != "Runtime snapshot "+snap.Short()+" is unhealthy" {
+		t.Fatalf("an unhealthy snapshot was tried: %+v", c)
+	}
+}
+
+func TestWhatIsNoFaultOfTheSnapshotIsNotCounted(t *testing.T) {
+	var answer error
+	p := newPlane(t, func(h *hosttest.Host, _ *controlplane.Config) {
+		h.OnWarm = func(context.Context, controlplane.MachineSpec, warmboot.RuntimeSnapshot) error { return answer }
+	})
+	snap := p.snapshot()
+	answer = warmboot.Errorf(warmboot.Incompatible, "restore snapshot", "VMM version: snapshot has 7.2, this machine needs 8.0")
+	for range warmboot.UnhealthyAfter + 1 {
+		if c := p.create(controlplane.CreateContainer{}); c.BootMethod != warmboot.BootCold || c.BootReason != answer.Error() {
+			t.Fatalf("%+v", c)
+		}
+	}
+	// What a cold boot would meet as well ends the create.
+	for _, code := range []warmboot.Code{warmboot.Conflict, warmboot.Invalid, warmboot.Exhausted} {
+		answer = warmboot.Errorf(code, "restore snapshot", "the host is full")
+		if c := p.create(controlplane.CreateContainer{}); c.State != warmboot.ContainerFailed || c.Error != answer.Error() {
+			t.Fatalf("%+v", c)
+		}
+	}
+	got, err := p.svc.Snapshot(t.Context(), snap)
+	p.must(err)
+	if got.State != warmboot.SnapshotReady || got.FailureCount != 0 {
+		t.Fatalf("%+v", got)
+	}
+	if _, cold, _ := p.host.Counts(); cold != warmboot.UnhealthyAfter+1 {
+		t.Errorf("%d cold boots", cold)
+	}
+}
+
+func TestCreateWaitsForASnapshotThatIsBeingBuilt(t *testing.T) {
+	goOn := make(chan struct{})
+	p := newPlane(t, func(h *hosttest.Host, _ *controlplane.Config) {
+		h.OnBuild = func(context.Context, warmboot.RuntimeSnapshot) error { <-goOn; return nil }
+	})
+	snap, err := p.svc.BuildSnapshot(t.Context(), p.img.ID)
+	p.must(err)
+	c, err := p.svc.CreateContainer(t.Context(), controlplane.CreateContainer{Image: "debian:trixie"})
+	p.must(err)
+	eventually(t, "the build tells its step", func() (struct{}, bool) { return struct{}{}, p.svc.SnapshotStep(snap) == "booting" })
+	if now, _ := p.svc.Container(t.Context(), string(c.ID)); now.State != warmboot.ContainerCreating || now.BootMethod != "" {
+		t.Fatalf("it did not wait: %+v", now)
+	}
+	close(goOn)
+	if c := p.wait(c.ID, controlplane.WaitStarted); c.BootMethod != warmboot.BootWarm || c.SnapshotID != snap {
+		t.Fatalf("%+v", c)
+	}
+	eventually(t, "the step is over", func() (struct{}, bool) { return struct{}{}, p.svc.SnapshotStep(snap) == "" })
+}
+
+func TestCreateDoesNotWaitForEverForASnapshot(t *testing.T) {
+	p := newPlane(t, func(h *hosttest.Host, c *controlplane.Config) {
+		c.SnapshotWait = 20 * time.Millisecond
+		h.OnBuild = func(ctx context.Context, _ warmboot.RuntimeSnapshot) error { <-ctx.Done(); return ctx.Err() }
+	})
+	snap, err := p.svc.BuildSnapshot(t.Context(), p.img.ID)
+	p.must(err)
+	if c := p.create(controlplane.CreateContainer{}); c.BootMethod != warmboot.BootCold || c.BootReason != "Runtime snapshot "+snap.Short()+" was still being built after 20ms" {
+		t.Fatalf("%+v", c)
+	}
+}
+
+func TestCreateWaitsNoLongerThanTheBuildThatFails(t *testing.T) {
+	goOn := make(chan struct{})
+	p := newPlane(t, func(h *hosttest.Host, _ *controlplane.Config) {
+		h.OnBuild = func(context.Context, warmboot.RuntimeSnapshot) error {
+			<-goOn
+			return warmboot.Errorf(warmboot.Exhausted, "build snapshot", "the disk is full")
+		}
+	})
+	snap, err := p.svc.BuildSnapshot(t.Context(), p.img.ID)
+	p.must(err)
+	c, err := p.svc.CreateContainer(t.Context(), controlplane.CreateContainer{Image: "debian:trixie"})
+	p.must(err)
+	close(goOn)
+	if c := p.wait(c.ID, controlplane.WaitStarted); c.BootReason != "Runtime snapshot "+snap.Short()+" is unhealthy" {
+		t.Fatalf("%+v", c)
+	}
+	if got := p.waitState(snap, warmboot.SnapshotUnhealthy); got.Metadata.Error != "build snapshot: the disk is full" {
+		t.Fatalf("%+v", got)
+	}
+}
+
+func TestFailedColdBootFailsTheContainerAndLeavesNothing(t *testing.T) {
+	p := newPlane(t, func(h *hosttest.Host, _ *controlplane.Config) {
+		h.OnCold = func(context.Context, controlplane.MachineSpec) error { return errors.New("no kernel") }
+	})
+	c := p.create(controlplane.CreateContainer{})
+	if c.State != warmboot.ContainerFailed || c.Error != "no kernel" || c.BootMethod != "" || c.VMID != "" {
+		t.Fatalf("%+v", c)
+	}
+	if left, _ := p.host.Containers(t.Context()); len(left) != 0 {
+		t.Fatalf("left on the host: %v", left)
+	}
+}
