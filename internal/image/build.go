@@ -243,10 +243,14 @@ func readGuest(path string) ([]byte, error) {
 
 // needTools reports an Unavailable error that names the Debian package of a tool that the host does not have.
 func needTools() error {
-	for _, t := range []struct{ tool, pkg string }{
+	tools := []struct{ tool, pkg string }{
 		{"mmdebstrap", "mmdebstrap"}, {"mkfs.ext4", "e2fsprogs"}, {"resize2fs", "e2fsprogs"}, {"debugfs", "e2fsprogs"}, {"xz", "xz-utils"},
-		{"dpkg-deb", "dpkg"}, {"apt-get", "apt"},
-	} {
+		{"dpkg-deb", "dpkg"}, {"apt-get", "apt"}, {"newuidmap", "uidmap"},
+	}
+	if os.Geteuid() == 0 {
+		tools = tools[:len(tools)-1] // only others need a helper to be several users
+	}
+	for _, t := range tools {
 		if _, err := lookTool(t.tool); err != nil {
 			return warmboot.Errorf(warmboot.Unavailable, op, "%s is not installed; run: apt-get install %s", t.tool, t.pkg)
 		}

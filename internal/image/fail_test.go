@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -253,6 +254,48 @@ func TestACanceledInstallationLeavesNothing(t *testing.T) {
 	cfg.Mirror = mirror.URL + "/debian"
 	if _, err := Build(ctx, cfg); warmboot.CodeOf(err) != warmboot.Canceled {
 		t.Errorf("got %v; want Canceled", err)
+	}
+	nothingOf(t, cfg)
+}
+
+// TestACrashedBuildIsSweptUp kills a process that builds, this test binary itself, in the middle of an installation.
+func TestACrashedBuildIsSweptUp(t *testing.T) {
+	t.Parallel()
+	needMmdebstrap(t)
+	const dirVar, mirrorVar, agentVar = "WARMBOOT_TEST_CRASH_DIR", "WARMBOOT_TEST_CRASH_MIRROR", "WARMBOOT_TEST_CRASH_AGENT"
+	if dir := os.Getenv(dirVar); dir != "" {
+		_, err := Build(t.Context(), Config{Dir: dir, Suite: "trixie", Mirror: os.Getenv(mirrorVar), GuestBinary: os.Getenv(agentVar), Log: slog.New(slog.DiscardHandler)})
+		t.Fatalf("the build ended before it was killed: %v", err)
+	}
+	cfg := config(t)
+	asked, hungUp := make(chan struct{}, 100), make(chan struct{}, 100)
+	mirror := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		asked <- struct{}{}
+		<-r.Context().Done()
+		hungUp <- struct{}{}
+	}))
+	defer mirror.Close()
+	cfg.Mirror = mirror.URL + "/debian"
+	child := exec.Command(os.Args[0], "-test.run=^TestACrashedBuildIsSweptUp$")
+	child.Env = append(os.Environ(), dirVar+"="+cfg.Dir, mirrorVar+"="+cfg.Mirror, agentVar+"="+cfg.GuestBinary)
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	child.Process.Kill()
+	child.Wait()
+	<-hungUp // mmdebstrap and its helpers die with the build
+	if got := left(t, cfg); len(got) != 1 {
+		t.Errorf("a killed build left %v; this test wants a draft to be swept up", got)
+	}
+	base := withBase(t, cfg)
+	if _, err := Build(t.Context(), cfg); err != nil {
+		t.Error(err)
+	}
+	for _, name := range left(t, cfg) {
+		if err := os.RemoveAll(filepath.Join(cfg.Dir, name)); err != nil || strings.HasPrefix(name, draftPrefix) {
+			t.Errorf("%s is still there beside %s (%v)", name, base, err)
+		}
 	}
 	nothingOf(t, cfg)
 }

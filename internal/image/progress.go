@@ -61,7 +61,7 @@ func (w *watcher) line(s string) {
 			return
 		}
 	}
-	if w.next == 0 {
+	if w.next == 0 || strings.HasPrefix(s, "I: ") {
 		return
 	}
 	end := 1.0
