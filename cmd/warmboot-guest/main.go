@@ -28,7 +28,10 @@ func main() {
 	log := newLog(console(pid1))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGPWR)
 	defer stop()
-	err := guest.New(guest.Config{Version: version(), Log: log, Init: pid1}).Run(ctx)
+	g, err := guest.New(guest.Config{Version: version(), Log: log, Init: pid1})
+	if err == nil {
+		err = g.Run(ctx)
+	}
 	if err != nil && ctx.Err() == nil {
 		log.Error("guest agent ends", "error", err)
 		os.Exit(1)

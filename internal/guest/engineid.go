@@ -203,5 +203,5 @@ func (g *Guest) writeEngineID(id string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o710); err != nil {
 		return err
 	}
-	return os.WriteFile(path, []byte(id), 0o600)
+	return writeFile(path, id)
 }

@@ -26,6 +26,7 @@ type Guest struct {
 	Config
 	docker    *docker
 	processes *processes
+	nic       *nic
 	registry  *forwarder
 
 	mu         sync.Mutex // identity, quiesce and shutdown happen one at a time
@@ -41,11 +42,15 @@ type Guest struct {
 }
 
 // New makes a guest agent; Run does everything.
-func New(c Config) *Guest {
-	g := &Guest{Config: c, processes: newProcesses(c.Init), powerOff: make(chan struct{})}
+func New(c Config) (*Guest, error) {
+	nic, err := openNIC()
+	if err != nil {
+		return nil, internal("start guest agent", err)
+	}
+	g := &Guest{Config: c, nic: nic, processes: newProcesses(c.Init), powerOff: make(chan struct{})}
 	g.docker = newDocker(g.path(dockerSocket))
 	g.registry = newForwarder(c.Log)
-	return g
+	return g, nil
 }
 
 func (g *Guest) path(p string) string {

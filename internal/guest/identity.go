@@ -1,10 +1,10 @@
 package guest
 
 import (
-	"context"
 	"encoding/hex"
 	"errors"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -27,13 +27,20 @@ const (
 //
 // What it cannot reach is the state of random generators that programs seeded for themselves before the snapshot, such as Go's
 // math/rand; Docker and containerd take every id from the kernel.
-func (g *Guest) reidentify(ctx context.Context, req *guestv1.ReidentifyRequest) (*guestv1.ReidentifyResponse, error) {
-	const op = "re-identify"
+func (g *Guest) reidentify(req *guestv1.ReidentifyRequest) (*guestv1.ReidentifyResponse, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if err := checkIdentity(req); err != nil {
 		return nil, err
 	}
+	resp, err := g.assume(req)
+	g.quiesced = g.quiesced && err != nil
+	return resp, err
+}
+
+// assume takes on an identity that has been checked. The caller holds g.mu.
+func (g *Guest) assume(req *guestv1.ReidentifyRequest) (*guestv1.ReidentifyResponse, error) {
+	const op = "re-identify"
 	// First, because the host's time stands still in the request while ours goes on.
 	if req.UnixNanos != 0 {
 		now := unix.NsecToTimespec(req.UnixNanos)
@@ -57,14 +64,18 @@ func (g *Guest) reidentify(ctx context.Context, req *guestv1.ReidentifyRequest) 
 			return nil, internal(op, err)
 		}
 	}
-	if err := setNetwork(id.GetMac(), id.GetAddress(), req.Gateway); err != nil {
+	address, gateway, err := parseNetwork(req)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.nic.set(id.GetMac(), address, gateway); err != nil {
 		return nil, internal(op+": set up the network", err)
 	}
 	if req.Gateway != "" {
 		g.gateway = req.Gateway
 	}
 	if req.Dns != "" {
-		if err := os.WriteFile(g.path("/etc/resolv.conf"), []byte("nameserver "+req.Dns+"\n"), 0o644); err != nil {
+		if err := writeFile(g.path("/etc/resolv.conf"), "nameserver "+req.Dns+"\n"); err != nil {
 			return nil, internal(op, err)
 		}
 	}
@@ -77,7 +88,6 @@ func (g *Guest) reidentify(ctx context.Context, req *guestv1.ReidentifyRequest) 
 		return nil, internal(op+": read back", err)
 	}
 	got.EngineId = engine
-	g.quiesced = false
 	return &guestv1.ReidentifyResponse{Identity: got, UnixNanos: time.Now().UnixNano()}, nil
 }
 
@@ -94,17 +104,17 @@ func checkIdentity(req *guestv1.ReidentifyRequest) error {
 			return bad("%q is not a machine-id: 32 lower-case hexadecimal digits", m)
 		}
 	}
-	if a := id.GetAddress(); a != "" {
-		if p, err := netip.ParsePrefix(a); err != nil || !p.Addr().Is4() {
-			return bad("%q is not an IPv4 address with prefix length", a)
+	if m := id.GetMac(); m != "" {
+		if hw, err := net.ParseMAC(m); err != nil || len(hw) != 6 || hw[0]&1 != 0 {
+			return bad("%q is not a MAC address of one interface", m)
 		}
 	}
-	for _, a := range []string{req.Gateway, req.Dns} {
-		if a == "" {
-			continue
-		}
-		if p, err := netip.ParseAddr(a); err != nil || !p.Is4() {
-			return bad("%q is not an IPv4 address", a)
+	if _, _, err := parseNetwork(req); err != nil {
+		return err
+	}
+	if req.Dns != "" {
+		if a, err := netip.ParseAddr(req.Dns); err != nil || !a.Is4() {
+			return bad("%q is not an IPv4 address", req.Dns)
 		}
 	}
 	if n := len(req.Seed); n > 0 && n < minSeed {
@@ -113,21 +123,36 @@ func checkIdentity(req *guestv1.ReidentifyRequest) error {
 	return nil
 }
 
+// parseNetwork reads the addresses of a request; those that are empty come back invalid.
+func parseNetwork(req *guestv1.ReidentifyRequest) (address netip.Prefix, gateway netip.Addr, err error) {
+	if a := req.GetIdentity().GetAddress(); a != "" {
+		if address, err = netip.ParsePrefix(a); err != nil || !address.Addr().Is4() {
+			return address, gateway, warmboot.Errorf(warmboot.Invalid, "re-identify", "%q is not an IPv4 address with prefix length", a)
+		}
+	}
+	if req.Gateway != "" {
+		if gateway, err = netip.ParseAddr(req.Gateway); err != nil || !gateway.Is4() {
+			return address, gateway, warmboot.Errorf(warmboot.Invalid, "re-identify", "%q is not an IPv4 address", req.Gateway)
+		}
+	}
+	return address, gateway, nil
+}
+
 // setHostname names the machine: in the kernel, and in the files that programs look at.
 func (g *Guest) setHostname(name string) error {
 	if err := unix.Sethostname([]byte(name)); err != nil {
 		return internal("set the hostname", err)
 	}
-	if err := os.WriteFile(g.path("/etc/hostname"), []byte(name+"\n"), 0o644); err != nil {
+	if err := writeFile(g.path("/etc/hostname"), name+"\n"); err != nil {
 		return internal("set the hostname", err)
 	}
 	// localhost is IPv4 only, as the machine is: registries on it must not be looked for at ::1.
 	hosts := "127.0.0.1\tlocalhost\n127.0.1.1\t" + name + "\n"
-	return internal("set the hostname", os.WriteFile(g.path("/etc/hosts"), []byte(hosts), 0o644))
+	return internal("set the hostname", writeFile(g.path("/etc/hosts"), hosts))
 }
 
 func (g *Guest) setMachineID(id string) error {
-	if err := os.WriteFile(g.path(machineIDPath), []byte(id+"\n"), 0o444); err != nil {
+	if err := writeFile(g.path(machineIDPath), id+"\n"); err != nil {
 		return err
 	}
 	// D-Bus's copy, where it is not a link to ours, would tell the old one.
@@ -150,6 +175,6 @@ func (g *Guest) readIdentity() (*guestv1.Identity, error) {
 		return nil, err
 	}
 	id.MachineId = strings.TrimSpace(string(text))
-	id.Mac, id.Address, err = readNetwork()
+	id.Mac, id.Address, err = g.nic.read()
 	return id, err
 }

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"runtime/debug"
+	"runtime"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -21,41 +21,18 @@ import (
 // identity in the network, everything on disk, no memory used that need not be.
 func (g *Guest) quiesce(ctx context.Context) (*guestv1.QuiesceResponse, error) {
 	const op = "quiesce"
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	resp := &guestv1.QuiesceResponse{}
 	step := func(format string, args ...any) { resp.Steps = append(resp.Steps, fmt.Sprintf(format, args...)) }
+	if err := g.prepare(ctx, resp, step); err != nil {
+		return nil, err
+	}
+	if err := g.rehearse(ctx); err != nil {
+		return nil, internal(op+": rehearse the re-identification", err)
+	}
+	step("memory: what a clone needs first is back in the caches")
 
-	info, err := g.docker.info(ctx)
-	if err != nil {
-		return nil, unavailable(op, "Docker must answer before the machine is frozen", err)
-	}
-	resp.DockerVersion, resp.EngineId = info.ServerVersion, info.ID
-	step("docker: version %s answers", info.ServerVersion)
-
-	auto, how, err := g.dockerAutostart(ctx)
-	if err != nil {
-		return nil, internal(op, err)
-	}
-	resp.DockerAutostart = auto
-	step("docker: %s", how)
-
-	pid, err := g.dockerPID()
-	if err != nil {
-		return nil, internal(op, err)
-	}
-	if file := g.engineIDFile(); file != info.ID {
-		return nil, warmboot.Errorf(warmboot.Incompatible, op, "Docker %s calls itself %q and not what %s says (%q), so its clones could not be told apart; use Docker 24 or later", info.ServerVersion, info.ID, engineIDPath, file)
-	}
-	ask := func(ctx context.Context) (string, error) {
-		info, err := g.docker.info(ctx)
-		return info.ID, err
-	}
-	if g.engine, err = findEngineID(ctx, pid, info.ID, ask); err != nil {
-		return nil, internal(op+": find Docker's engine id in its memory", err)
-	}
-	step("docker: engine id found at %d place(s) in process %d, each proven", len(g.engine.addresses), pid)
-
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	g.docker.http.CloseIdleConnections()
 	if n := g.registry.close(); n > 0 {
 		step("network: %d registry port(s) are no longer forwarded", n)
@@ -66,6 +43,47 @@ func (g *Guest) quiesce(ctx context.Context) (*guestv1.QuiesceResponse, error) {
 		return nil, internal(op+": flush the network", err)
 	}
 	resp.Steps = append(resp.Steps, network...)
+	runtime.GC() // so that a clone does not have to at once
+	unix.Sync()
+	g.quiesced = true
+	return resp, nil
+}
+
+// prepare is everything of quiesce up to the rehearsal.
+func (g *Guest) prepare(ctx context.Context, resp *guestv1.QuiesceResponse, step func(string, ...any)) error {
+	const op = "quiesce"
+	g.mu.Lock()
+	defer g.mu.Unlock()
+
+	info, err := g.docker.info(ctx)
+	if err != nil {
+		return unavailable(op, "Docker must answer before the machine is frozen", err)
+	}
+	resp.DockerVersion, resp.EngineId = info.ServerVersion, info.ID
+	step("docker: version %s answers", info.ServerVersion)
+
+	auto, how, err := g.dockerAutostart(ctx)
+	if err != nil {
+		return internal(op, err)
+	}
+	resp.DockerAutostart = auto
+	step("docker: %s", how)
+
+	pid, err := g.dockerPID()
+	if err != nil {
+		return internal(op, err)
+	}
+	if file := g.engineIDFile(); file != info.ID {
+		return warmboot.Errorf(warmboot.Incompatible, op, "Docker %s calls itself %q and not what %s says (%q), so its clones could not be told apart; use Docker 24 or later", info.ServerVersion, info.ID, engineIDPath, file)
+	}
+	ask := func(ctx context.Context) (string, error) {
+		info, err := g.docker.info(ctx)
+		return info.ID, err
+	}
+	if g.engine, err = findEngineID(ctx, pid, info.ID, ask); err != nil {
+		return internal(op+": find Docker's engine id in its memory", err)
+	}
+	step("docker: engine id found at %d place(s) in process %d, each proven", len(g.engine.addresses), pid)
 
 	for _, path := range []string{"/var/lib/systemd/random-seed", "/var/lib/urandom/random-seed", "/var/lib/misc/random-seed"} {
 		switch err := os.Remove(g.path(path)); {
@@ -74,7 +92,7 @@ func (g *Guest) quiesce(ctx context.Context) (*guestv1.QuiesceResponse, error) {
 		case errors.Is(err, unix.EROFS): // part of the image, and no program of ours ever loads it
 			step("random: %s is on the read-only disk and unused", path)
 		case !errors.Is(err, fs.ErrNotExist):
-			return nil, internal(op, err)
+			return internal(op, err)
 		}
 	}
 
@@ -85,14 +103,11 @@ func (g *Guest) quiesce(ctx context.Context) (*guestv1.QuiesceResponse, error) {
 	} else {
 		step("disk: free space not given back: %v", err) // costs disk space in the snapshot, nothing else
 	}
-	debug.FreeOSMemory()
 	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
-		return nil, internal(op, err)
+		return internal(op, err)
 	}
 	step("memory: caches dropped")
-	unix.Sync()
-	g.quiesced = true
-	return resp, nil
+	return nil
 }
 
 // dockerAutostart tells whether Docker would start by itself in this machine, and how we know.

@@ -155,7 +155,7 @@ func (g *Guest) answer(ctx context.Context, req *guestv1.Request) (*guestv1.Resp
 		r, err := g.quiesce(ctx)
 		return &guestv1.Response{Result: &guestv1.Response_Quiesce{Quiesce: r}}, err
 	case *guestv1.Request_Reidentify:
-		r, err := g.reidentify(ctx, call.Reidentify)
+		r, err := g.reidentify(call.Reidentify)
 		return &guestv1.Response{Result: &guestv1.Response_Reidentify{Reidentify: r}}, err
 	case *guestv1.Request_Registry:
 		err := g.addRegistry(ctx, call.Registry)
