@@ -14,7 +14,7 @@ import (
 
 const defaultStopTimeout = 10 * time.Second
 
-type containerRef struct {
+type ContainerRef struct {
 	Ref string `path:"id" doc:"Id, name, or the beginning of an id that only one container has."`
 }
 
@@ -48,7 +48,7 @@ func (s *server) containerRoutes(a huma.API) {
 			return items(all, containerOut), nil
 		})
 	op(a, http.MethodGet, base+"/{id}", tag, "Get a container", "",
-		func(ctx context.Context, in *containerRef) (*answer[api.Item[api.Container]], error) {
+		func(ctx context.Context, in *ContainerRef) (*answer[api.Item[api.Container]], error) {
 			c, err := s.svc.Container(ctx, in.Ref)
 			if err != nil {
 				return nil, err
@@ -57,14 +57,14 @@ func (s *server) containerRoutes(a huma.API) {
 		})
 	op(a, http.MethodDelete, base+"/{id}", tag, "Delete a container", "Removes its microVM, disk and logs. A create or start that is under way is ended.",
 		func(ctx context.Context, in *struct {
-			containerRef
+			ContainerRef
 			Force bool `query:"force" doc:"Even if it runs."`
 		}) (*answer[api.OK], error) {
 			return done(s.svc.DeleteContainer(ctx, in.Ref, in.Force))
 		})
 	op(a, http.MethodPost, base+"/{id}/stop", tag, "Stop a container", "Answers once it is stopped. Disk and logs stay.",
 		func(ctx context.Context, in *struct {
-			containerRef
+			ContainerRef
 			Body *api.StopContainer
 		}) (*answer[api.Item[api.Container]], error) {
 			grace := defaultStopTimeout
@@ -78,7 +78,7 @@ func (s *server) containerRoutes(a huma.API) {
 			return item(containerOut(c)), nil
 		})
 	op(a, http.MethodPost, base+"/{id}/start", tag, "Start a stopped container", "From its own disk, by a cold boot. Answers at once.",
-		func(ctx context.Context, in *containerRef) (*answer[api.Created], error) {
+		func(ctx context.Context, in *ContainerRef) (*answer[api.Created], error) {
 			c, err := s.svc.StartContainer(ctx, in.Ref)
 			if err != nil {
 				return nil, err
@@ -87,8 +87,8 @@ func (s *server) containerRoutes(a huma.API) {
 		})
 	op(a, http.MethodGet, base+"/{id}/wait", tag, "Wait for a container", "Answers when the condition holds, or after the timeout with the container as it is then: look at `state`, and ask again.",
 		func(ctx context.Context, in *struct {
-			containerRef
-			Condition string `query:"condition" enum:"started,stopped" default:"started" doc:"started: running, stopped or failed. stopped: stopped or failed."`
+			ContainerRef
+			Condition string `query:"condition" enum:"booted,started,stopped" default:"started" doc:"booted: Docker in its microVM has answered. started: running, stopped or failed. stopped: stopped or failed."`
 			Timeout   int    `query:"timeout" minimum:"0" maximum:"300" default:"30" doc:"Seconds."`
 		}) (*answer[api.Item[api.Container]], error) {
 			wctx, cancel := context.WithTimeout(ctx, time.Duration(in.Timeout)*time.Second)

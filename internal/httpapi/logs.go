@@ -20,7 +20,7 @@ func (s *server) logRoutes(a huma.API) {
 	op(a, http.MethodGet, "/v1/containers/{id}/logs", "Containers", "Read a container's output",
 		"One JSON object a line, oldest first. With `follow`, lines come as they are written, until the command ends. A connection that breaks off has not given everything.",
 		func(ctx context.Context, in *struct {
-			containerRef
+			ContainerRef
 			Follow bool `query:"follow"`
 			Tail   int  `query:"tail" minimum:"-1" default:"-1" doc:"How many of the last lines to begin with; -1 means all."`
 		}) (*huma.StreamResponse, error) {

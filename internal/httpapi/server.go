@@ -62,7 +62,8 @@ func (s *server) routes(mux *http.ServeMux, c Config) {
 			},
 			Components: &huma.Components{Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)},
 		},
-		Formats:       map[string]huma.Format{"application/json": jsonFormat()},
+		// huma looks for "application/problem+json" under what follows the plus sign.
+		Formats:       map[string]huma.Format{"application/json": jsonFormat(), "json": jsonFormat()},
 		DefaultFormat: "application/json",
 		Transformers:  []huma.Transformer{asProblem},
 	})
