@@ -34,7 +34,12 @@ func (d *Driver) tryKVM(ctx context.Context, caps vmm.Capabilities) (why string,
 	if err != nil {
 		return fmt.Sprintf("KVM cannot be used: %v", err), true
 	}
-	f.Close()
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && os.Geteuid() == 0 {
+		if group, err := kvmGroup(); err == nil && group == nil && info.Mode().Perm()&0o006 != 0o006 {
+			return fmt.Sprintf("KVM cannot be used: only root may open %s, and VMMs do not run as root; give it to a group: `chgrp kvm %[1]s && chmod 660 %[1]s`", kvmDevice), true
+		}
+	}
 	kernel := d.ProbeKernel
 	if kernel == "" {
 		if kernel = newestKernel(); kernel == "" {

@@ -1,6 +1,9 @@
 package qemu
 
 import (
+	"context"
+	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -8,16 +11,21 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"warmboot"
 	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/vmmtest"
 )
+
+// The tests with machines take turns: an emulated CPU keeps a real one busy.
 
 // owner is a user that nothing else runs as.
 var owner = vmm.Owner{UID: 1_900_099_001, GID: 1_900_099_000}
 
 func TestConformance(t *testing.T) {
-	t.Parallel()
 	kernel := vmmtest.Kernel(t)
 	dir := shared(t)
 	initrd := vmmtest.Initrd(t, dir)
@@ -42,6 +50,106 @@ func TestConformance(t *testing.T) {
 		},
 		Alive: func(t *testing.T, _ vmm.Driver, id string) bool { return find(t, id) != 0 },
 	})
+}
+
+// machineFor is a machine that need not get anywhere.
+func machineFor(t *testing.T, id, kernel string) vmm.Spec {
+	t.Helper()
+	return vmm.Spec{
+		ID: id + "-" + strconv.Itoa(os.Getpid()), Dir: t.TempDir(), VCPUs: 1, MemoryMiB: 128, Kernel: kernel,
+		Network: vmm.Network{Subnet: netip.MustParsePrefix("100.64.8.0/24")}, Owner: owner,
+	}
+}
+
+func create(t *testing.T, spec vmm.Spec) *machine {
+	t.Helper()
+	m, err := New(Config{Accelerator: "tcg"}).Create(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Stop(context.Background(), 0); err != nil {
+			t.Error(err)
+		}
+		if pid := find(t, spec.ID); pid != 0 {
+			t.Errorf("process %d is left", pid)
+		}
+	})
+	return m.(*machine)
+}
+
+// A VMM is where a guest would break out to, so it has nothing to offer there.
+func TestConfinement(t *testing.T) {
+	kernel := vmmtest.Kernel(t)
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: only root can give machines users of their own")
+	}
+	for name, c := range map[string]struct {
+		port uint16
+		caps string
+	}{
+		"plain":           {8080, "0000000000000000"},
+		"privileged port": {80, "0000000000000400"}, // CAP_NET_BIND_SERVICE
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := machineFor(t, "confined-"+c.caps[12:], kernel)
+			spec.Network.Forwards = []vmm.Forward{{
+				Protocol: warmboot.TCP, HostIP: netip.MustParseAddr("127.77.66.55"), HostPort: c.port, GuestPort: 80}}
+			m := create(t, spec)
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", m.handle.PID))
+			if err != nil {
+				t.Fatal(err)
+			}
+			status := map[string]string{}
+			for line := range strings.Lines(string(text)) {
+				k, v, _ := strings.Cut(line, ":")
+				status[k] = strings.Join(strings.Fields(v), " ")
+			}
+			uid, gid := fmt.Sprint(owner.UID), fmt.Sprint(owner.GID)
+			for k, want := range map[string]string{
+				"Uid": strings.Join([]string{uid, uid, uid, uid}, " "), "Gid": strings.Join([]string{gid, gid, gid, gid}, " "),
+				"Groups": "", "CapEff": c.caps, "CapPrm": c.caps, "CapInh": c.caps, "CapAmb": c.caps, "NoNewPrivs": "1", "Seccomp": "2",
+			} {
+				if status[k] != want {
+					t.Errorf("%s is %q, want %q", k, status[k], want)
+				}
+			}
+			if pid, err := unix.Getsid(m.handle.PID); err != nil || pid != m.handle.PID {
+				t.Errorf("it is in session %d (%v), not in one of its own", pid, err)
+			}
+			files, err := os.ReadDir(spec.Dir)
+			if err != nil || len(files) == 0 {
+				t.Fatal(files, err)
+			}
+			for _, f := range files {
+				info, err := f.Info()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if st := info.Sys().(*syscall.Stat_t); st.Uid != 0 || info.Mode().Perm() != 0o600 {
+					t.Errorf("%s belongs to %d and has mode %v", f.Name(), st.Uid, info.Mode())
+				}
+			}
+			conn, err := net.Dial("tcp", fmt.Sprintf("127.77.66.55:%d", c.port))
+			if err != nil {
+				t.Fatalf("the published port does not answer: %v", err)
+			}
+			conn.Close()
+		})
+	}
+}
+
+// A kernel without a root file system panics: the machine ends, and one can read why.
+func TestPanicEndsTheMachineAndIsReadable(t *testing.T) {
+	m := create(t, machineFor(t, "panic", vmmtest.Kernel(t)))
+	select {
+	case <-m.Done():
+	case <-time.After(time.Minute):
+		t.Error("the machine goes on")
+	}
+	if !strings.Contains(m.Console(), "Kernel panic - not syncing: VFS") {
+		t.Errorf("the console says %q", m.Console())
+	}
 }
 
 // find returns the QEMU process of a machine, or 0.
