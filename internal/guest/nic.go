@@ -170,7 +170,7 @@ func (n *nic) route(call uintptr, gateway netip.Addr) error {
 
 // defaultGateway reads the gateway of the interface's default route; the zero Addr if it has none.
 func defaultGateway() (netip.Addr, error) {
-	table, err := os.ReadFile("/proc/self/net/route")
+	table, err := os.ReadFile("/proc/thread-self/net/route")
 	if err != nil {
 		return netip.Addr{}, err
 	}

@@ -1,0 +1,371 @@
+package guestrpc
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+
+	"warmboot"
+	guestv1 "warmboot/gen/guest/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// guestEnd starts a guest that treats each connection with f, and returns the host's dial.
+func guestEnd(t *testing.T, f func(net.Conn)) func(context.Context) (net.Conn, error) {
+	t.Helper()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				f(conn)
+			}()
+		}
+	}()
+	return func(ctx context.Context) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", l.Addr().String())
+	}
+}
+
+// answering is a guest that answers every request with what answer makes of it.
+func answering(answer func(*guestv1.Request) *guestv1.Response) func(net.Conn) {
+	return func(conn net.Conn) {
+		session, err := Accept(conn)
+		if err != nil {
+			return
+		}
+		defer session.Close()
+		for {
+			stream, err := session.AcceptStream()
+			if err != nil {
+				return
+			}
+			req := &guestv1.Request{}
+			if ReadMessage(bufio.NewReader(stream), req) == nil {
+				WriteMessage(stream, answer(req))
+			}
+			stream.Close()
+		}
+	}
+}
+
+func healthy(*guestv1.Request) *guestv1.Response {
+	return &guestv1.Response{Result: &guestv1.Response_Health{Health: &guestv1.HealthResponse{AgentVersion: "v1"}}}
+}
+
+func connect(t *testing.T, f func(net.Conn)) *Client {
+	t.Helper()
+	c, err := Connect(t.Context(), guestEnd(t, f))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func wantCode(t *testing.T, err error, code warmboot.Code) {
+	t.Helper()
+	var e *warmboot.Error
+	if !errors.As(err, &e) || e.Code != code {
+		t.Fatalf("got %v (%s), want a %s", err, warmboot.CodeOf(err), code)
+	}
+}
+
+// TestHandshakeFindsItsPeer puts whatever bytes before the handshake, in both directions; pieces of marks among them.
+func TestHandshakeFindsItsPeer(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		stale := func(name string, mark [8]byte) []byte {
+			var b []byte
+			for range rapid.IntRange(0, 4).Draw(t, name) {
+				b = append(b, rapid.SliceOfN(rapid.Byte(), 0, 40).Draw(t, name)...)
+				b = append(b, mark[:rapid.IntRange(0, 7).Draw(t, name)]...)
+			}
+			return b
+		}
+		host, guest := net.Pipe()
+		defer host.Close()
+		defer guest.Close()
+		toGuest, toHost := stale("to guest", hostMark), stale("to host", guestMark)
+		go func() {
+			r, err := Handshake(&struct {
+				io.Reader
+				io.Writer
+			}{io.MultiReader(bytes.NewReader(toGuest), guest), writerFunc(func(p []byte) (int, error) {
+				return guest.Write(append(toHost, p...))
+			})})
+			if err == nil {
+				io.Copy(guest, r)
+			}
+		}()
+		host.SetDeadline(time.Now().Add(5 * time.Second))
+		// net.Pipe hands over piece by piece: the answer must be read whole.
+		r, err := greet(host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go host.Write([]byte("hello"))
+		got := make([]byte, 5)
+		if _, err := io.ReadFull(r, got); err != nil || string(got) != "hello" {
+			t.Fatalf("after the handshake: %q, %v", got, err)
+		}
+	})
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+// TestHandshakeAnswersTheLastHost: a host that gave up left its preamble; only the one after it waits.
+func TestHandshakeAnswersTheLastHost(t *testing.T) {
+	t.Parallel()
+	first, second := bytes.Repeat([]byte{1}, nonceLen), bytes.Repeat([]byte{2}, nonceLen)
+	in := bytes.Join([][]byte{hostMark[:], first, hostMark[:], second}, nil)
+	var out bytes.Buffer
+	if _, err := Handshake(&struct {
+		io.Reader
+		io.Writer
+	}{bytes.NewReader(in), &out}); err != nil {
+		t.Fatal(err)
+	}
+	if want := append(guestMark[:], second...); !bytes.Equal(out.Bytes(), want) {
+		t.Fatalf("answered %x, want %x", out.Bytes(), want)
+	}
+}
+
+func TestConnectDialsAgain(t *testing.T) {
+	t.Parallel()
+	var n atomic.Int32
+	dial := guestEnd(t, func(conn net.Conn) {
+		if n.Add(1) == 1 {
+			io.Copy(io.Discard, conn) // still booting
+			return
+		}
+		answering(healthy)(conn)
+	})
+	failed := false
+	c, err := Connect(t.Context(), func(ctx context.Context) (net.Conn, error) {
+		if !failed {
+			failed = true
+			return nil, errors.New("no socket yet")
+		}
+		return dial(ctx)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if h, err := c.Health(t.Context()); err != nil || h.AgentVersion != "v1" || n.Load() != 2 {
+		t.Fatalf("%v %v after %d connections", h, err, n.Load())
+	}
+}
+
+func TestMuteGuest(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err := Connect(ctx, guestEnd(t, func(conn net.Conn) { io.Copy(io.Discard, conn) }))
+	wantCode(t, err, warmboot.Timeout)
+
+	// One that shakes hands and then says nothing, or stops reading as well.
+	release := make(chan struct{})
+	defer close(release)
+	c := connect(t, func(conn net.Conn) {
+		if _, err := Handshake(conn); err == nil {
+			<-release
+		}
+	})
+	for range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		begin := time.Now()
+		_, err = c.Health(ctx)
+		cancel()
+		wantCode(t, err, warmboot.Timeout)
+		_, err = c.Reidentify(ctx, &guestv1.ReidentifyRequest{Seed: make([]byte, 900<<10)})
+		wantCode(t, err, warmboot.Timeout)
+		if took := time.Since(begin); took > 5*time.Second {
+			t.Fatalf("the deadline of 50 ms took %v", took)
+		}
+	}
+}
+
+func TestGuestIsGone(t *testing.T) {
+	t.Parallel()
+	end := make(chan struct{})
+	c := connect(t, func(conn net.Conn) {
+		go func() { <-end; conn.Close() }()
+		answering(healthy)(conn)
+	})
+	if _, err := c.Health(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	close(end)
+	<-c.Done()
+	_, err := c.Health(t.Context())
+	wantCode(t, err, warmboot.Unavailable)
+	_, err = c.DialDocker(t.Context())
+	wantCode(t, err, warmboot.Unavailable)
+}
+
+func TestFailuresKeepTheirCode(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[string]warmboot.Code{"timeout": warmboot.Timeout, "no such code": warmboot.Internal, "": warmboot.Internal} {
+		c := connect(t, answering(func(*guestv1.Request) *guestv1.Response {
+			return &guestv1.Response{Failure: &guestv1.Failure{Code: code, Message: strings.Repeat("long ", 100_000)}}
+		}))
+		_, err := c.Quiesce(t.Context())
+		wantCode(t, err, want)
+		if len(err.Error()) > 10_000 {
+			t.Errorf("the guest made us repeat %d bytes", len(err.Error()))
+		}
+	}
+	c := connect(t, answering(healthy))
+	_, err := c.Quiesce(t.Context()) // answered as if it were health
+	wantCode(t, err, warmboot.Internal)
+}
+
+// TestReidentifyIsChecked: the host believes what was read back, not that the call succeeded.
+func TestReidentifyIsChecked(t *testing.T) {
+	t.Parallel()
+	id := func() *guestv1.Identity {
+		return &guestv1.Identity{Hostname: "h", MachineId: "m", EngineId: "e", Mac: "02:00:00:00:00:01", Address: "10.0.0.2/24"}
+	}
+	for name, lie := range map[string]func(*guestv1.ReidentifyResponse){
+		"":         func(r *guestv1.ReidentifyResponse) { r.Identity.Mac = strings.ToUpper(r.Identity.Mac) },
+		"hostname": func(r *guestv1.ReidentifyResponse) { r.Identity.Hostname = "old" },
+		"machine":  func(r *guestv1.ReidentifyResponse) { r.Identity.MachineId = "" },
+		"engine":   func(r *guestv1.ReidentifyResponse) { r.Identity.EngineId = "old" },
+		"mac":      func(r *guestv1.ReidentifyResponse) { r.Identity.Mac = "02:00:00:00:00:02" },
+		"address":  func(r *guestv1.ReidentifyResponse) { r.Identity.Address = "10.0.0.3/24" },
+		"nothing":  func(r *guestv1.ReidentifyResponse) { r.Identity = nil },
+		"slow":     func(r *guestv1.ReidentifyResponse) { r.UnixNanos -= int64(2 * time.Second) },
+		"fast":     func(r *guestv1.ReidentifyResponse) { r.UnixNanos += int64(2 * time.Second) },
+	} {
+		c := connect(t, answering(func(*guestv1.Request) *guestv1.Response {
+			r := &guestv1.ReidentifyResponse{Identity: id(), UnixNanos: time.Now().UnixNano()}
+			lie(r)
+			return &guestv1.Response{Result: &guestv1.Response_Reidentify{Reidentify: r}}
+		}))
+		_, err := c.Reidentify(t.Context(), &guestv1.ReidentifyRequest{Identity: id()})
+		if name == "" {
+			if err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		wantCode(t, err, warmboot.Internal)
+	}
+}
+
+// TestHostileFrames: a guest that floods the session with what only costs the host loses it.
+func TestHostileFrames(t *testing.T) {
+	t.Parallel()
+	frame := func(kind byte, flags uint16, stream, length uint32) []byte {
+		f := []byte{0, kind}
+		f = binary.BigEndian.AppendUint16(f, flags)
+		f = binary.BigEndian.AppendUint32(f, stream)
+		return binary.BigEndian.AppendUint32(f, length)
+	}
+	huge := make([]byte, 1<<20)
+	rand.Read(huge)
+	for name, sent := range map[string][]byte{
+		"ping":             frame(framePing, flagSYN, 0, 7),
+		"opens a stream":   frame(1, flagSYN, 2, 0),
+		"opens with data":  append(frame(frameData, flagSYN, 2, 5), "hello"...),
+		"garbage":          huge,
+		"pings after data": append(append(frame(frameData, 0, 99, 3), "abc"...), frame(framePing, flagSYN, 0, 1)...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := connect(t, func(conn net.Conn) {
+				if _, err := Handshake(conn); err != nil {
+					return
+				}
+				for i := range sent { // fences must hold wherever the pieces end
+					if len(sent) > 1000 {
+						conn.Write(sent)
+						break
+					}
+					conn.Write(sent[i : i+1])
+				}
+				io.Copy(io.Discard, conn)
+			})
+			select {
+			case <-c.Done():
+			case <-time.After(5 * time.Second):
+				t.Fatal("the session goes on")
+			}
+		})
+	}
+}
+
+func TestOversizedMessages(t *testing.T) {
+	t.Parallel()
+	// From the guest: announced as 1 GiB.
+	c := connect(t, func(conn net.Conn) {
+		session, err := Accept(conn)
+		if err != nil {
+			return
+		}
+		defer session.Close()
+		if stream, err := session.AcceptStream(); err == nil {
+			stream.Write(binary.AppendUvarint(nil, 1<<30))
+			<-session.CloseChan()
+		}
+	})
+	_, err := c.Health(t.Context())
+	wantCode(t, err, warmboot.Unavailable)
+	// To the guest.
+	var b bytes.Buffer
+	WriteMessage(&b, &guestv1.ReidentifyRequest{Seed: make([]byte, MaxMessage+1)})
+	if err := ReadMessage(bufio.NewReader(&b), &guestv1.ReidentifyRequest{}); err == nil {
+		t.Error("a message larger than MaxMessage was read")
+	}
+}
+
+func TestChunks(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		var wire, want bytes.Buffer
+		for _, n := range rapid.SliceOfN(rapid.IntRange(0, 3*maxChunk), 0, 4).Draw(t, "writes") {
+			p := bytes.Repeat([]byte{byte(n)}, n)
+			want.Write(p)
+			if got, err := writeChunks(&wire, p); got != n || err != nil {
+				t.Fatal(got, err)
+			}
+		}
+		cut := rapid.Bool().Draw(t, "cut")
+		if !cut {
+			writeChunk(&wire, nil)
+		}
+		got, err := io.ReadAll(&ChunkReader{R: &wire})
+		if !bytes.Equal(got, want.Bytes()) {
+			t.Fatalf("read %d bytes, want %d", len(got), want.Len())
+		}
+		if cut != errors.Is(err, io.ErrUnexpectedEOF) || !cut && err != nil {
+			t.Fatalf("cut %v: %v", cut, err)
+		}
+	})
+}
