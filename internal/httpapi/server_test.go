@@ -1,0 +1,206 @@
+package httpapi_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"warmboot"
+	"warmboot/api"
+	"warmboot/client"
+	"warmboot/internal/controlplane"
+	"warmboot/internal/controlplane/hosttest"
+	"warmboot/internal/httpapi"
+	"warmboot/internal/store"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// rig is the API on a real Service and store, and a host in memory.
+type rig struct {
+	t      *testing.T
+	host   *hosttest.Host
+	svc    *controlplane.Service
+	store  *store.Store
+	server *httptest.Server
+	client *client.Client
+	image  api.Image
+	log    *syncBuffer
+}
+
+func newRig(t *testing.T, shape func(*hosttest.Host, *httpapi.Config)) *rig {
+	t.Helper()
+	t.Parallel()
+	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "warmboot.db"), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { st.Close() })
+	r := &rig{t: t, host: hosttest.New(), store: st, log: &syncBuffer{}}
+	log := slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	r.svc = controlplane.New(controlplane.Config{Store: st, Host: r.host, Log: log})
+	t.Cleanup(r.svc.Close)
+	config := httpapi.Config{Service: r.svc, Log: log, Version: "1.2.3"}
+	if shape != nil {
+		shape(r.host, &config)
+	}
+	if err := r.svc.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.server = httptest.NewServer(httpapi.New(config))
+	t.Cleanup(r.server.Close)
+	if r.client, err = client.New(client.Config{Addr: r.server.URL, Token: config.Token, HTTP: r.server.Client()}); err != nil {
+		t.Fatal(err)
+	}
+	r.image, err = r.client.RegisterImage(t.Context(), api.RegisterImage{Name: "runtime", KernelPath: hosttest.Root + "vmlinuz", InitrdPath: hosttest.Root + "initrd.img", RootfsPath: hosttest.Root + "rootfs.ext4"})
+	r.must(err)
+	return r
+}
+
+func (r *rig) must(err error) {
+	r.t.Helper()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// wantCode fails the test unless err has the code, and its text every one of words.
+func (r *rig) wantCode(err error, code warmboot.Code, words ...string) {
+	r.t.Helper()
+	if got := warmboot.CodeOf(err); got != code {
+		r.t.Fatalf("error %v has code %q, want %q", err, got, code)
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			r.t.Fatalf("error %q does not say %q", err, w)
+		}
+	}
+}
+
+// create makes a container and waits until it runs.
+func (r *rig) create(in api.CreateContainer) api.Container {
+	r.t.Helper()
+	if in.Image == "" {
+		in.Image = "debian:trixie"
+	}
+	id, err := r.client.CreateContainer(r.t.Context(), in)
+	r.must(err)
+	c, err := r.client.WaitContainer(r.t.Context(), id, client.Started)
+	r.must(err)
+	return c
+}
+
+// request sends one request with headers given as "Name: value".
+func (r *rig) request(method, path, body string, headers ...string) (*http.Response, string) {
+	r.t.Helper()
+	req, err := http.NewRequestWithContext(r.t.Context(), method, r.server.URL+path, strings.NewReader(body))
+	r.must(err)
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		if name == "Host" {
+			req.Host = value
+		}
+		req.Header.Set(name, value)
+	}
+	client := *r.server.Client()
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	res, err := client.Do(req)
+	r.must(err)
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	r.must(err)
+	return res, string(text)
+}
+
+// wantProblem fails the test unless the answer is a problem document with this status and code.
+func (r *rig) wantProblem(res *http.Response, body string, status int, code warmboot.Code) api.Problem {
+	r.t.Helper()
+	var p api.Problem
+	dec := json.NewDecoder(strings.NewReader(body))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&p); err != nil {
+		r.t.Fatalf("%v in %q", err, body)
+	}
+	if res.StatusCode != status || p.Status != status || p.Code != string(code) || p.Detail == "" || p.Title == "" {
+		r.t.Fatalf("%s %s answered %d: %s; want %d %s", res.Request.Method, res.Request.URL.Path, res.StatusCode, body, status, code)
+	}
+	if ct := res.Header.Get("Content-Type"); ct != "application/problem+json" {
+		r.t.Errorf("Content-Type %s", ct)
+	}
+	return p
+}
+
+// golden compares with a file in testdata, or writes it.
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatalf("%v; `go test ./internal/httpapi -update` writes it", err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s has changed; if that is meant, `go test ./internal/httpapi -update` writes it anew (-want +got):\n%s", path, diff)
+	}
+}
+
+func indent(t *testing.T, text []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := json.Indent(&b, text, "", "  "); err != nil {
+		t.Fatalf("%v in %q", err, text)
+	}
+	return b.Bytes()
+}
+
+// syncBuffer is a buffer for a log.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// within is the test's context with a limit, for what could wait for ever.
+func within(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
