@@ -20,7 +20,7 @@ type ContainerRef struct {
 
 func (s *server) containerRoutes(a huma.API) {
 	const tag, base = "Containers", "/v1/containers"
-	op(a, http.MethodPost, base, tag, "Create and start a container",
+	op(a, "create-container", http.MethodPost, base, tag, "Create and start a container",
 		"Answers at once; the microVM boots in the background. Wait for `started`, then look at `state`.",
 		func(ctx context.Context, in *struct{ Body api.CreateContainer }) (*answer[api.Created], error) {
 			wanted, err := createIn(in.Body)
@@ -33,7 +33,7 @@ func (s *server) containerRoutes(a huma.API) {
 			}
 			return &answer[api.Created]{api.Created{ID: string(c.ID)}}, nil
 		}, created)
-	op(a, http.MethodGet, base, tag, "List containers", "Newest first.",
+	op(a, "list-containers", http.MethodGet, base, tag, "List containers", "Newest first.",
 		func(ctx context.Context, in *struct {
 			States []string `query:"state" enum:"creating,running,stopping,stopped,starting,failed,deleting" doc:"Only those in one of these states."`
 		}) (*answer[api.Items[api.Container]], error) {
@@ -47,7 +47,7 @@ func (s *server) containerRoutes(a huma.API) {
 			}
 			return items(all, containerOut), nil
 		})
-	op(a, http.MethodGet, base+"/{id}", tag, "Get a container", "",
+	op(a, "get-container", http.MethodGet, base+"/{id}", tag, "Get a container", "",
 		func(ctx context.Context, in *ContainerRef) (*answer[api.Item[api.Container]], error) {
 			c, err := s.svc.Container(ctx, in.Ref)
 			if err != nil {
@@ -55,14 +55,14 @@ func (s *server) containerRoutes(a huma.API) {
 			}
 			return item(containerOut(c)), nil
 		})
-	op(a, http.MethodDelete, base+"/{id}", tag, "Delete a container", "Removes its microVM, disk and logs. A create or start that is under way is ended.",
+	op(a, "delete-container", http.MethodDelete, base+"/{id}", tag, "Delete a container", "Removes its microVM, disk and logs. A create or start that is under way is ended.",
 		func(ctx context.Context, in *struct {
 			ContainerRef
 			Force bool `query:"force" doc:"Even if it runs."`
 		}) (*answer[api.OK], error) {
 			return done(s.svc.DeleteContainer(ctx, in.Ref, in.Force))
 		})
-	op(a, http.MethodPost, base+"/{id}/stop", tag, "Stop a container", "Answers once it is stopped. Disk and logs stay.",
+	op(a, "stop-container", http.MethodPost, base+"/{id}/stop", tag, "Stop a container", "Answers once it is stopped. Disk and logs stay.",
 		func(ctx context.Context, in *struct {
 			ContainerRef
 			Body *api.StopContainer
@@ -77,7 +77,7 @@ func (s *server) containerRoutes(a huma.API) {
 			}
 			return item(containerOut(c)), nil
 		})
-	op(a, http.MethodPost, base+"/{id}/start", tag, "Start a stopped container", "From its own disk, by a cold boot. Answers at once.",
+	op(a, "start-container", http.MethodPost, base+"/{id}/start", tag, "Start a stopped container", "From its own disk, by a cold boot. Answers at once.",
 		func(ctx context.Context, in *ContainerRef) (*answer[api.Created], error) {
 			c, err := s.svc.StartContainer(ctx, in.Ref)
 			if err != nil {
@@ -85,7 +85,7 @@ func (s *server) containerRoutes(a huma.API) {
 			}
 			return &answer[api.Created]{api.Created{ID: string(c.ID)}}, nil
 		})
-	op(a, http.MethodGet, base+"/{id}/wait", tag, "Wait for a container", "Answers when the condition holds, or after the timeout with the container as it is then: look at `state`, and ask again.",
+	op(a, "wait-container", http.MethodGet, base+"/{id}/wait", tag, "Wait for a container", "Answers when the condition holds, or after the timeout with the container as it is then: look at `state`, and ask again.",
 		func(ctx context.Context, in *struct {
 			ContainerRef
 			Condition string `query:"condition" enum:"booted,started,stopped" default:"started" doc:"booted: Docker in its microVM has answered. started: running, stopped or failed. stopped: stopped or failed."`

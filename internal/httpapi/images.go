@@ -16,7 +16,7 @@ type imageRef struct {
 
 func (s *server) imageRoutes(a huma.API) {
 	const tag = "Images"
-	op(a, http.MethodPost, "/v1/images", tag, "Register a runtime image",
+	op(a, "register-image", http.MethodPost, "/v1/images", tag, "Register a runtime image",
 		"The files must be on the host already, below an allowed root. Registering the same content under the same name again gives the id that it has.",
 		func(ctx context.Context, in *struct{ Body api.RegisterImage }) (*answer[api.Created], error) {
 			img, err := s.svc.RegisterImage(ctx, warmboot.Image{
@@ -27,7 +27,7 @@ func (s *server) imageRoutes(a huma.API) {
 			}
 			return &answer[api.Created]{api.Created{ID: string(img.ID)}}, nil
 		}, created)
-	op(a, http.MethodGet, "/v1/images", tag, "List runtime images", "Newest first.",
+	op(a, "list-images", http.MethodGet, "/v1/images", tag, "List runtime images", "Newest first.",
 		func(ctx context.Context, _ *struct{}) (*answer[api.Items[api.Image]], error) {
 			all, err := s.svc.Images(ctx)
 			if err != nil {
@@ -35,7 +35,7 @@ func (s *server) imageRoutes(a huma.API) {
 			}
 			return items(all, imageOut), nil
 		})
-	op(a, http.MethodGet, "/v1/images/{id}", tag, "Get a runtime image", "",
+	op(a, "get-image", http.MethodGet, "/v1/images/{id}", tag, "Get a runtime image", "",
 		func(ctx context.Context, in *imageRef) (*answer[api.Item[api.Image]], error) {
 			img, err := s.svc.Image(ctx, in.Ref)
 			if err != nil {
@@ -43,7 +43,7 @@ func (s *server) imageRoutes(a huma.API) {
 			}
 			return item(imageOut(img)), nil
 		})
-	op(a, http.MethodDelete, "/v1/images/{id}", tag, "Forget a runtime image", "Only one that no container and no snapshot uses. Its files stay.",
+	op(a, "delete-image", http.MethodDelete, "/v1/images/{id}", tag, "Forget a runtime image", "Only one that no container and no snapshot uses. Its files stay.",
 		func(ctx context.Context, in *imageRef) (*answer[api.OK], error) {
 			return done(s.svc.DeleteImage(ctx, in.Ref))
 		})

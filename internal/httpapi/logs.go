@@ -17,7 +17,7 @@ import (
 
 func (s *server) logRoutes(a huma.API) {
 	const lines = "application/x-ndjson"
-	op(a, http.MethodGet, "/v1/containers/{id}/logs", "Containers", "Read a container's output",
+	op(a, "get-container-logs", http.MethodGet, "/v1/containers/{id}/logs", "Containers", "Read a container's output",
 		"One JSON object a line, oldest first. With `follow`, lines come as they are written, until the command ends. A connection that breaks off has not given everything.",
 		func(ctx context.Context, in *struct {
 			ContainerRef

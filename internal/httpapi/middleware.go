@@ -20,11 +20,8 @@ import (
 	"warmboot"
 )
 
-// Limits of a request.
-const (
-	bodyLimit   = 1 << 20 // bytes
-	bodyTimeout = 10 * time.Second
-)
+// bodyLimit is how large a request's body may be, in bytes.
+const bodyLimit = 1 << 20
 
 // observe gives each request an id, logs it, and turns a panic into an answer.
 func observe(log *slog.Logger, next http.Handler) http.Handler {
@@ -180,14 +177,14 @@ func (g *guard) knownHost(hostport string) bool {
 
 // readBodies reads a request's body before anything else happens, within limits of size and time. Afterwards the connection
 // has no deadline, so that a request which takes long to answer is not ended by it.
-func readBodies(next http.Handler) http.Handler {
+func readBodies(timeout time.Duration, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Body == nil || r.Body == http.NoBody {
 			next.ServeHTTP(w, r)
 			return
 		}
 		conn := http.NewResponseController(w)
-		conn.SetReadDeadline(time.Now().Add(bodyTimeout))
+		conn.SetReadDeadline(time.Now().Add(timeout))
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, bodyLimit))
 		conn.SetReadDeadline(time.Time{})
 		var tooLarge *http.MaxBytesError
@@ -196,7 +193,7 @@ func readBodies(next http.Handler) http.Handler {
 			writeProblem(w, problemOf(warmboot.Errorf(warmboot.TooLarge, "read request", "the body is larger than %d bytes", bodyLimit)).Problem)
 			return
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			writeProblem(w, newProblem(http.StatusRequestTimeout, warmboot.Timeout, fmt.Sprintf("the body did not come within %s", bodyTimeout)))
+			writeProblem(w, newProblem(http.StatusRequestTimeout, warmboot.Timeout, fmt.Sprintf("the body did not come within %s", timeout)))
 			return
 		case err != nil:
 			writeProblem(w, newProblem(http.StatusBadRequest, warmboot.Invalid, "the body could not be read: "+err.Error()))

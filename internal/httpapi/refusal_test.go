@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -156,6 +157,20 @@ func TestOversizedBody(t *testing.T) {
 			t.Errorf("status %d", res.StatusCode)
 		}
 	}
+}
+
+func TestBodyThatDoesNotCome(t *testing.T) {
+	r := newRig(t, func(_ *hosttest.Host, c *httpapi.Config) { c.BodyTimeout = 50 * time.Millisecond })
+	body, never := io.Pipe()
+	defer never.Close()
+	req, err := http.NewRequestWithContext(within(t), "POST", r.server.URL+"/v1/containers", body)
+	r.must(err)
+	res, err := r.server.Client().Do(req)
+	r.must(err)
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	r.must(err)
+	r.wantProblem(res, string(text), 408, warmboot.Timeout)
 }
 
 func TestErrorsDoNotRepeatSecrets(t *testing.T) {

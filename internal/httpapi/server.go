@@ -12,6 +12,8 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
+	"strings"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -28,6 +30,8 @@ type Config struct {
 	Version string // of warmboot
 	// AllowedHosts are host names, beside those of loopback, that the Host header may have when there is no token.
 	AllowedHosts []string
+	// BodyTimeout is how long a request's body may take to arrive; 0 means 10 s.
+	BodyTimeout time.Duration
 }
 
 type server struct {
@@ -39,10 +43,13 @@ type server struct {
 // New returns the handler of the whole API. It fails only by panicking, on a mistake in this package.
 func New(c Config) http.Handler {
 	s := &server{svc: c.Service, log: c.Log, version: c.Version}
+	if c.BodyTimeout == 0 {
+		c.BodyTimeout = 10 * time.Second
+	}
 	mux := http.NewServeMux()
 	s.routes(mux, c)
 	guard := guard{token: c.Token, hosts: c.AllowedHosts}
-	return observe(c.Log, secureHeaders(guard.wrap(readBodies(orProblem(mux)))))
+	return observe(c.Log, secureHeaders(guard.wrap(readBodies(c.BodyTimeout, orProblem(mux)))))
 }
 
 // routes registers every route on mux.
@@ -76,16 +83,17 @@ func (s *server) routes(mux *http.ServeMux, c Config) {
 	s.execRoute(a, mux)
 	s.snapshotRoutes(a)
 	s.imageRoutes(a)
-	op(a, http.MethodGet, "/v1/version", "Server", "Tell what is serving", "", func(ctx context.Context, _ *struct{}) (*answer[api.Version], error) {
+	op(a, "get-version", http.MethodGet, "/v1/version", "Server", "Tell what is serving", "", func(ctx context.Context, _ *struct{}) (*answer[api.Version], error) {
 		info, err := s.svc.HostInfo(ctx)
 		if err != nil {
 			return nil, err
 		}
 		return &answer[api.Version]{api.Version{Version: s.version, GoVersion: runtime.Version(), VMM: info.VMM, VMMWhy: info.VMMWhy}}, nil
 	})
-	op(a, http.MethodGet, "/healthz", "Server", "Tell that the server answers", "Needs no token.", func(context.Context, *struct{}) (*answer[api.OK], error) {
+	op(a, "get-health", http.MethodGet, "/healthz", "Server", "Tell that the server answers", "Needs no token.", func(context.Context, *struct{}) (*answer[api.OK], error) {
 		return &answer[api.OK]{api.OK{OK: true}}, nil
 	})
+	tidy(a.OpenAPI().Components.Schemas.Map())
 	description, err := json.MarshalIndent(a.OpenAPI(), "", "  ")
 	if err != nil {
 		panic(err) // the description is made of our own types
@@ -97,15 +105,28 @@ func (s *server) routes(mux *http.ServeMux, c Config) {
 	docsRoutes(mux)
 }
 
+// tidy takes out of the description what is never sent: huma's own errors, and null for a list in an answer.
+func tidy(schemas map[string]*huma.Schema) {
+	delete(schemas, "ErrorModel")
+	delete(schemas, "ErrorDetail")
+	for name, s := range schemas {
+		for _, p := range s.Properties {
+			if p.Type == huma.TypeArray && (name == "Container" || strings.HasPrefix(name, "Items")) {
+				p.Nullable = false
+			}
+		}
+	}
+}
+
 // answer is a response with a body and nothing else.
 type answer[T any] struct {
 	Body T
 }
 
 // op registers an operation. Its handler's errors become problems.
-func op[I, O any](a huma.API, method, path, tag, summary, description string, handle func(context.Context, *I) (*O, error), more ...func(*huma.Operation)) {
+func op[I, O any](a huma.API, id, method, path, tag, summary, description string, handle func(context.Context, *I) (*O, error), more ...func(*huma.Operation)) {
 	o := huma.Operation{
-		OperationID: huma.GenerateOperationID(method, path, (*O)(nil)), Method: method, Path: path,
+		OperationID: id, Method: method, Path: path,
 		Tags: []string{tag}, Summary: summary, Description: description,
 		Responses: map[string]*huma.Response{"default": problemResponse(a)},
 		// readBodies has read the body already, with a limit of time and size.

@@ -1,0 +1,112 @@
+package client_test
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"warmboot"
+	"warmboot/api"
+	"warmboot/client"
+)
+
+// The client's ways through the whole API are tested with the server, in internal/httpapi. Here is what a server that works
+// does not do.
+
+func dial(t *testing.T, addr string) *client.Client {
+	t.Helper()
+	c, err := client.New(client.Config{Addr: addr, Token: "s3cret"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestNobodyListens(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	c := dial(t, addr)
+	_, exec := c.Exec(t.Context(), "web", api.Exec{Command: []string{"true"}})
+	_, logs := c.Logs(t.Context(), "web", false, -1)
+	_, list := c.Containers(t.Context())
+	for _, err := range []error{exec, logs, list} {
+		if warmboot.CodeOf(err) != warmboot.Unavailable || !strings.Contains(err.Error(), "cannot reach warmboot at http://"+addr+": is `warmboot serve` running?") {
+			t.Errorf("%v, code %q", err, warmboot.CodeOf(err))
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := c.Containers(ctx); warmboot.CodeOf(err) != warmboot.Canceled {
+		t.Errorf("%v, code %q", err, warmboot.CodeOf(err))
+	}
+}
+
+func TestStrangeAnswers(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		status int
+		body   string
+		code   warmboot.Code
+		says   string
+	}{
+		"another program":   {404, "<html>", warmboot.Internal, "is the address right?"},
+		"a proxy":           {502, "Bad Gateway", warmboot.Unavailable, "502"},
+		"half an answer":    {200, `{"items": [`, warmboot.Unavailable, "broke off"},
+		"a web page":        {200, "<html>", warmboot.Unavailable, "broke off"},
+		"a problem of ours": {409, `{"code":"conflict","detail":"taken","errors":[{"message":"no","location":"body.name"}]}`, warmboot.Conflict, "taken\n  name: no"},
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Authorization") != "Bearer s3cret" {
+				t.Error("no token")
+			}
+			w.WriteHeader(c.status)
+			w.Write([]byte(c.body))
+		}))
+		_, err := dial(t, server.URL+"/").Containers(t.Context())
+		if warmboot.CodeOf(err) != c.code || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, code %q", name, err, warmboot.CodeOf(err))
+		}
+		server.Close()
+	}
+}
+
+func TestAddresses(t *testing.T) {
+	t.Parallel()
+	for _, addr := range []string{"", "127.0.0.1:18080", "http://[::1]:18080/", "https://box.lan/warmboot/"} {
+		if _, err := client.New(client.Config{Addr: addr}); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, addr := range []string{"unix:///run/x", "http://", "::", "http://a b"} {
+		if _, err := client.New(client.Config{Addr: addr}); warmboot.CodeOf(err) != warmboot.Invalid {
+			t.Errorf("%q: %v", addr, err)
+		}
+	}
+}
+
+func TestRefsStayInTheirPlace(t *testing.T) {
+	t.Parallel()
+	var asked string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = r.URL.EscapedPath()
+		w.Write([]byte("{}"))
+	}))
+	defer server.Close()
+	c := dial(t, server.URL)
+	if _, err := c.Container(t.Context(), "a/../b?c#d"); err != nil || asked != "/v1/containers/a%2F..%2Fb%3Fc%23d" {
+		t.Errorf("%q, %v", asked, err)
+	}
+	for _, ref := range []string{"", ".", ".."} {
+		if err := c.DeleteContainer(t.Context(), ref, true); warmboot.CodeOf(err) != warmboot.Invalid {
+			t.Errorf("%q: %v", ref, err)
+		}
+	}
+}
