@@ -4,14 +4,14 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
+	"time"
 
 	"warmboot"
 )
 
 const (
 	imageColumns = `id, name, kernel_path, initrd_path, rootfs_path, digest, size_bytes, recipe, created_at`
-	selectImage  = `SELECT ` + imageColumns + ` FROM images`
+	selectImage  = `SELECT ` + imageColumns + ` FROM images WHERE deleted_at IS NULL`
 )
 
 func scanImage(row scanner) (*warmboot.Image, error) {
@@ -23,7 +23,7 @@ func scanImage(row scanner) (*warmboot.Image, error) {
 func (s *Store) CreateImage(ctx context.Context, img *warmboot.Image) error {
 	const op = "register image"
 	return s.tx(ctx, op, func(tx *sql.Tx) error {
-		other, err := scanImage(tx.QueryRowContext(ctx, selectImage+` WHERE name = ?`, img.Name))
+		other, err := scanImage(tx.QueryRowContext(ctx, selectImage+` AND name = ?`, img.Name))
 		if err == nil {
 			return warmboot.Errorf(warmboot.Conflict, op, "the name %s is taken by image %s, which has other content; choose another name, or delete that image", img.Name, other.ID)
 		}
@@ -48,7 +48,7 @@ func (s *Store) ImageByName(ctx context.Context, name string) (*warmboot.Image, 
 
 func (s *Store) image(ctx context.Context, q querier, column, value string) (*warmboot.Image, error) {
 	const op = "find image"
-	img, err := scanImage(q.QueryRowContext(ctx, selectImage+` WHERE `+column+` = ?`, value))
+	img, err := scanImage(q.QueryRowContext(ctx, selectImage+` AND `+column+` = ?`, value))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, warmboot.Errorf(warmboot.NotFound, op, "there is no runtime image %.80s; `warmboot image ls` lists them", value)
 	}
@@ -64,7 +64,7 @@ func (s *Store) Images(ctx context.Context) ([]*warmboot.Image, error) {
 	return all, s.fail(ctx, "list images", err)
 }
 
-// DeleteImage implements warmboot.ImageStore. Deleted snapshots of the image stay, without it.
+// DeleteImage implements warmboot.ImageStore.
 func (s *Store) DeleteImage(ctx context.Context, id warmboot.ID) error {
 	const op = "delete image"
 	return s.tx(ctx, op, func(tx *sql.Tx) error {
@@ -85,9 +85,15 @@ func (s *Store) DeleteImage(ctx context.Context, id warmboot.ID) error {
 				return err
 			}
 		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM images WHERE id = ?`, string(id)); err != nil {
-			return fmt.Errorf("image %s: %w", img.Name, err)
+		if _, err := tx.ExecContext(ctx, `UPDATE images SET deleted_at = ? WHERE id = ?`, stamp(time.Now()), string(id)); err != nil {
+			return err
 		}
-		return nil
+		return purgeImages(ctx, tx)
 	})
+}
+
+// purgeImages removes deleted images that no snapshot refers to any more.
+func purgeImages(ctx context.Context, tx *sql.Tx) error {
+	_, err := tx.ExecContext(ctx, `DELETE FROM images WHERE deleted_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM runtime_snapshots s WHERE s.runtime_image_id = images.id)`)
+	return err
 }

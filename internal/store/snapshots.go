@@ -143,7 +143,9 @@ func (s *Store) ForgetSnapshot(ctx context.Context, id warmboot.ID) error {
 		if snap.State != warmboot.SnapshotDeleted {
 			return warmboot.Errorf(warmboot.Conflict, op, "snapshot %s is %s; delete it first", id, snap.State)
 		}
-		_, err = tx.ExecContext(ctx, `DELETE FROM runtime_snapshots WHERE id = ?`, string(id))
-		return err
+		if _, err := tx.ExecContext(ctx, `DELETE FROM runtime_snapshots WHERE id = ?`, string(id)); err != nil {
+			return err
+		}
+		return purgeImages(ctx, tx)
 	})
 }

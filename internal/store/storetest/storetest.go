@@ -166,9 +166,18 @@ func testDeleteImage(t *testing.T, s warmboot.Store) {
 	wantCode(t, err, warmboot.NotFound)
 	wantCode(t, s.DeleteImage(ctx, img.ID), warmboot.NotFound)
 
-	left, err := s.Snapshot(ctx, snap.ID) // its files may still have to be removed
+	all, err := s.Images(ctx)
+	must(t, err)
+	wantEqual(t, len(all), 0)
+	wantCode(t, s.CreateContainer(ctx, container(img, "late")), warmboot.NotFound)
+
+	left, err := s.Snapshot(ctx, snap.ID) // its files may still have to be removed, and are found by the image's id
 	must(t, err)
 	wantEqual(t, left.State, warmboot.SnapshotDeleted)
+	wantEqual(t, left.RuntimeImageID, img.ID)
+	newImage(t, s, "runtime") // the name is free
+	must(t, s.ForgetSnapshot(ctx, snap.ID))
+	must(t, s.CreateImage(ctx, &warmboot.Image{ID: img.ID, Name: "again", CreatedAt: now()})) // nothing is left of it
 }
 
 func testSnapshotRoundTrip(t *testing.T, s warmboot.Store) {

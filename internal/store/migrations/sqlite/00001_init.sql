@@ -1,20 +1,23 @@
 -- +goose Up
+-- A deleted image stays, unseen, for as long as a deleted snapshot's files may have to be found by its id.
 CREATE TABLE images (
     id          TEXT PRIMARY KEY,
-    name        TEXT NOT NULL UNIQUE,
+    name        TEXT NOT NULL,
     kernel_path TEXT NOT NULL,
     initrd_path TEXT NOT NULL,
     rootfs_path TEXT NOT NULL,
     digest      TEXT NOT NULL,
     size_bytes  INTEGER NOT NULL,
     recipe      TEXT NOT NULL,
-    created_at  TEXT NOT NULL
+    created_at  TEXT NOT NULL,
+    deleted_at  TEXT
 ) STRICT;
+CREATE UNIQUE INDEX images_name ON images (name) WHERE deleted_at IS NULL;
 
--- The founding document's table. A deleted snapshot outlives its image: its files may still have to be removed.
+-- The founding document's table.
 CREATE TABLE runtime_snapshots (
     id               TEXT PRIMARY KEY,
-    runtime_image_id TEXT REFERENCES images (id) ON DELETE SET NULL,
+    runtime_image_id TEXT REFERENCES images (id),
     snapshot_path    TEXT NOT NULL,
     state            TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'unhealthy', 'deleted')),
     fc_version       TEXT NOT NULL,
