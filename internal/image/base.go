@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
-	"time"
 
 	"warmboot"
 )
@@ -40,10 +39,6 @@ func makeBase(ctx context.Context, r recipe, dir string, report func(fraction fl
 		if err := os.Mkdir(d, 0o755); err != nil {
 			return ioError(err)
 		}
-		// Without root, mmdebstrap works as other users of ours, which must be able to write here; dir's parent keeps strangers out.
-		if err := os.Chmod(d, 0o777); err != nil {
-			return ioError(err)
-		}
 	}
 	script := filepath.Join(dir, "tree.sh")
 	if err := os.WriteFile(script, []byte(r.Script), 0o755); err != nil {
@@ -57,21 +52,9 @@ func makeBase(ctx context.Context, r recipe, dir string, report func(fraction fl
 	if err := extractKernel(ctx, filepath.Join(out, "vmlinuz"), filepath.Join(dir, baseKernel)); err != nil {
 		return err
 	}
-	if err := os.Mkdir(filepath.Join(dir, baseModules), 0o755); err != nil {
-		return ioError(err)
-	}
-	modules, err := os.ReadDir(filepath.Join(out, "modules"))
-	if err != nil {
-		return ioError(err)
-	}
-	files := map[string]string{"rootfs.ext4": baseRootfs, "packages.txt": basePackages}
-	for _, m := range modules {
-		files[filepath.Join("modules", m.Name())] = filepath.Join(baseModules, m.Name())
-	}
-	for from, to := range files {
-		// Copied, not renamed: without root the originals belong to one of those other users.
-		if err := copyFile(filepath.Join(dir, to), filepath.Join(out, from)); err != nil {
-			return err
+	for _, name := range []string{baseModules, baseRootfs, basePackages} {
+		if err := os.Rename(filepath.Join(out, name), filepath.Join(dir, name)); err != nil {
+			return ioError(err)
 		}
 	}
 	for _, p := range []string{out, scratch, script} {
@@ -84,26 +67,28 @@ func makeBase(ctx context.Context, r recipe, dir string, report func(fraction fl
 
 // installPackages runs mmdebstrap with treeScript as its hook. When it returns, no process of it and no mount is left.
 func installPackages(ctx context.Context, r recipe, script, out, scratch string, report func(float64, string, string)) error {
-	args := []string{
-		"--variant=minbase", "--format=null", "--skip=cleanup", "--verbose", "--keyring=" + keyring,
-		`--aptopt=Apt::Install-Recommends "false"`, `--aptopt=Acquire::Languages "none"`, `--aptopt=Acquire::Retries "3"`,
-		"--include=" + strings.Join(r.Packages, ","),
-		"--customize-hook='" + script + `' "$1"`,
+	// In namespaces of its own, killing it ends everything that it started and undoes every mount. Without root, one of
+	// them makes it root over the user's subordinate ids.
+	args := []string{"--mount", "--pid", "--fork", "--kill-child"}
+	if os.Geteuid() != 0 {
+		args = append(args, "--map-root-user", "--map-auto")
 	}
+	args = append(args,
+		"mmdebstrap", "--mode=root",
+		"--variant=minbase", "--format=null", "--skip=cleanup", "--verbose", "--keyring="+keyring,
+		`--aptopt=Apt::Install-Recommends "false"`, `--aptopt=Acquire::Languages "none"`, `--aptopt=Acquire::Retries "3"`,
+		"--include="+strings.Join(r.Packages, ","),
+		"--customize-hook='"+script+`' "$1"`,
+	)
 	for _, e := range r.Exclude {
 		args = append(args, "--dpkgopt=path-exclude="+e)
-	}
-	if os.Geteuid() == 0 {
-		args = append(args, "--mode=root")
-	} else {
-		args = append(args, "--mode=unshare")
 	}
 	args = append(args, r.Suite, "-")
 	if r.Mirror != "" {
 		args = append(args, r.Mirror)
 	}
 
-	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
+	cmd := exec.CommandContext(ctx, "unshare", args...)
 	cmd.Dir = out
 	cmd.Env = []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/nonexistent", "DEBIAN_FRONTEND=noninteractive",
@@ -121,15 +106,6 @@ func installPackages(ctx context.Context, r recipe, script, out, scratch string,
 		}
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if os.Geteuid() == 0 {
-		// In namespaces of its own, killing mmdebstrap ends everything that it started and undoes every mount.
-		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWPID
-		cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
-	} else {
-		// It makes such namespaces itself, and cleans up when asked to end; only it may remove the files in there.
-		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-		cmd.WaitDelay = 20 * time.Second
-	}
 	lines, writer := io.Pipe()
 	cmd.Stdout, cmd.Stderr = writer, writer
 	watcher := newWatcher(report)

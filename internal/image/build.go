@@ -5,6 +5,7 @@ import (
 	"context"
 	"debug/elf"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/url"
@@ -145,9 +146,14 @@ func (b *build) prepare() error {
 	if err := needTools(); err != nil {
 		return err
 	}
+	if os.Geteuid() != 0 {
+		if err := needPassage(b.Dir); err != nil {
+			return err
+		}
+	}
 	left, _ := filepath.Glob(filepath.Join(b.Dir, draftPrefix+"*")) // the lock is held, so nobody is writing there
 	for _, d := range left {
-		if err := os.RemoveAll(d); err != nil {
+		if err := removeDraft(d); err != nil {
 			b.Log.Warn("what a crashed build has left cannot be removed; remove it as root", "dir", d, "error", err)
 		}
 	}
@@ -162,9 +168,8 @@ func (b *build) publish(final string, write func(draft string) error) (err error
 	if err != nil {
 		return ioError(err)
 	}
-	undo.Push("write "+final, func() error { return os.RemoveAll(draft) })
-	// To be passed, but not listed: the random name is what lets the helpers of makeBase in, and only them.
-	if err := os.Chmod(draft, 0o711); err != nil {
+	undo.Push("write "+final, func() error { return removeDraft(draft) })
+	if err := os.Chmod(draft, 0o711); err != nil { // apt fetches packages as a user of its own, which must get through
 		return ioError(err)
 	}
 	if err := write(draft); err != nil {
@@ -181,6 +186,36 @@ func (b *build) publish(final string, write func(draft string) error) (err error
 		return ioError(err)
 	}
 	return ioError(flush(b.Dir))
+}
+
+// removeDraft removes a directory of a build. If mmdebstrap was killed in it without root, it has files of subordinate
+// ids, which only a namespace that has these may remove.
+func removeDraft(dir string) error {
+	err := os.RemoveAll(dir)
+	if err == nil || os.Geteuid() == 0 {
+		return err
+	}
+	if out, err := exec.Command("unshare", "--map-root-user", "--map-auto", "rm", "-rf", "--", dir).CombinedOutput(); err != nil {
+		return fmt.Errorf("remove %s: %w: %.300s", dir, err, out)
+	}
+	return nil
+}
+
+// needPassage reports an Invalid error that names a directory on the way to dir which other users may not pass. Without
+// root, packages are fetched and unpacked as such users; and the users of virtual machines have to get to their files anyway.
+func needPassage(dir string) error {
+	for ; ; dir = filepath.Dir(dir) {
+		st, err := os.Stat(dir)
+		if err != nil {
+			return ioError(err)
+		}
+		if st.Mode().Perm()&0o001 == 0 {
+			return warmboot.Errorf(warmboot.Invalid, op, "other users may not pass %s, so packages cannot be installed below it without root; run chmod o+x on it, or choose another storage root", dir)
+		}
+		if dir == "/" {
+			return nil
+		}
+	}
 }
 
 // timed runs a step and notes how long it took.
@@ -245,7 +280,7 @@ func readGuest(path string) ([]byte, error) {
 func needTools() error {
 	tools := []struct{ tool, pkg string }{
 		{"mmdebstrap", "mmdebstrap"}, {"mkfs.ext4", "e2fsprogs"}, {"resize2fs", "e2fsprogs"}, {"debugfs", "e2fsprogs"}, {"xz", "xz-utils"},
-		{"dpkg-deb", "dpkg"}, {"apt-get", "apt"}, {"newuidmap", "uidmap"},
+		{"unshare", "util-linux"}, {"dpkg-deb", "dpkg"}, {"apt-get", "apt"}, {"newuidmap", "uidmap"},
 	}
 	if os.Geteuid() == 0 {
 		tools = tools[:len(tools)-1] // only others need a helper to be several users

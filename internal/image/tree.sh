@@ -1,9 +1,8 @@
 #!/bin/sh
 # Turns the tree that mmdebstrap has just installed into the base of a runtime image: kernel, boot modules, root disk.
 #
-# mmdebstrap calls it as its customize hook, on the host, inside the mount namespace (and, when not started by root, the user
-# namespace) of the installation: here, and nowhere else, the tree's files have their owners. base.go says what the
-# WB_ variables mean.
+# mmdebstrap calls it as its customize hook, on the host, inside the namespaces of the installation: here, and nowhere else,
+# the tree's files have their owners and mounts go away by themselves. base.go says what the WB_ variables mean.
 set -eu
 tree=$1
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
