@@ -46,6 +46,10 @@ func (g *Guest) servePort(ctx context.Context) error {
 		return internal("open virtio-serial port", err)
 	}
 	defer p.file.Close()
+	return g.conversations(ctx, p)
+}
+
+func (g *Guest) conversations(ctx context.Context, p *port) error {
 	stop := context.AfterFunc(ctx, func() { p.file.Close() })
 	defer stop()
 	for ctx.Err() == nil {

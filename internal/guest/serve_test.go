@@ -2,6 +2,7 @@ package guest
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"errors"
 	"io"
@@ -18,6 +19,7 @@ import (
 
 	"warmboot"
 	guestv1 "warmboot/gen/guest/v1"
+	"warmboot/internal/guestrpc"
 )
 
 func TestExec(t *testing.T) {
@@ -324,3 +326,49 @@ func TestPortConversations(t *testing.T) {
 		t.Errorf("woken with %v", err)
 	}
 }
+
+// TestHostThatTakesOver begins a conversation in the middle of another, as happens when a host goes away and comes back, or
+// another one does, faster than the guest notices.
+func TestHostThatTakesOver(t *testing.T) {
+	t.Parallel()
+	g := newTestGuest(t)
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := os.NewFile(uintptr(fds[0]), "guest's end")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		g.conversations(ctx, &port{file: file, raw: raw})
+	}()
+	defer func() { cancel(); <-ended }()
+	host := os.NewFile(uintptr(fds[1]), "host's end")
+	defer host.Close()
+	for range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), 900*time.Millisecond) // before Connect would try again
+		c, err := guestrpc.Connect(ctx, func(context.Context) (net.Conn, error) { return borrowed{host}, nil })
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Health(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		host.SetDeadline(time.Unix(1, 0)) // the host ends without a word; its channel stays
+		<-c.Done()
+		host.SetDeadline(time.Time{})
+	}
+}
+
+// borrowed is a channel that outlives its conversations.
+type borrowed struct{ *os.File }
+
+func (borrowed) Close() error         { return nil }
+func (borrowed) LocalAddr() net.Addr  { return &net.UnixAddr{} }
+func (borrowed) RemoteAddr() net.Addr { return &net.UnixAddr{} }

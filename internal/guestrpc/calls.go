@@ -42,15 +42,36 @@ func (c *Client) Quiesce(ctx context.Context) (*guestv1.QuiesceResponse, error) 
 	return unary(ctx, c, "quiesce guest", &guestv1.Request{Call: &guestv1.Request_Quiesce{Quiesce: &guestv1.QuiesceRequest{}}}, (*guestv1.Response).GetQuiesce)
 }
 
-// Reidentify gives the guest an identity of its own. Empty fields of the identity are left as they are. It fails with an
-// Internal error unless the guest has read back exactly what was asked, and its clock is right.
+// clockAttempts is how often Reidentify sends the time before it gives up: on a host that is very busy a message may take longer
+// than the clock may be wrong by.
+const clockAttempts = 5
+
+// Reidentify gives the guest an identity of its own, and the host's time. Empty fields of the identity are left as they are. It
+// fails with an Internal error unless the guest has read back exactly what was asked, and its clock is right.
 func (c *Client) Reidentify(ctx context.Context, req *guestv1.ReidentifyRequest) (*guestv1.ReidentifyResponse, error) {
 	const op = "re-identify guest"
-	resp, err := unary(ctx, c, op, &guestv1.Request{Call: &guestv1.Request_Reidentify{Reidentify: req}}, (*guestv1.Response).GetReidentify)
-	if err != nil {
-		return nil, err
+	for attempt := 1; ; attempt++ {
+		req.UnixNanos = time.Now().UnixNano()
+		resp, err := unary(ctx, c, op, &guestv1.Request{Call: &guestv1.Request_Reidentify{Reidentify: req}}, (*guestv1.Response).GetReidentify)
+		if err != nil {
+			return nil, err
+		}
+		if err := compareIdentity(op, req.GetIdentity(), resp.GetIdentity()); err != nil {
+			return nil, err
+		}
+		// The guest read its clock before its answer travelled, so this is the most that the clock can be wrong by.
+		off := time.Since(time.Unix(0, resp.GetUnixNanos()))
+		if off.Abs() <= MaxClockError {
+			return resp, nil
+		}
+		if attempt == clockAttempts {
+			return nil, warmboot.Errorf(warmboot.Internal, op, "the guest's clock may be %v behind the host's", off)
+		}
 	}
-	want, got := req.GetIdentity(), resp.GetIdentity()
+}
+
+// compareIdentity reports what the guest was to have and has not.
+func compareIdentity(op string, want, got *guestv1.Identity) error {
 	for _, f := range []struct{ what, want, got string }{
 		{"hostname", want.GetHostname(), got.GetHostname()},
 		{"machine-id", want.GetMachineId(), got.GetMachineId()},
@@ -59,13 +80,10 @@ func (c *Client) Reidentify(ctx context.Context, req *guestv1.ReidentifyRequest)
 		{"address", want.GetAddress(), got.GetAddress()},
 	} {
 		if f.want != "" && f.want != f.got {
-			return nil, warmboot.Errorf(warmboot.Internal, op, "the guest was to have the %s %q and has %.80q", f.what, f.want, f.got)
+			return warmboot.Errorf(warmboot.Internal, op, "the guest was to have the %s %q and has %.80q", f.what, f.want, f.got)
 		}
 	}
-	if off := time.Since(time.Unix(0, resp.GetUnixNanos())); off.Abs() > MaxClockError {
-		return nil, warmboot.Errorf(warmboot.Internal, op, "the guest's clock is %v behind the host's", off)
-	}
-	return resp, nil
+	return nil
 }
 
 // Registry makes the registry host[:port] usable by the guest's Docker. One on loopback is the host's own: the guest forwards

@@ -103,6 +103,9 @@ func TestHandshakeFindsItsPeer(t *testing.T) {
 				b = append(b, rapid.SliceOfN(rapid.Byte(), 0, 40).Draw(t, name)...)
 				b = append(b, mark[:rapid.IntRange(0, 7).Draw(t, name)]...)
 			}
+			if bytes.Contains(b, mark[:]) {
+				t.Skip("a whole mark begins a conversation; internal/guest tests what becomes of one that nobody is in")
+			}
 			return b
 		}
 		host, guest := net.Pipe()
