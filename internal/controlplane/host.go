@@ -21,7 +21,8 @@ type Host interface {
 	// BuildSnapshot boots the image, waits for Docker, quiesces and freezes the machine and writes the artifact. step is
 	// called as the build goes on. Only one build of one snapshot id may run.
 	BuildSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot, img warmboot.Image, step func(string)) (Built, error)
-	// RemoveSnapshot removes a snapshot's files. It is a Conflict while a machine restored from it lives.
+	// RemoveSnapshot removes a snapshot's files, if there are any. It is a Conflict while a machine restored from it lives.
+	// A snapshot without a path is one whose build finished just as warmboot ended: its files are where the build put them.
 	RemoveSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot) error
 	// WarmBoot restores a machine from a snapshot, gives it its own identity, and returns once Docker has answered. A
 	// snapshot that does not fit this host, image or machine size is an Incompatible error, damaged files are Corrupt.

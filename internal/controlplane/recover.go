@@ -51,6 +51,10 @@ func (s *Service) recoverSnapshots(ctx context.Context) error {
 		if snap.State != warmboot.SnapshotCreating {
 			continue
 		}
+		// The files may be whole, and the row not told.
+		if err := s.host.RemoveSnapshot(ctx, *snap); err != nil {
+			s.log.Error("What a build that was cut short has left could not be removed", "snapshot_id", snap.ID, "err", err)
+		}
 		if err := s.store.FailSnapshot(ctx, snap.ID, "warmboot ended while the snapshot was being built; rebuild it"); err != nil {
 			return err
 		}

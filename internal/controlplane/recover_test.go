@@ -36,6 +36,8 @@ func TestRestartAccountsForEverything(t *testing.T) {
 	}
 	half := &warmboot.RuntimeSnapshot{ID: warmboot.NewID(), RuntimeImageID: p.img.ID, State: warmboot.SnapshotCreating, CreatedAt: time.Now().UTC()}
 	p.must(p.store.CreateSnapshot(ctx, half))
+	_, err := p.host.BuildSnapshot(ctx, *half, *p.img, func(string) {})
+	p.must(err)
 
 	p.restart()
 
@@ -47,7 +49,7 @@ func TestRestartAccountsForEverything(t *testing.T) {
 			t.Errorf("%+v, %v; want it %s", got, err, want)
 		}
 	}
-	_, err := p.svc.Container(ctx, string(deleting))
+	_, err = p.svc.Container(ctx, string(deleting))
 	p.wantCode(err, warmboot.NotFound)
 	onHost, _ := p.host.Containers(ctx)
 	have := map[warmboot.ID]bool{}
@@ -63,6 +65,9 @@ func TestRestartAccountsForEverything(t *testing.T) {
 	}
 	if snap := p.waitState(half.ID, warmboot.SnapshotUnhealthy); snap.Metadata.Error == "" {
 		t.Error("nothing says why the snapshot is unhealthy")
+	}
+	if p.host.HasSnapshot(half.ID) {
+		t.Error("the files of a build that nobody was told of are left")
 	}
 	// What still ran is watched again.
 	p.host.Exit(running, 0)
