@@ -11,6 +11,7 @@ import (
 
 // The conditions of WaitContainer.
 const (
+	Booted  = "booted"  // its Docker has answered and boot_method is known, or that failed
 	Started = "started" // it runs, or could not be started, or has ended already
 	Stopped = "stopped" // it has stopped or failed
 )
@@ -39,7 +40,7 @@ func (c *Client) CreateContainer(ctx context.Context, in api.CreateContainer) (i
 	return created.ID, err
 }
 
-// WaitContainer returns the container as soon as it is Started or Stopped. Whether that went well, its State tells.
+// WaitContainer returns the container as soon as it is Booted, Started or Stopped. Whether that went well, its State tells.
 func (c *Client) WaitContainer(ctx context.Context, idOrName, condition string) (api.Container, error) {
 	path, err := ref("/v1/containers/", idOrName, "/wait?condition="+condition+"&timeout="+pollSeconds)
 	if err != nil {
@@ -50,11 +51,14 @@ func (c *Client) WaitContainer(ctx context.Context, idOrName, condition string) 
 		if err != nil {
 			return api.Container{}, err
 		}
+		if condition == Booted && got.BootMethod != nil {
+			return got, nil
+		}
 		switch warmboot.ContainerState(got.State) {
 		case warmboot.ContainerStopped, warmboot.ContainerFailed:
 			return got, nil
 		case warmboot.ContainerRunning, warmboot.ContainerStopping:
-			if condition == Started {
+			if condition != Stopped {
 				return got, nil
 			}
 		}

@@ -158,7 +158,7 @@ func reidentify(ctx context.Context, g *guestrpc.Client, n vmm.Network, id *gues
 	seed := make([]byte, 64)
 	rand.Read(seed) // never fails: crypto/rand aborts the program instead
 	_, err := g.Reidentify(ctx, &guestv1.ReidentifyRequest{
-		Identity: id, Gateway: n.Gateway().String(), Dns: n.DNS().String(), Seed: seed, UnixNanos: time.Now().UnixNano(),
+		Identity: id, Gateway: n.Gateway().String(), Dns: n.DNS().String(), Seed: seed,
 	})
 	return err
 }

@@ -64,7 +64,7 @@ type Boot struct {
 // File is what one file of the artifact must be.
 type File struct {
 	Size   int64  `json:"size"`   // bytes
-	SHA256 string `json:"sha256"` // hexadecimal
+	Digest string `json:"digest"` // of the content, hexadecimal; see digest
 }
 
 // Dir is the place of an artifact below the storage root.
@@ -175,8 +175,7 @@ func seal(path string, group int, mode os.FileMode) (File, error) {
 	if err := os.Chmod(path, mode); err != nil {
 		return File{}, err
 	}
-	sum, size, err := digest(path)
-	return File{Size: size, SHA256: sum}, err
+	return digest(path)
 }
 
 func flush(path string) error {

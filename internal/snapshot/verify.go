@@ -1,9 +1,6 @@
 package snapshot
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
-	"io"
 	"os"
 	"sync"
 	"syscall"
@@ -78,12 +75,12 @@ func (v *Verifier) verify(path string, want File) error {
 	if c.stamp == now && c.file == want {
 		return nil
 	}
-	sum, _, err := digest(path)
+	got, err := digest(path)
 	if err != nil {
 		return &warmboot.Error{Code: warmboot.Corrupt, Op: op, Err: err}
 	}
-	if sum != want.SHA256 {
-		return warmboot.Errorf(warmboot.Corrupt, op, "%s is not what was written: its SHA-256 is %s, it must be %s", path, sum, want.SHA256)
+	if got != want {
+		return warmboot.Errorf(warmboot.Corrupt, op, "%s is not what was written: its digest is %s, it must be %s", path, got.Digest, want.Digest)
 	}
 	c.stamp, c.file = now, want
 	return nil
@@ -97,18 +94,3 @@ func stampOf(path string) (stamp, error) {
 	st := info.Sys().(*syscall.Stat_t)
 	return stamp{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, nil
 }
-
-// digest reads a whole file. Holes are read as the zeros that they are.
-func digest(path string) (sum string, size int64, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", 0, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	size, err = io.CopyBuffer(onlyWriter{h}, f, make([]byte, 1<<20))
-	return hex.EncodeToString(h.Sum(nil)), size, err
-}
-
-// onlyWriter hides any ReadFrom, so that CopyBuffer uses the large buffer it is given.
-type onlyWriter struct{ io.Writer }
