@@ -39,7 +39,7 @@ func arguments(caps vmm.Capabilities, spec vmm.Spec, restored bool, fds inherite
 	if caps.Accelerator == "tcg" {
 		// The translated code is kept small: a host runs many machines. Five-level page tables make every page walk of the
 		// emulated MMU longer.
-		accel, cpu = "tcg,thread=multi,tb-size=256", "max,la57=off"
+		accel, cpu = "tcg,thread=multi,tb-size=512", "max,la57=off"
 	}
 	args := []string{
 		"-name", "warmboot-" + spec.ID,
