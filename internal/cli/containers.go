@@ -121,10 +121,11 @@ func ports(mappings []api.PortMapping) string {
 func (a *app) stopCmd() *cobra.Command {
 	var timeout int
 	cmd := &cobra.Command{
-		Use:               "stop [-t SECONDS] CONTAINER...",
-		Short:             "End the commands of containers; their disks and logs stay",
-		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: a.completeContainers(func(c api.Container) bool { return !ended(c) }),
+		Use:                   "stop [-t SECONDS] CONTAINER...",
+		DisableFlagsInUseLine: true,
+		Short:                 "End the commands of containers; their disks and logs stay",
+		Args:                  cobra.MinimumNArgs(1),
+		ValidArgsFunction:     a.completeContainers(func(c api.Container) bool { return !ended(c) }),
 	}
 	cmd.Flags().IntVarP(&timeout, "time", "t", 10, "`seconds` that the command may take to end by itself")
 	cmd.RunE = a.do(func(ctx context.Context, refs []string) error {
@@ -174,10 +175,11 @@ func couldNotStart(c api.Container) error {
 func (a *app) rmCmd() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use:               "rm [-f] CONTAINER...",
-		Short:             "Remove containers with their disks and logs",
-		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: a.completeContainers(nil),
+		Use:                   "rm [-f] CONTAINER...",
+		DisableFlagsInUseLine: true,
+		Short:                 "Remove containers with their disks and logs",
+		Args:                  cobra.MinimumNArgs(1),
+		ValidArgsFunction:     a.completeContainers(nil),
 		RunE: a.do(func(ctx context.Context, refs []string) error {
 			return each(a, ctx, refs, func(cl *client.Client, ref string) (string, error) {
 				return ref, cl.DeleteContainer(ctx, ref, force)

@@ -23,8 +23,9 @@ func (a *app) execCmd() *cobra.Command {
 		req           api.Exec
 	)
 	cmd := &cobra.Command{
-		Use:   "exec [FLAGS] CONTAINER COMMAND [ARG...]",
-		Short: "Run a command in a running container",
+		Use:                   "exec [FLAGS] CONTAINER COMMAND [ARG...]",
+		DisableFlagsInUseLine: true,
+		Short:                 "Run a command in a running container",
 		Long: `Run a command in a running container.
 
 exec exits with the exit code of the command; 125 means that warmboot itself failed.`,

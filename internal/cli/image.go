@@ -124,8 +124,9 @@ func (a *app) imageLsCmd() *cobra.Command {
 func (a *app) imageRegisterCmd() *cobra.Command {
 	var req api.RegisterImage
 	cmd := &cobra.Command{
-		Use:   "register NAME --kernel FILE --rootfs FILE [--initrd FILE]",
-		Short: "Register a runtime image that you made",
+		Use:                   "register NAME --kernel FILE --rootfs FILE [--initrd FILE]",
+		DisableFlagsInUseLine: true,
+		Short:                 "Register a runtime image that you made",
 		Long: `Register a runtime image that you made. Its files must be on the server's machine, below a directory that the server
 allows, and must not change any more.`,
 		Args:              cobra.ExactArgs(1),

@@ -20,10 +20,11 @@ const (
 func (a *app) inspectCmd() *cobra.Command {
 	var kind string
 	cmd := &cobra.Command{
-		Use:               "inspect [--type TYPE] NAME|ID...",
-		Short:             "Show all about containers, runtime images or snapshots, in JSON",
-		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: a.completeAll,
+		Use:                   "inspect [--type TYPE] NAME|ID...",
+		DisableFlagsInUseLine: true,
+		Short:                 "Show all about containers, runtime images or snapshots, in JSON",
+		Args:                  cobra.MinimumNArgs(1),
+		ValidArgsFunction:     a.completeAll,
 		RunE: a.do(func(ctx context.Context, refs []string) error {
 			switch kind {
 			case "", kindContainer, kindImage, kindSnapshot:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -41,9 +42,16 @@ type invocation struct {
 
 func start(t *testing.T, s *server, args ...string) *invocation {
 	t.Helper()
-	i := &invocation{signals: make(chan os.Signal, 2), code: make(chan int, 1)}
+	i := &invocation{}
+	i.run(t, s, strings.NewReader(""), &i.out, &i.err, args)
+	return i
+}
+
+// run runs the command with the given streams.
+func (i *invocation) run(t *testing.T, s *server, in io.Reader, out, errOut io.Writer, args []string) {
+	i.signals, i.code = make(chan os.Signal, 2), make(chan int, 1)
 	c := config()
-	c.In, c.Out, c.Err, c.Signals = strings.NewReader(""), &i.out, &i.err, i.signals
+	c.In, c.Out, c.Err, c.Signals = in, out, errOut, i.signals
 	c.Env = func(name string) string {
 		if name == "WARMBOOT_HOST" {
 			return s.http.URL
@@ -51,12 +59,11 @@ func start(t *testing.T, s *server, args ...string) *invocation {
 		return ""
 	}
 	c.Serve = func(ctx context.Context, _ cli.ServeOptions) error {
-		i.out.Write([]byte("serving\n"))
+		io.WriteString(out, "serving\n")
 		<-ctx.Done()
 		return nil
 	}
 	go func() { i.code <- cli.Run(t.Context(), c, args) }()
-	return i
 }
 
 // says waits until a stream holds a text.

@@ -19,10 +19,11 @@ type logOptions struct {
 func (a *app) logsCmd() *cobra.Command {
 	var o logOptions
 	cmd := &cobra.Command{
-		Use:               "logs [FLAGS] CONTAINER",
-		Short:             "Show what a container wrote",
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeContainers(nil),
+		Use:                   "logs [FLAGS] CONTAINER",
+		DisableFlagsInUseLine: true,
+		Short:                 "Show what a container wrote",
+		Args:                  cobra.ExactArgs(1),
+		ValidArgsFunction:     a.completeContainers(nil),
 		RunE: a.do(func(ctx context.Context, args []string) error {
 			cl, err := a.client()
 			if err != nil {

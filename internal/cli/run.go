@@ -30,8 +30,9 @@ type runOptions struct {
 func (a *app) runCmd() *cobra.Command {
 	var o runOptions
 	cmd := &cobra.Command{
-		Use:   "run [FLAGS] IMAGE [ARG...]",
-		Short: "Run an image in a new container, in a microVM of its own",
+		Use:                   "run [FLAGS] IMAGE [ARG...]",
+		DisableFlagsInUseLine: true,
+		Short:                 "Run an image in a new container, in a microVM of its own",
 		Long: `Run an image in a new container, in a microVM of its own.
 
 In the foreground, run shows how the microVM came up, then the container's output, and exits with the exit code of its
@@ -191,7 +192,7 @@ func (a *app) bringUp(ctx context.Context, cl *client.Client, id string, o runOp
 		select {
 		case <-refresh.C:
 			if c, err := cl.Container(wctx, id); err == nil && c.BootMethod != nil {
-				d.step(bootLine(c) + "; pulling " + c.Image)
+				d.step(fmt.Sprintf("%s boot in %s; pulling %s", *c.BootMethod, dur(bootSeconds(c.Phases)), c.Image))
 			}
 		case <-a.Signals:
 			cancel()
