@@ -330,7 +330,7 @@ func testClone(t *testing.T, ctx context.Context, i int, ram, disk, state string
 		t.Fatal(err)
 	}
 	port := strings.TrimPrefix(l.Addr().String(), "127.0.0.1:")
-	if got := sh(t, ctx, c, `perl -MIO::Socket::INET -e '$s=IO::Socket::INET->new("127.0.0.1:`+port+`") or die $!; print $s "GET / HTTP/1.0\r\n\r\n"; print <$s>'`); !strings.HasSuffix(got, "hello") {
+	if got := sh(t, ctx, c, `bash -c 'exec 3<>/dev/tcp/127.0.0.1/`+port+`; printf "GET / HTTP/1.0\r\n\r\n" >&3; cat <&3'`); !strings.HasSuffix(got, "hello") {
 		t.Errorf("registry on the host: %q", got)
 	}
 	if err := c.Registry(ctx, "registry.example:5000", true); err != nil {
