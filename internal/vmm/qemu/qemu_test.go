@@ -1,11 +1,14 @@
 package qemu
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -181,4 +184,63 @@ func shared(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return d
+}
+
+// helperVar, set to a directory, makes this test binary start a machine there and end.
+const helperVar = "WARMBOOT_TEST_QEMU_HELPER"
+
+// A machine goes on when the process that started it ends, and nothing of that process is missed: neither the reader of
+// its console nor that of its own messages.
+func TestMachineOutlivesUs(t *testing.T) {
+	kernel := vmmtest.Kernel(t)
+	if dir := os.Getenv(helperVar); dir != "" {
+		spec := machineFor(t, "outlives", kernel)
+		spec.Dir, spec.Initrd = dir, filepath.Join(filepath.Dir(dir), "initrd.img")
+		spec.KernelArgs = []string{"ignore_loglevel"} // all the time something is printed
+		m, err := New(Config{Accelerator: "tcg"}).Create(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := json.Marshal(m.Handle())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Printf("%s\n", text)
+		os.Exit(0) // and no clean-up
+	}
+	dir := shared(t)
+	vmmtest.Initrd(t, dir)
+	at := filepath.Join(dir, "machine")
+	if err := os.Mkdir(at, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	helper := exec.Command(os.Args[0], "-test.run=^TestMachineOutlivesUs$")
+	helper.Env = append(os.Environ(), helperVar+"="+at, "TMPDIR="+dir)
+	out, err := helper.Output()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var h vmm.Handle
+	if err := json.Unmarshal(out, &h); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	m, err := New(Config{Accelerator: "tcg"}).Recover(t.Context(), h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := m.Stop(context.Background(), 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	conn, err := m.DialGuest(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Minute))
+	fmt.Fprintln(conn, "ping")
+	if answer, err := bufio.NewReader(conn).ReadString('\n'); answer != "pong\n" {
+		t.Errorf("the guest answers %q, %v", answer, err)
+	}
 }
