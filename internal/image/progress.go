@@ -100,6 +100,8 @@ func (w *watcher) failure(err error) error {
 	switch {
 	case has("No space left on device", "not enough free space"):
 		return warmboot.Errorf(warmboot.Exhausted, op, "the disk became full while packages were installed (%s); free some space or choose another storage root", cause)
+	case len(w.last) > 0 && strings.HasPrefix(w.last[0], "unshare: "):
+		return warmboot.Errorf(warmboot.Unavailable, op, "this user may not make the namespaces that packages are installed in (%s); give the user subordinate ids with `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`, or build as root", w.last[0])
 	case has("Unable to locate package", "names no kernel"):
 		return warmboot.Errorf(warmboot.Invalid, op, "the mirror does not carry what a runtime image needs (%s); check suite and mirror", cause)
 	case has("Failed to fetch", "Could not resolve", "Could not connect", "Unable to connect", "Temporary failure", "does not have a Release file"):
