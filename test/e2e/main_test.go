@@ -1,16 +1,12 @@
-// Package e2e uses warmboot as its users do: real microVMs under QEMU, a real Docker in each, images pulled from a real registry,
-// failures that really happen. `make e2e` runs it; without WARMBOOT_E2E=1 it says that it did not run.
 package e2e
 
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"warmboot"
 	"warmboot/internal/image"
@@ -48,7 +44,7 @@ func run(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	repo = string(out[:len(out)-1])
-	if err := prepareImage(context.Background()); err != nil {
+	if err := inspectImage(context.Background()); err != nil {
 		return 1, err
 	}
 	if open, err = localregistry.Serve(context.Background(), localregistry.Config{}); err != nil {
@@ -62,29 +58,14 @@ func run(m *testing.M) (code int, err error) {
 	return m.Run(), nil
 }
 
-// prepareImage builds the runtime image, or takes the one that an earlier run left in the cache. The cache must be where the VMMs'
-// users can reach it, which a checkout in somebody's home is not.
-func prepareImage(ctx context.Context) error {
-	cache := os.Getenv("WARMBOOT_E2E_CACHE")
-	if cache == "" {
-		cache = "/var/tmp/warmboot-e2e-cache"
-	}
-	imageDir = filepath.Join(cache, "images")
-	start, last := time.Now(), ""
-	built, err := image.Build(ctx, image.Config{
-		Dir: imageDir, Suite: "trixie", GuestBinary: filepath.Join(repo, "bin", "warmboot-guest"),
-		Log: slog.New(slog.DiscardHandler),
-		Progress: func(p image.Progress) {
-			if p.Step != last {
-				last = p.Step
-				fmt.Printf("image build %5.1fs: %s\n", time.Since(start).Seconds(), p.Step)
-			}
-		},
-	})
+// inspectImage takes the runtime image that `make e2e` has built.
+func inspectImage(ctx context.Context) (err error) {
+	imageDir = os.Getenv("WARMBOOT_TEST_IMAGE")
+	runtimeImg, err = image.Inspect(ctx, warmboot.Image{
+		KernelPath: filepath.Join(imageDir, "vmlinux"), InitrdPath: filepath.Join(imageDir, "initrd.img"), RootfsPath: filepath.Join(imageDir, "rootfs.ext4"),
+	}, []string{imageDir})
 	if err != nil {
-		return err
+		return fmt.Errorf("WARMBOOT_TEST_IMAGE must be the directory of a runtime image: %w", err)
 	}
-	fmt.Printf("runtime image: %d MiB, cached: %v, %.1fs\n", built.Image.SizeBytes>>20, built.Cached, time.Since(start).Seconds())
-	runtimeImg = built.Image
 	return nil
 }
