@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -60,13 +61,13 @@ func (b *build) assemble(ctx context.Context, base, draft string) error {
 }
 
 // addGuest puts the guest agent onto the root disk and cuts the disk to size, without mounting it.
-func addGuest(ctx context.Context, rootfs string, guest []byte) error {
+func addGuest(ctx context.Context, rootfs string, guest []byte) (err error) {
 	// A name that needs no quoting in debugfs's language.
 	dir, err := os.MkdirTemp(filepath.Dir(rootfs), "guest-")
 	if err != nil {
 		return ioError(err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	if err := os.WriteFile(filepath.Join(dir, "agent"), guest, 0o755); err != nil {
 		return ioError(err)
 	}

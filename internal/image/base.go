@@ -125,7 +125,7 @@ func installPackages(ctx context.Context, r recipe, script, out, scratch string,
 	runtime.LockOSThread()
 	err := cmd.Run()
 	runtime.UnlockOSThread()
-	writer.Close()
+	_ = writer.Close() // cannot fail
 	<-read
 	switch {
 	case ctx.Err() != nil:

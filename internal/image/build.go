@@ -195,7 +195,8 @@ func removeDraft(dir string) error {
 	if err == nil || os.Geteuid() == 0 {
 		return err
 	}
-	if out, err := exec.Command("unshare", "--map-root-user", "--map-auto", "rm", "-rf", "--", dir).CombinedOutput(); err != nil {
+	cmd := exec.CommandContext(context.Background(), "unshare", "--map-root-user", "--map-auto", "rm", "-rf", "--", dir) // also for a caller that has gone
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("remove %s: %w: %.300s", dir, err, out)
 	}
 	return nil

@@ -283,7 +283,7 @@ func TestACrashedBuildIsSweptUp(t *testing.T) {
 	}))
 	defer mirror.Close()
 	cfg.Mirror = mirror.URL + "/debian"
-	child := exec.Command(os.Args[0], "-test.run=^TestACrashedBuildIsSweptUp$")
+	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestACrashedBuildIsSweptUp$")
 	child.Env = append(os.Environ(), dirVar+"="+cfg.Dir, mirrorVar+"="+cfg.Mirror, agentVar+"="+cfg.GuestBinary)
 	var said bytes.Buffer
 	child.Stdout, child.Stderr = &said, &said
@@ -297,8 +297,12 @@ func TestACrashedBuildIsSweptUp(t *testing.T) {
 	case err := <-gone:
 		t.Fatalf("the build ended before it was killed: %v\n%s", err, said.Bytes())
 	}
-	child.Process.Kill()
-	<-gone
+	if err := child.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-gone; err == nil {
+		t.Fatal("the killed build succeeded")
+	}
 	<-hungUp // mmdebstrap and its helpers die with the build
 	if got := left(t, cfg); len(got) != 1 {
 		t.Errorf("a killed build left %v; this test wants a draft to be swept up", got)

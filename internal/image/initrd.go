@@ -1,7 +1,7 @@
 package image
 
 import (
-	"bufio"
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -48,21 +48,12 @@ func writeInitrd(path string, guest []byte, modules string) error {
 		}
 		entries = append(entries, entry{path: "lib/modules/" + f.Name(), mode: typeFile | 0o644, data: data})
 	}
-	out, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	w := bufio.NewWriterSize(out, 1<<20)
-	writeCPIO(w, entries)
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	return out.Close()
+	return os.WriteFile(path, cpio(entries), 0o644)
 }
 
-// writeCPIO writes entries in the "newc" format, which the kernel's documentation describes. The writer keeps the first error.
-func writeCPIO(w *bufio.Writer, entries []entry) {
+// cpio makes an archive in the "newc" format, which the kernel's documentation describes.
+func cpio(entries []entry) []byte {
+	var w bytes.Buffer
 	date, _ := strconv.ParseUint(sourceDate, 10, 32)
 	pad := func(n int) { w.WriteString("\x00\x00\x00"[:(4-n%4)%4]) }
 	one := func(inode int, e entry) {
@@ -71,7 +62,7 @@ func writeCPIO(w *bufio.Writer, entries []entry) {
 			links = 2
 		}
 		// magic, inode, mode, uid, gid, links, mtime, size, device (2), device node (2), length of the name, no checksum
-		fmt.Fprintf(w, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x",
+		fmt.Fprintf(&w, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x",
 			inode, e.mode, 0, 0, links, date, len(e.data), 0, 0, e.major, e.minor, len(e.path)+1, 0)
 		w.WriteString(e.path)
 		w.WriteByte(0)
@@ -83,4 +74,5 @@ func writeCPIO(w *bufio.Writer, entries []entry) {
 		one(i+1, e)
 	}
 	one(0, entry{path: "TRAILER!!!"})
+	return w.Bytes()
 }

@@ -151,7 +151,7 @@ func openBelow(roots []string, path string) (*os.File, string, error) {
 		if err != nil {
 			return nil, "", err
 		}
-		defer root.Close()
+		defer func() { _ = root.Close() }() // it was only read
 		name, err := filepath.Rel(r, resolved)
 		if err != nil {
 			return nil, "", err

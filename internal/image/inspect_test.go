@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/binary"
 	"net"
@@ -24,11 +23,7 @@ func album(t *testing.T) (dir string, good warmboot.Image) {
 	}
 	write(t, filepath.Join(dir, "kernel"), elfProgram(t))
 	write(t, filepath.Join(dir, "bz"), bzImageOf(bytes.Repeat([]byte("packed kernel"), 10_000)))
-	var archive bytes.Buffer
-	w := bufio.NewWriter(&archive)
-	writeCPIO(w, []entry{{path: "dev", mode: typeDir | 0o755}, {path: "init", mode: typeFile | 0o755, data: bytes.Repeat([]byte("x"), 5001)}})
-	w.Flush()
-	write(t, filepath.Join(dir, "initrd"), archive.Bytes())
+	write(t, filepath.Join(dir, "initrd"), cpio([]entry{{path: "dev", mode: typeDir | 0o755}, {path: "init", mode: typeFile | 0o755, data: bytes.Repeat([]byte("x"), 5001)}}))
 	rootfs := filepath.Join(dir, "rootfs")
 	mkfs(t, rootfs, "1M", "-O", "^has_journal")
 	return dir, warmboot.Image{KernelPath: filepath.Join(dir, "kernel"), InitrdPath: filepath.Join(dir, "initrd"), RootfsPath: rootfs}
@@ -48,7 +43,7 @@ func mkfs(t *testing.T, path, size string, args ...string) {
 	if err != nil {
 		t.Fatalf("mkfs.ext4 (package e2fsprogs) is needed: %v", err)
 	}
-	if out, err := exec.Command(tool, append(args, "-q", "-b", "4096", path, size)...).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), tool, append(args, "-q", "-b", "4096", path, size)...).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.ext4: %v\n%s", err, out)
 	}
 }
@@ -118,11 +113,11 @@ func TestInspectRefuses(t *testing.T) {
 	if err := os.Mkdir(at("dir"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	sock, err := net.Listen("unix", at("sock"))
+	sock, err := new(net.ListenConfig).Listen(t.Context(), "unix", at("sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer sock.Close()
+	defer func() { _ = sock.Close() }()
 	for name, target := range map[string]string{"way-out": filepath.Join(outside, "kernel"), "loop": "loop", "dangling": "nothing", "null": "/dev/null"} {
 		if err := os.Symlink(target, at(name)); err != nil {
 			t.Fatal(err)

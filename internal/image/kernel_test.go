@@ -56,12 +56,16 @@ func TestExtractsTheKernelOutOfABzImage(t *testing.T) {
 		"gzip": func() []byte {
 			var b bytes.Buffer
 			w := gzip.NewWriter(&b)
-			w.Write(unpacked)
-			w.Close()
+			if _, err := w.Write(unpacked); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
 			return b.Bytes()
 		},
 		"xz": func() []byte {
-			cmd := exec.Command("xz", "-1", "-c", "--check=crc32")
+			cmd := exec.CommandContext(t.Context(), "xz", "-1", "-c", "--check=crc32")
 			cmd.Stdin = bytes.NewReader(unpacked)
 			out, err := cmd.Output()
 			if err != nil {
