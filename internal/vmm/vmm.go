@@ -55,6 +55,12 @@ type Machine interface {
 	Stop(ctx context.Context, grace time.Duration) error
 }
 
+// ConsoleKeeper is a Machine that also keeps the end of what the guest's kernel has printed.
+type ConsoleKeeper interface {
+	// Console is that text; empty if nothing was printed, or if an earlier process of ours was the one to read it.
+	Console() string
+}
+
 // Spec describes a machine to boot. Paths are absolute.
 type Spec struct {
 	ID         string // [a-z0-9-], 1 to 64: names the machine in processes and logs

@@ -55,13 +55,16 @@ func (d *Driver) launch(ctx context.Context, op string, caps vmm.Capabilities, s
 		cmd.ExtraFiles = append(cmd.ExtraFiles, f)
 		return 2 + len(cmd.ExtraFiles) // the first one comes after standard error
 	}
-	for name, fd := range map[string]*int{qmpSocket: &fds.qmp, guestSocket: &fds.guest} {
-		f, err := listen(spec.Dir, name)
+	for _, s := range []struct {
+		name string
+		fd   *int
+	}{{qmpSocket, &fds.qmp}, {guestSocket, &fds.guest}} {
+		f, err := listen(spec.Dir, s.name)
 		if err != nil {
 			return nil, fail(err)
 		}
 		defer f.Close()
-		*fd = inherit(f)
+		*s.fd = inherit(f)
 	}
 	ours, theirs, err := socketpair()
 	if err != nil {

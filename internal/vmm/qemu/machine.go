@@ -34,7 +34,10 @@ type machine struct {
 	gone bool // Stop has released everything
 }
 
-var _ vmm.Machine = (*machine)(nil)
+var (
+	_ vmm.Machine       = (*machine)(nil)
+	_ vmm.ConsoleKeeper = (*machine)(nil)
+)
 
 func (m *machine) Handle() vmm.Handle        { return m.handle }
 func (m *machine) Timings() []warmboot.Phase { return m.timings }

@@ -77,8 +77,8 @@ func (d *Driver) stamp() (stamp, binary string, err error) {
 	if kvm, err := os.Stat(kvmDevice); err == nil {
 		device = fmt.Sprint(kvm.Mode(), kvm.Sys().(*syscall.Stat_t).Gid)
 	}
-	return fmt.Sprintf("2 %s %s %d %d %d %q %s", strings.TrimSpace(string(boot)), binary, info.Sys().(*syscall.Stat_t).Ino,
-		info.Size(), info.ModTime().UnixNano(), d.Accelerator, device), binary, nil
+	return fmt.Sprintf("3 %s %s %d %d %d %q %s %s", strings.TrimSpace(string(boot)), binary, info.Sys().(*syscall.Stat_t).Ino,
+		info.Size(), info.ModTime().UnixNano(), d.Accelerator, device, firmware()), binary, nil
 }
 
 func (d *Driver) remembered(stamp string) (vmm.Capabilities, bool) {
