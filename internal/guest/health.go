@@ -1,7 +1,6 @@
 package guest
 
 import (
-	"os"
 	"strings"
 	"time"
 
@@ -31,7 +30,7 @@ func (g *Guest) health() *guestv1.HealthResponse {
 
 // engineIDFile is Docker's engine id as Docker keeps it on disk; "" before its first start.
 func (g *Guest) engineIDFile() string {
-	text, err := os.ReadFile(g.path(engineIDPath))
+	text, err := readFile(g.path(engineIDPath))
 	if err != nil {
 		return ""
 	}

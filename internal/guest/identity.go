@@ -170,7 +170,7 @@ func (g *Guest) readIdentity() (*guestv1.Identity, error) {
 		return nil, err
 	}
 	id := &guestv1.Identity{Hostname: unix.ByteSliceToString(uts.Nodename[:])}
-	text, err := os.ReadFile(g.path(machineIDPath))
+	text, err := readFile(g.path(machineIDPath))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}

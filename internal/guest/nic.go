@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strconv"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -170,7 +171,7 @@ func (n *nic) route(call uintptr, gateway netip.Addr) error {
 
 // defaultGateway reads the gateway of the interface's default route; the zero Addr if it has none.
 func defaultGateway() (netip.Addr, error) {
-	table, err := os.ReadFile("/proc/thread-self/net/route")
+	table, err := readFile("/proc/thread-self/net/route")
 	if err != nil {
 		return netip.Addr{}, err
 	}
@@ -180,11 +181,8 @@ func defaultGateway() (netip.Addr, error) {
 		if len(f) < 8 || string(f[0]) != nicName || string(f[1]) != "00000000" || string(f[7]) != "00000000" {
 			continue
 		}
-		var raw uint32
-		if _, err := fmt.Sscanf(string(f[2]), "%x", &raw); err != nil {
-			return netip.Addr{}, err
-		}
-		return netip.AddrFrom4([4]byte(binary.NativeEndian.AppendUint32(nil, raw))), nil
+		raw, err := strconv.ParseUint(string(f[2]), 16, 32)
+		return netip.AddrFrom4([4]byte(binary.NativeEndian.AppendUint32(nil, uint32(raw)))), err
 	}
 	return netip.Addr{}, nil
 }
