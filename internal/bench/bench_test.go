@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"encoding/xml"
+	"errors"
 	"flag"
 	"io"
 	"math"
@@ -102,7 +103,7 @@ func TestSVG(t *testing.T) {
 			t.Fatal(err)
 		}
 		for dec := xml.NewDecoder(bytes.NewReader(b.Bytes())); ; {
-			if _, err := dec.Token(); err == io.EOF {
+			if _, err := dec.Token(); errors.Is(err, io.EOF) {
 				break
 			} else if err != nil {
 				t.Fatalf("%s is not XML: %v", name, err)

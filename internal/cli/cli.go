@@ -147,7 +147,7 @@ now, 9 timed out, 10 corrupt data, 11 incompatible snapshot, 130 interrupted.`,
 	flags.StringVarP(&a.format, "output", "o", "table", "output format: table or json")
 	flags.StringVarP(&a.host, "host", "H", a.env("WARMBOOT_HOST", client.DefaultAddr), "address of the server (WARMBOOT_HOST)")
 	flags.StringVar(&a.token, "token", "", "token that the server asks for (default: MANAGER_API_TOKEN)")
-	root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp)))
 	root.AddGroup(
 		&cobra.Group{ID: groupContainers, Title: "Containers:"},
 		&cobra.Group{ID: groupRuntime, Title: "Runtime images and snapshots:"},
@@ -163,6 +163,13 @@ now, 9 timed out, 10 corrupt data, 11 incompatible snapshot, 130 interrupted.`,
 	add(groupRuntime, a.imageCmd(), a.snapshotCmd())
 	add(groupMachine, a.serveCmd(), a.doctorCmd(), a.benchCmd(), a.versionCmd())
 	return root
+}
+
+// must panics on an error that only a mistake in this package can cause, such as a flag that does not exist.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
 }
 
 // env is an environment variable, or def if it is not set.

@@ -160,10 +160,10 @@ func serve(dir string) (*server, error) {
 }
 
 func (s *server) close() {
+	s.svc.Close() // first: it ends what requests wait for
 	s.http.CloseClientConnections()
 	s.http.Close()
-	s.svc.Close()
-	s.db.Close()
+	_ = s.db.Close() // the directory goes next
 }
 
 // onStart gives images a meaning: "say" prints its arguments and ends, "exit" ends with the code it is given, "spec" prints what it was asked

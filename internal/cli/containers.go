@@ -136,7 +136,7 @@ func (a *app) stopCmd() *cobra.Command {
 			}
 			grace = &timeout
 		}
-		return each(a, ctx, refs, func(cl *client.Client, ref string) (api.Container, error) {
+		return each(a, refs, func(cl *client.Client, ref string) (api.Container, error) {
 			return cl.StopContainer(ctx, ref, grace)
 		})
 	})
@@ -152,7 +152,7 @@ func (a *app) startCmd() *cobra.Command {
 		RunE: a.do(func(ctx context.Context, refs []string) error {
 			d := a.newDisplay("starting "+strings.Join(refs, ", "), !isTerminal(a.Err))
 			defer d.close()
-			return each(a, ctx, refs, func(cl *client.Client, ref string) (api.Container, error) {
+			return each(a, refs, func(cl *client.Client, ref string) (api.Container, error) {
 				id, err := cl.StartContainer(ctx, ref)
 				if err != nil {
 					return api.Container{}, err
@@ -181,7 +181,7 @@ func (a *app) rmCmd() *cobra.Command {
 		Args:                  cobra.MinimumNArgs(1),
 		ValidArgsFunction:     a.completeContainers(nil),
 		RunE: a.do(func(ctx context.Context, refs []string) error {
-			return each(a, ctx, refs, func(cl *client.Client, ref string) (string, error) {
+			return each(a, refs, func(cl *client.Client, ref string) (string, error) {
 				return ref, cl.DeleteContainer(ctx, ref, force)
 			})
 		}),
@@ -195,7 +195,7 @@ const eachLimit = 8
 
 // each does something to everything that was named, several at once, and prints each name as soon as that is done; in JSON, the results at the end.
 // What fails keeps nothing else from being done.
-func each[T any](a *app, ctx context.Context, refs []string, f func(*client.Client, string) (T, error)) error {
+func each[T any](a *app, refs []string, f func(*client.Client, string) (T, error)) error {
 	cl, err := a.client()
 	if err != nil {
 		return err

@@ -56,7 +56,7 @@ exec exits with the exit code of the command; 125 means that warmboot itself fai
 	return cmd
 }
 
-func (a *app) exec(ctx context.Context, ref string, req api.Exec) error {
+func (a *app) exec(ctx context.Context, ref string, req api.Exec) (err error) {
 	if req.TTY && req.Stdin && !isTerminal(a.In) {
 		return warmboot.Errorf(warmboot.Invalid, "", "standard input is not a terminal; leave out -t")
 	}
@@ -68,10 +68,10 @@ func (a *app) exec(ctx context.Context, ref string, req api.Exec) error {
 	if err != nil {
 		return err
 	}
-	defer session.Close()
+	defer func() { _ = session.Close() }() // all there is to know came with Next
 	if req.TTY {
 		var undo rollback.Stack
-		defer undo.Unwind()
+		defer func() { err = errors.Join(err, undo.Unwind()) }()
 		if err := a.connectTerminal(session, req.Stdin, &undo); err != nil {
 			return err
 		}
@@ -79,7 +79,7 @@ func (a *app) exec(ctx context.Context, ref string, req api.Exec) error {
 	if req.Stdin {
 		go func() {
 			stdin := session.Stdin()
-			io.Copy(stdin, a.In) // an error of the session shows in Next as well
+			_, _ = io.Copy(stdin, a.In) // an error of the session shows in Next as well
 			stdin.Close()
 		}()
 	}
@@ -132,7 +132,7 @@ func (a *app) connectTerminal(session *client.ExecSession, raw bool, undo *rollb
 		for {
 			// A size that could not be told leaves the command with the old one; the session's end shows in Next.
 			if columns, rows, err := term.GetSize(fd); err == nil && columns > 0 && rows > 0 {
-				session.Resize(uint(columns), uint(rows))
+				_ = session.Resize(uint(columns), uint(rows))
 			}
 			select {
 			case <-resized:

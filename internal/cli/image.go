@@ -158,8 +158,8 @@ allows, and must not change any more.`,
 	f.StringVar(&req.KernelPath, "kernel", "", "kernel `file`, a bzImage or an ELF vmlinux")
 	f.StringVar(&req.RootfsPath, "rootfs", "", "root disk `file`, ext4")
 	f.StringVar(&req.InitrdPath, "initrd", "", "initrd `file`, if the kernel needs one")
-	cmd.MarkFlagRequired("kernel")
-	cmd.MarkFlagRequired("rootfs")
+	must(cmd.MarkFlagRequired("kernel"))
+	must(cmd.MarkFlagRequired("rootfs"))
 	return cmd
 }
 
@@ -170,7 +170,7 @@ func (a *app) imageRmCmd() *cobra.Command {
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeImages,
 		RunE: a.do(func(ctx context.Context, refs []string) error {
-			return each(a, ctx, refs, func(cl *client.Client, ref string) (string, error) {
+			return each(a, refs, func(cl *client.Client, ref string) (string, error) {
 				img, err := a.findImage(ctx, cl, ref)
 				if err != nil {
 					return "", err

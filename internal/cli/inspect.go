@@ -34,7 +34,7 @@ func (a *app) inspectCmd() *cobra.Command {
 		}),
 	}
 	cmd.Flags().StringVar(&kind, "type", "", "look only for this `type`: container, image or snapshot")
-	cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{kindContainer, kindImage, kindSnapshot}, cobra.ShellCompDirectiveNoFileComp))
+	must(cmd.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{kindContainer, kindImage, kindSnapshot}, cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }
 

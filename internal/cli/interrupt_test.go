@@ -59,9 +59,9 @@ func (i *invocation) run(t *testing.T, s *server, in io.Reader, out, errOut io.W
 		return ""
 	}
 	c.Serve = func(ctx context.Context, _ cli.ServeOptions) error {
-		io.WriteString(out, "serving\n")
+		_, err := io.WriteString(out, "serving\n")
 		<-ctx.Done()
-		return nil
+		return err
 	}
 	go func() { i.code <- cli.Run(t.Context(), c, args) }()
 }

@@ -44,7 +44,7 @@ func (a *app) copyLogs(ctx context.Context, cl *client.Client, ref string, o log
 	if err != nil {
 		return err
 	}
-	defer stream.Close()
+	defer func() { _ = stream.Close() }() // it was only read
 	for {
 		line, err := stream.Next()
 		if errors.Is(err, io.EOF) {

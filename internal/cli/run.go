@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -62,9 +61,9 @@ the container is still being brought up, Ctrl-C removes it.`,
 	f.BoolVar(&o.passwordStdin, "password-stdin", false, "read the password for the registry from standard input")
 	f.BoolVarP(&o.interactive, "interactive", "i", false, "")
 	f.BoolVarP(&o.tty, "tty", "t", false, "")
-	f.MarkHidden("interactive") // Docker's habit; it gets an answer that helps
-	f.MarkHidden("tty")
-	cmd.RegisterFlagCompletionFunc("runtime-image", a.completeImages)
+	must(f.MarkHidden("interactive")) // Docker's habit; it gets an answer that helps
+	must(f.MarkHidden("tty"))
+	must(cmd.RegisterFlagCompletionFunc("runtime-image", a.completeImages))
 	cmd.ValidArgsFunction = cobra.NoFileCompletions
 	return cmd
 }
@@ -183,15 +182,18 @@ func (a *app) bringUp(ctx context.Context, cl *client.Client, id string, o runOp
 		c, err := cl.WaitContainer(wctx, id, client.Started)
 		started <- result{c, err}
 	}()
-	refresh := time.NewTicker(250 * time.Millisecond) // for the eye only; started does not depend on it
-	defer refresh.Stop()
-	if !d.live() {
-		refresh.Stop()
+	booted := make(chan api.Container, 1)
+	if d.live() {
+		go func() {
+			if c, err := cl.WaitContainer(wctx, id, client.Booted); err == nil { // for the eye only: started tells of errors
+				booted <- c
+			}
+		}()
 	}
 	for {
 		select {
-		case <-refresh.C:
-			if c, err := cl.Container(wctx, id); err == nil && c.BootMethod != nil {
+		case c := <-booted:
+			if c.BootMethod != nil {
 				d.step(fmt.Sprintf("%s boot in %s; pulling %s", *c.BootMethod, dur(bootSeconds(c.Phases)), c.Image))
 			}
 		case <-a.Signals:

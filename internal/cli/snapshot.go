@@ -227,7 +227,7 @@ func (a *app) snapshotRmCmd() *cobra.Command {
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeSnapshots,
 		RunE: a.do(func(ctx context.Context, refs []string) error {
-			return each(a, ctx, refs, func(cl *client.Client, ref string) (string, error) {
+			return each(a, refs, func(cl *client.Client, ref string) (string, error) {
 				snap, err := a.findSnapshot(ctx, cl, ref)
 				if err != nil {
 					return "", err

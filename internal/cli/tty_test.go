@@ -48,10 +48,10 @@ func newTerminal(t *testing.T, columns, rows uint16) *terminal {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		io.Copy(&term.screen, user) // ends with an error when the program's side is closed
+		_, _ = io.Copy(&term.screen, user) // ends with an error when the program's side is closed
 	}()
 	t.Cleanup(func() {
-		user.WriteString("\n") // ends a read of the program's standard input, which a process would end by exiting
+		_, _ = user.WriteString("\n") // ends a read of the program's standard input, which a process would end by exiting
 		program.Close()
 		<-done
 	})

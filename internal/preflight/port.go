@@ -19,7 +19,7 @@ func checkPort(ctx context.Context, c Config) Check {
 	const fix = "end what listens there (`ss -ltnp` tells), or choose another address with --listen or MANAGER_LISTEN"
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", c.Listen)
 	if err == nil {
-		l.Close()
+		_ = l.Close() // it has accepted nothing
 		return Check{name, OK, c.Listen + " is free", ""}
 	}
 	if !errors.Is(err, unix.EADDRINUSE) {

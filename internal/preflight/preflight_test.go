@@ -2,6 +2,7 @@ package preflight
 
 import (
 	"bufio"
+	"io"
 	"io/fs"
 	"net/http"
 	"net/http/httptest"
@@ -133,7 +134,7 @@ func TestPortTaken(t *testing.T) {
 				http.NotFound(w, r)
 				return
 			}
-			w.Write([]byte(body))
+			_, _ = io.WriteString(w, body)
 		}))
 		got := checkPort(t.Context(), Config{Listen: srv.Listener.Addr().String()})
 		srv.Close()

@@ -86,12 +86,12 @@ func checkReflink(_ context.Context, c Config) Check {
 	}
 }
 
-func tryReflink(dir string) error {
+func tryReflink(dir string) (err error) {
 	tmp, err := os.MkdirTemp(dir, ".warmboot-doctor-")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
 	src, err := os.Create(filepath.Join(tmp, "a"))
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 )
 
@@ -58,9 +59,8 @@ func qemu(path, output string) Check {
 		return Check{name, Warn, fmt.Sprintf("%s does not tell its version (%q); 7.2 or newer is needed", path, first), ""}
 	}
 	version := strings.TrimPrefix(m[0], "version ")
-	var major, minor int
-	fmt.Sscan(m[1], &major) // digits, by the expression
-	fmt.Sscan(m[2], &minor)
+	major, _ := strconv.Atoi(m[1]) // digits, by the expression
+	minor, _ := strconv.Atoi(m[2])
 	if major < 7 || major == 7 && minor < 2 {
 		return Check{name, Fail, fmt.Sprintf("%s is version %s; 7.2 or newer is needed", path, version), "upgrade QEMU: Debian bookworm and newer have it"}
 	}
