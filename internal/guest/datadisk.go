@@ -53,19 +53,24 @@ func mountData(ctx context.Context, expect bool) error {
 // one driver finds them in one pass.
 func hasDataDisk() bool { return exists(filepath.Join("/sys/block", filepath.Base(dataDevice))) }
 
-// unmountData makes the data disk whole. It must be called when nothing uses it any more.
+// unmountData makes the data disk whole. Everyone who uses it must have been told to end.
 func unmountData() error {
-	var first error
 	for _, seen := range dataBinds() {
-		if err := unix.Unmount(seen, 0); err != nil && err != unix.EINVAL && first == nil {
-			first = fmt.Errorf("unmount %s: %w", seen, err)
+		unix.Unmount(seen, unix.MNT_DETACH) // and what a Docker that was killed has left mounted below
+	}
+	// A process that was killed lets go of its files some time later, and no event tells when the last one has.
+	const patience, pause = 2 * time.Second, 5 * time.Millisecond
+	for end := time.Now().Add(patience); ; time.Sleep(pause) {
+		if unix.Unmount(dataDir, 0) == nil {
+			return nil
+		}
+		// Read-only is as good: it writes everything and closes the journal.
+		err := unix.Mount("", dataDir, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("unmount %s: %w", dataDir, err)
 		}
 	}
-	if err := unix.Unmount(dataDir, 0); err != nil && err != unix.EINVAL && first == nil {
-		// Read-only is as good: everything is written by then.
-		if unix.Mount("", dataDir, "", unix.MS_REMOUNT|unix.MS_RDONLY, "") != nil {
-			first = fmt.Errorf("unmount %s: %w", dataDir, err)
-		}
-	}
-	return first
 }

@@ -42,6 +42,9 @@ func (g *Guest) settle(ctx context.Context, grace time.Duration) error {
 	}
 	unix.Kill(-1, syscall.SIGKILL) // everyone but us, so that nothing keeps the disk busy
 	unix.Sync()
+	if g.broken != nil {
+		return nil // there may be no data disk
+	}
 	if err := unmountData(); err != nil {
 		return &warmboot.Error{Code: warmboot.Internal, Op: "shut down", Msg: "the data disk is in use; all data is written, but its file system will need to replay its journal", Err: err}
 	}

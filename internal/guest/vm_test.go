@@ -241,7 +241,6 @@ func TestMachine(t *testing.T) {
 	c := m.connect(ctx)
 	t.Logf("cold: agent after %v", time.Since(begin))
 	first := identity("first", "01")
-	first.Identity.EngineId = ""
 	if _, err := c.Reidentify(ctx, first); err != nil {
 		t.Fatal(err)
 	}
@@ -255,7 +254,7 @@ func TestMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("quiesce %v:\n  %s", time.Since(begin), strings.Join(q.Steps, "\n  "))
-	if !q.DockerAutostart || q.DockerVersion == "" || q.EngineId == "" {
+	if !q.DockerAutostart || q.DockerVersion == "" || q.EngineId != first.Identity.EngineId {
 		t.Errorf("quiesce: %v", q)
 	}
 	c.Close()
