@@ -173,6 +173,20 @@ func TestLogsThatBreakOffAreNotAll(t *testing.T) {
 	r.wantCode(err, warmboot.Unavailable, "broke off")
 }
 
+func TestLogsOfAMachineThatDiesAreNotAll(t *testing.T) {
+	r := newRig(t, nil)
+	c := r.create(api.CreateContainer{Name: "web"})
+	s, err := r.client.Logs(within(t), "web", true, -1)
+	r.must(err)
+	defer s.Close()
+	r.host.Print(warmboot.ID(c.ID), controlplane.LogLine{Text: "one"})
+	_, err = s.Next()
+	r.must(err)
+	r.host.Crash(warmboot.ID(c.ID))
+	_, err = s.Next()
+	r.wantCode(err, warmboot.Unavailable, "broke off")
+}
+
 func TestFollowerThatGoesAway(t *testing.T) {
 	r := newRig(t, nil) // goleak and the closing of the server see that the handler ends
 	r.create(api.CreateContainer{Name: "web"})

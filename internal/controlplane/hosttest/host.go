@@ -356,13 +356,16 @@ func (r *logReader) Next() (controlplane.LogLine, error) {
 			r.next++
 			return r.m.logs[r.next-1], nil
 		}
-		more, ended := r.m.more, false
+		more, ended, crashed := r.m.more, false, r.m.crashed
 		select {
 		case <-r.m.exited:
 			ended = true
 		default:
 		}
 		r.h.mu.Unlock()
+		if crashed && r.follow {
+			return controlplane.LogLine{}, warmboot.Errorf(warmboot.Unavailable, "read logs", "the microVM ended unexpectedly")
+		}
 		if ended || !r.follow {
 			return controlplane.LogLine{}, io.EOF
 		}
