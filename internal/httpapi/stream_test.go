@@ -92,6 +92,30 @@ func TestWaitAnswersAfterItsTime(t *testing.T) {
 	}
 }
 
+func TestWaitForDockerAlone(t *testing.T) {
+	goOn := make(chan struct{})
+	r := newRig(t, func(h *hosttest.Host, _ *httpapi.Config) {
+		h.OnStart = func(ctx context.Context, _ warmboot.Container) error {
+			select {
+			case <-goOn:
+			case <-ctx.Done():
+			}
+			return ctx.Err()
+		}
+	})
+	id, err := r.client.CreateContainer(t.Context(), createOf("debian:trixie"))
+	r.must(err)
+	c, err := r.client.WaitContainer(within(t), id, client.Booted)
+	r.must(err)
+	if c.State != "creating" || *c.BootMethod != "cold" {
+		t.Errorf("%+v", c)
+	}
+	close(goOn)
+	if c, err = r.client.WaitContainer(within(t), id, client.Started); err != nil || c.State != "running" {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
 // TestLongRequestIsNotEndedByTheLimitOnItsBody stops a container whose command takes longer to end than a body may take to come.
 func TestLongRequestIsNotEndedByTheLimitOnItsBody(t *testing.T) {
 	const limit = 100 * time.Millisecond
