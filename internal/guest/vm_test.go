@@ -2,6 +2,7 @@ package guest_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -340,6 +341,10 @@ func testClone(t *testing.T, ctx context.Context, i int, ram, disk, state string
 	}
 	lap("registries")
 	testExec(t, ctx, c)
+	if i == 0 {
+		testContainer(t, ctx, c)
+		lap("container")
+	}
 
 	// dockerd is started again when it dies, with the new identity.
 	sh(t, ctx, c, "kill -9 $(cat /run/docker.pid); while [ -e /proc/$(cat /run/docker.pid) ]; do :; done")
@@ -387,5 +392,47 @@ func testExec(t *testing.T, ctx context.Context, c *guestrpc.Client) {
 	var e *warmboot.Error
 	if _, err = c.Exec(ctx, &guestv1.ExecRequest{Argv: []string{"no-such-program"}}); !errors.As(err, &e) || e.Code != warmboot.NotFound {
 		t.Errorf("exec of nothing: %v", err)
+	}
+}
+
+// testContainer runs a container of an image that is made of the agent alone, which says its version.
+func testContainer(t *testing.T, ctx context.Context, c *guestrpc.Client) {
+	p, err := c.Exec(ctx, &guestv1.ExecRequest{Argv: []string{"tar", "-C", "/usr/sbin", "-c", "warmboot-guest"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var image bytes.Buffer
+	p.Output(func(stdout, _ []byte) { image.Write(stdout) })
+	if code, err := p.Wait(); code != 0 || err != nil {
+		t.Fatal(code, err)
+	}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return c.DialDocker(ctx) }}}
+	post := func(path, contentType string, body io.Reader) string {
+		t.Helper()
+		resp, err := client.Post("http://docker"+path, contentType, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode >= 300 {
+			t.Fatalf("%s: %s %s %v", path, resp.Status, text, err)
+		}
+		return string(text)
+	}
+	post("/images/create?fromSrc=-&repo=agent&tag=v1", "application/x-tar", &image)
+	post("/containers/create?name=one", "application/json", strings.NewReader(
+		`{"Image": "agent:v1", "Cmd": ["/warmboot-guest", "version"], "HostConfig": {"NetworkMode": "host", "Memory": 100000000, "NanoCpus": 500000000}}`))
+	post("/containers/one/start", "", nil)
+	if got := post("/containers/one/wait", "", nil); !strings.Contains(got, `"StatusCode":0`) {
+		t.Errorf("the container ended with %s", got)
+	}
+	resp, err := client.Get("http://docker/containers/one/logs?stdout=1&stderr=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, err := io.ReadAll(resp.Body); err != nil || len(text) <= 8 {
+		t.Errorf("the container said %q (%v)", text, err)
 	}
 }
