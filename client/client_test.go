@@ -27,12 +27,12 @@ func dial(t *testing.T, addr string) *client.Client {
 
 func TestNobodyListens(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	addr := l.Addr().String()
-	l.Close()
+	_ = l.Close()
 	c := dial(t, addr)
 	_, exec := c.Exec(t.Context(), "web", api.Exec{Command: []string{"true"}})
 	_, logs := c.Logs(t.Context(), "web", false, -1)
@@ -68,7 +68,7 @@ func TestStrangeAnswers(t *testing.T) {
 				t.Error("no token")
 			}
 			w.WriteHeader(c.status)
-			w.Write([]byte(c.body))
+			_, _ = w.Write([]byte(c.body))
 		}))
 		_, err := dial(t, server.URL+"/").Containers(t.Context())
 		if warmboot.CodeOf(err) != c.code || !strings.Contains(err.Error(), c.says) {
@@ -97,7 +97,7 @@ func TestRefsStayInTheirPlace(t *testing.T) {
 	var asked string
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked = r.URL.EscapedPath()
-		w.Write([]byte("{}"))
+		_, _ = w.Write([]byte("{}"))
 	}))
 	defer server.Close()
 	c := dial(t, server.URL)

@@ -39,7 +39,7 @@ func (c *Client) Exec(ctx context.Context, idOrName string, cmd api.Exec) (*Exec
 	if err != nil {
 		return nil, err
 	}
-	conn, res, err := websocket.Dial(ctx, c.base+path, &websocket.DialOptions{HTTPClient: c.http, HTTPHeader: c.header()})
+	conn, res, err := websocket.Dial(ctx, c.base+path, &websocket.DialOptions{HTTPClient: c.http, HTTPHeader: c.header()}) //nolint:bodyclose // the library sees to it
 	if err != nil {
 		if res != nil && res.StatusCode >= 300 {
 			return nil, problem(res)
@@ -49,7 +49,7 @@ func (c *Client) Exec(ctx context.Context, idOrName string, cmd api.Exec) (*Exec
 	conn.SetReadLimit(frameLimit)
 	s := &ExecSession{ctx: ctx, conn: conn, c: c}
 	if err := s.write(api.ExecFrame{Start: &cmd}); err != nil {
-		conn.CloseNow()
+		_ = conn.CloseNow()
 		return nil, err
 	}
 	return s, nil

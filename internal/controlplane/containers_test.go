@@ -55,7 +55,7 @@ func TestStopStartWithoutPause(t *testing.T) {
 		if c.State != warmboot.ContainerStopped || c.ExitCode == nil || *c.ExitCode != 143 {
 			t.Fatalf("%+v", c)
 		}
-		c, err = p.svc.StopContainer(t.Context(), id, time.Second)
+		_, err = p.svc.StopContainer(t.Context(), id, time.Second)
 		p.must(err)
 		c, err = p.svc.StartContainer(t.Context(), id)
 		p.must(err)

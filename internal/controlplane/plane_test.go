@@ -39,7 +39,7 @@ func newPlane(t *testing.T, shape func(*hosttest.Host, *controlplane.Config)) *p
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { st.Close() })
+	t.Cleanup(func() { _ = st.Close() })
 	p := &plane{t: t, store: st, host: hosttest.New(), log: &logLines{}}
 	config := controlplane.Config{Store: st, Host: p.host, Log: slog.New(p.log)}
 	if shape != nil {

@@ -60,17 +60,18 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return // it has answered already
 	}
-	defer conn.CloseNow()
+	defer func() { _ = conn.CloseNow() }()
 	conn.SetReadLimit(frameLimit)
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	if err := s.serveExec(ctx, cancel, conn, c.ID); err != nil {
 		s.log.Debug("An exec ended with an error", "container_id", c.ID, "err", err)
-		wsjson.Write(ctx, conn, api.ExecFrame{Error: err.Error()})
-		conn.Close(websocket.StatusInternalError, string(warmboot.CodeOf(err)))
+		// If the client is gone, nobody is left to tell.
+		_ = wsjson.Write(ctx, conn, api.ExecFrame{Error: err.Error()})
+		_ = conn.Close(websocket.StatusInternalError, string(warmboot.CodeOf(err)))
 		return
 	}
-	conn.Close(websocket.StatusNormalClosure, "")
+	_ = conn.Close(websocket.StatusNormalClosure, "")
 }
 
 // serveExec runs one command, from the client's start to the command's end. cancel ends ctx when the client goes away.
@@ -90,8 +91,8 @@ func (s *server) serveExec(ctx context.Context, cancel context.CancelFunc, conn 
 	if err != nil {
 		return err
 	}
-	defer session.Close()
-	stop := context.AfterFunc(ctx, func() { session.Close() })
+	defer func() { _ = session.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = session.Close() })
 	defer stop()
 	go func() {
 		defer cancel()
@@ -129,13 +130,13 @@ func feedExec(ctx context.Context, conn *websocket.Conn, session controlplane.Ex
 		}
 		// A command that does not read its input, or has ended, is no reason to end the connection.
 		if len(f.Stdin) > 0 {
-			session.Stdin().Write(f.Stdin)
+			_, _ = session.Stdin().Write(f.Stdin)
 		}
 		if f.CloseStdin {
-			session.Stdin().Close()
+			_ = session.Stdin().Close()
 		}
 		if f.Resize != nil {
-			session.Resize(ctx, f.Resize.Columns, f.Resize.Rows)
+			_ = session.Resize(ctx, f.Resize.Columns, f.Resize.Rows)
 		}
 	}
 }

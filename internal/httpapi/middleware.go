@@ -32,7 +32,7 @@ func observe(log *slog.Logger, next http.Handler) http.Handler {
 		start := time.Now()
 		defer func() {
 			p := recover()
-			if p != nil && p != http.ErrAbortHandler {
+			if p != nil && p != http.ErrAbortHandler { //nolint:errorlint // a panic's value, which nobody wraps
 				log.Error("A request made the server panic", "request_id", id, "panic", p, "stack", string(debug.Stack()))
 				if rec.status == 0 {
 					writeProblem(rec, newProblem(http.StatusInternalServerError, warmboot.Internal, "a fault of warmboot's; its log has the details under request "+id))
@@ -184,9 +184,9 @@ func readBodies(timeout time.Duration, next http.Handler) http.Handler {
 			return
 		}
 		conn := http.NewResponseController(w)
-		conn.SetReadDeadline(time.Now().Add(timeout))
+		_ = conn.SetReadDeadline(time.Now().Add(timeout))
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, bodyLimit))
-		conn.SetReadDeadline(time.Time{})
+		_ = conn.SetReadDeadline(time.Time{})
 		var tooLarge *http.MaxBytesError
 		switch {
 		case errors.As(err, &tooLarge):

@@ -45,7 +45,7 @@ func newProblem(status int, code warmboot.Code, detail string) api.Problem {
 func writeProblem(w http.ResponseWriter, p api.Problem) {
 	w.Header().Set("Content-Type", problemType)
 	w.WriteHeader(p.Status)
-	json.NewEncoder(w).Encode(p)
+	_ = json.NewEncoder(w).Encode(p) // a client that is gone needs no answer
 }
 
 // asProblem gives what huma itself finds wrong with a request our shape. It does not echo the values that were sent: they

@@ -148,12 +148,12 @@ func TestOversizedBody(t *testing.T) {
 	res, body := r.request("POST", "/v1/containers", `{"image":"`+strings.Repeat("a", 2<<20)+`"}`)
 	r.wantProblem(res, body, 413, warmboot.TooLarge)
 	// Without a length in the header, it must be noticed while reading.
-	req, err := http.NewRequestWithContext(t.Context(), "POST", r.server.URL+"/v1/containers", struct{ *bytes.Reader }{bytes.NewReader(make([]byte, 2<<20))})
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, r.server.URL+"/v1/containers", struct{ *bytes.Reader }{bytes.NewReader(make([]byte, 2<<20))})
 	r.must(err)
 	req.ContentLength = -1
 	if res, err := r.server.Client().Do(req); err == nil {
 		res.Body.Close()
-		if res.StatusCode != 413 {
+		if res.StatusCode != http.StatusRequestEntityTooLarge {
 			t.Errorf("status %d", res.StatusCode)
 		}
 	}
@@ -162,15 +162,15 @@ func TestOversizedBody(t *testing.T) {
 func TestBodyThatDoesNotCome(t *testing.T) {
 	r := newRig(t, func(_ *hosttest.Host, c *httpapi.Config) { c.BodyTimeout = 50 * time.Millisecond })
 	body, never := io.Pipe()
-	defer never.Close()
-	req, err := http.NewRequestWithContext(within(t), "POST", r.server.URL+"/v1/containers", body)
+	defer func() { _ = never.Close() }()
+	req, err := http.NewRequestWithContext(within(t), http.MethodPost, r.server.URL+"/v1/containers", body)
 	r.must(err)
 	res, err := r.server.Client().Do(req)
 	r.must(err)
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
 	r.must(err)
-	r.wantProblem(res, string(text), 408, warmboot.Timeout)
+	r.wantProblem(reply{res.StatusCode, res.Header, res.Request}, string(text), 408, warmboot.Timeout)
 }
 
 func TestErrorsDoNotRepeatSecrets(t *testing.T) {
@@ -275,7 +275,7 @@ func TestHeadersAndDocs(t *testing.T) {
 	r := newRig(t, nil)
 	for path, says := range map[string]string{"/docs": "docs.js", "/docs/docs.js": "/openapi.json", "/docs/docs.css": "prefers-color-scheme"} {
 		res, body := r.request("GET", path, "")
-		if res.StatusCode != 200 || !strings.Contains(body, says) {
+		if res.StatusCode != http.StatusOK || !strings.Contains(body, says) {
 			t.Errorf("%s answered %d: %.200s", path, res.StatusCode, body)
 		}
 		if strings.Contains(body, "https://") || strings.Contains(body, "http://") {
@@ -294,7 +294,7 @@ func TestHeadersAndDocs(t *testing.T) {
 
 func TestFaultsAreLoggedWithTheirRequest(t *testing.T) {
 	r := newRig(t, nil)
-	r.store.Close()
+	r.must(r.store.Close())
 	res, body := r.request("GET", "/v1/containers", "")
 	r.wantProblem(res, body, 503, warmboot.Unavailable)
 	id := res.Header.Get("X-Request-Id")

@@ -100,7 +100,7 @@ func (s *server) routes(mux *http.ServeMux, c Config) {
 	}
 	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		w.Write(description)
+		_, _ = w.Write(description)
 	})
 	docsRoutes(mux)
 }

@@ -51,7 +51,7 @@ func newRig(t *testing.T, shape func(*hosttest.Host, *httpapi.Config)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { st.Close() })
+	t.Cleanup(func() { _ = st.Close() })
 	r := &rig{t: t, host: hosttest.New(), store: st, log: &syncBuffer{}}
 	log := slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	r.svc = controlplane.New(controlplane.Config{Store: st, Host: r.host, Log: log})
@@ -106,8 +106,15 @@ func (r *rig) create(in api.CreateContainer) api.Container {
 	return c
 }
 
+// reply is what a response has beside its body.
+type reply struct {
+	StatusCode int
+	Header     http.Header
+	Request    *http.Request
+}
+
 // request sends one request with headers given as "Name: value".
-func (r *rig) request(method, path, body string, headers ...string) (*http.Response, string) {
+func (r *rig) request(method, path, body string, headers ...string) (reply, string) {
 	r.t.Helper()
 	req, err := http.NewRequestWithContext(r.t.Context(), method, r.server.URL+path, strings.NewReader(body))
 	r.must(err)
@@ -128,11 +135,11 @@ func (r *rig) request(method, path, body string, headers ...string) (*http.Respo
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
 	r.must(err)
-	return res, string(text)
+	return reply{res.StatusCode, res.Header, res.Request}, string(text)
 }
 
 // wantProblem fails the test unless the answer is a problem document with this status and code.
-func (r *rig) wantProblem(res *http.Response, body string, status int, code warmboot.Code) api.Problem {
+func (r *rig) wantProblem(res reply, body string, status int, code warmboot.Code) api.Problem {
 	r.t.Helper()
 	var p api.Problem
 	dec := json.NewDecoder(strings.NewReader(body))

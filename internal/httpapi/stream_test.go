@@ -75,7 +75,7 @@ func TestWaitAnswersAfterItsTime(t *testing.T) {
 	r := newRig(t, nil)
 	c := r.create(api.CreateContainer{Name: "web"})
 	res, body := r.request(http.MethodGet, "/v1/containers/web/wait?condition=stopped&timeout=0", "")
-	if res.StatusCode != 200 || decode(t, body)["item"].(map[string]any)["state"] != "running" {
+	if res.StatusCode != http.StatusOK || decode(t, body)["item"].(map[string]any)["state"] != "running" {
 		t.Fatalf("%d: %s", res.StatusCode, body)
 	}
 	// A caller that goes away is no fault of ours.
@@ -149,7 +149,7 @@ func TestLogs(t *testing.T) {
 	read := func(tail int) (texts []string) {
 		s, err := r.client.Logs(ctx, "web", false, tail)
 		r.must(err)
-		defer s.Close()
+		defer func() { _ = s.Close() }()
 		for {
 			l, err := s.Next()
 			if errors.Is(err, io.EOF) {
@@ -170,7 +170,7 @@ func TestLogs(t *testing.T) {
 	// Each line comes as it is written, not when some buffer is full.
 	s, err := r.client.Logs(ctx, "web", true, 0)
 	r.must(err)
-	defer s.Close()
+	defer func() { _ = s.Close() }()
 	for _, text := range []string{"four\n", "five\n"} {
 		r.host.Print(id, line(text))
 		if l, err := s.Next(); err != nil || l.Text != text || l.Stream != "stdout" || l.Time.Nanosecond() != 123456789 {
@@ -178,7 +178,7 @@ func TestLogs(t *testing.T) {
 		}
 	}
 	r.host.Exit(id, 0)
-	if l, err := s.Next(); err != io.EOF {
+	if l, err := s.Next(); !errors.Is(err, io.EOF) {
 		t.Fatalf("after the end: %+v, %v", l, err)
 	}
 }
@@ -188,7 +188,7 @@ func TestLogsThatBreakOffAreNotAll(t *testing.T) {
 	c := r.create(api.CreateContainer{Name: "web"})
 	s, err := r.client.Logs(within(t), "web", true, -1)
 	r.must(err)
-	defer s.Close()
+	defer func() { _ = s.Close() }()
 	r.host.Print(warmboot.ID(c.ID), controlplane.LogLine{Text: "one"})
 	_, err = s.Next()
 	r.must(err)
@@ -202,7 +202,7 @@ func TestLogsOfAMachineThatDiesAreNotAll(t *testing.T) {
 	c := r.create(api.CreateContainer{Name: "web"})
 	s, err := r.client.Logs(within(t), "web", true, -1)
 	r.must(err)
-	defer s.Close()
+	defer func() { _ = s.Close() }()
 	r.host.Print(warmboot.ID(c.ID), controlplane.LogLine{Text: "one"})
 	_, err = s.Next()
 	r.must(err)
@@ -217,7 +217,7 @@ func TestFollowerThatGoesAway(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	s, err := r.client.Logs(ctx, "web", true, -1)
 	r.must(err)
-	defer s.Close()
+	defer func() { _ = s.Close() }()
 	cancel()
 	_, err = s.Next()
 	r.wantCode(err, warmboot.Canceled)
@@ -228,7 +228,7 @@ func output(t *testing.T, s *client.ExecSession) (stdout, stderr string, err err
 	t.Helper()
 	for {
 		stream, data, err := s.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return stdout, stderr, nil
 		}
 		if err != nil {
@@ -249,7 +249,7 @@ func TestExec(t *testing.T) {
 	exec := func(cmd ...string) *client.ExecSession {
 		s, err := r.client.Exec(ctx, "web", api.Exec{Command: cmd, Stdin: true})
 		r.must(err)
-		t.Cleanup(func() { s.Close() })
+		t.Cleanup(func() { _ = s.Close() })
 		return s
 	}
 	s := exec("exit", "42")
@@ -263,13 +263,13 @@ func TestExec(t *testing.T) {
 	s = exec("cat")
 	in := bytes.Repeat([]byte("0123456789abcdef"), 10_000)
 	go func() {
-		s.Stdin().Write(in)
-		s.Stdin().Close()
+		_, _ = s.Stdin().Write(in)
+		_ = s.Stdin().Close()
 	}()
 	if out, _, err := output(t, s); out != string(in) || err != nil || s.ExitCode() != 0 {
 		t.Errorf("%d bytes came back of %d, %v", len(out), len(in), err)
 	}
-	if _, err := s.Stdin().Write(in); err != io.ErrClosedPipe {
+	if _, err := s.Stdin().Write(in); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("write after close: %v", err)
 	}
 
@@ -294,7 +294,7 @@ func TestExecMustBeginWithStart(t *testing.T) {
 	ctx := within(t)
 	conn, _, err := websocket.Dial(ctx, r.server.URL+"/v1/containers/web/exec", nil)
 	r.must(err)
-	defer conn.CloseNow()
+	defer func() { _ = conn.CloseNow() }()
 	r.must(wsjson.Write(ctx, conn, api.ExecFrame{Stdin: []byte("x")}))
 	var f api.ExecFrame
 	r.must(wsjson.Read(ctx, conn, &f))

@@ -102,7 +102,7 @@ func (s *Store) tx(ctx context.Context, op string, f func(*sql.Tx) error) error 
 	if err != nil {
 		return s.fail(ctx, op, err)
 	}
-	defer tx.Rollback() // does nothing after Commit
+	defer func() { _ = tx.Rollback() }() // does nothing after Commit
 	if err := f(tx); err != nil {
 		return s.fail(ctx, op, err)
 	}
@@ -124,7 +124,7 @@ func list[T any](ctx context.Context, q querier, scan func(scanner) (T, error), 
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
+	defer func() { _ = rows.Close() }()
 	var all []T
 	for rows.Next() {
 		one, err := scan(rows)

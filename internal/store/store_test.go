@@ -105,12 +105,12 @@ func TestClosedAndBusyDatabasesAreUnavailable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer other.Close()
-	tx, err := other.Begin()
+	defer func() { _ = other.Close() }()
+	tx, err := other.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback()
+	defer func() { _ = tx.Rollback() }()
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if err := s.CreateImage(ctx, image()); warmboot.CodeOf(err) != warmboot.Timeout && warmboot.CodeOf(err) != warmboot.Unavailable {
@@ -120,7 +120,9 @@ func TestClosedAndBusyDatabasesAreUnavailable(t *testing.T) {
 		t.Errorf("a reader was held up by a writer: %v", err)
 	}
 	closed := open(t, filepath.Join(t.TempDir(), "closed.db"))
-	closed.Close()
+	if err := closed.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := closed.Images(t.Context()); warmboot.CodeOf(err) != warmboot.Unavailable {
 		t.Errorf("after Close: %v, code %q", err, warmboot.CodeOf(err))
 	}

@@ -112,7 +112,7 @@ func (s *session) ExitCode(context.Context) (int, error) { return s.code, nil }
 func (s *session) Close() error {
 	s.once.Do(func() {
 		close(s.closed)
-		s.stdin.Close()
+		_ = s.stdin.Close()
 	})
 	return nil
 }

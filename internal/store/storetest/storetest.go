@@ -434,8 +434,8 @@ func testUpdateContainer(t *testing.T, s warmboot.Store) {
 		t.Fatalf("the error of change was lost: %v", err)
 	}
 	func() {
-		defer func() { recover() }()
-		s.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error { c.Error = "x"; panic("in change") })
+		defer func() { _ = recover() }()
+		_, _ = s.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error { c.Error = "x"; panic("in change") })
 	}()
 	got, err = s.Container(ctx, c.ID)
 	must(t, err)
