@@ -361,7 +361,7 @@ func TestHostThatTakesOver(t *testing.T) {
 			t.Fatal(err)
 		}
 		host.SetDeadline(time.Unix(1, 0)) // the host ends without a word; its channel stays
-		<-c.Done()
+		c.Close()                         // returns when nobody reads the channel any more
 		host.SetDeadline(time.Time{})
 	}
 }
