@@ -41,7 +41,10 @@ func parsePort(s string) (api.PortMapping, error) {
 		ip, hostPort = "", host
 	}
 	if withIP {
-		addr, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(ip, "["), "]"))
+		if strings.HasPrefix(ip, "[") && strings.HasSuffix(ip, "]") {
+			ip = ip[1 : len(ip)-1]
+		}
+		addr, err := netip.ParseAddr(ip)
 		if err != nil {
 			return bad(strconv.Quote(ip) + " is not an IP address")
 		}
