@@ -33,10 +33,10 @@ func newDocker(socket string) *docker {
 }
 
 // do makes a request; a nil out discards the answer's body. The path is Docker's newest API's.
-func (d *docker) do(ctx context.Context, method, path string, out any) (http.Header, error) {
+func (d *docker) do(ctx context.Context, method, path string, out any) error {
 	resp, err := d.open(ctx, method, path)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer resp.Body.Close()
 	if out == nil {
@@ -44,7 +44,7 @@ func (d *docker) do(ctx context.Context, method, path string, out any) (http.Hea
 	} else {
 		err = json.NewDecoder(resp.Body).Decode(out)
 	}
-	return resp.Header, err
+	return err
 }
 
 func (d *docker) open(ctx context.Context, method, path string) (*http.Response, error) {
@@ -84,7 +84,7 @@ func (d *docker) ping(ctx context.Context) (apiVersion string, err error) {
 // pingOnce asks by hand what an http.Client would ask, since in a restored machine the client's code would take longer than
 // Docker's answer (see nic).
 func (d *docker) pingOnce(ctx context.Context) (apiVersion string, err error) {
-	conn, err := net.Dial("unix", d.socket)
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", d.socket)
 	if err != nil {
 		return "", err
 	}
@@ -139,14 +139,14 @@ type dockerInfo struct {
 
 func (d *docker) info(ctx context.Context) (*dockerInfo, error) {
 	info := &dockerInfo{}
-	_, err := d.do(ctx, http.MethodGet, "/info", info)
+	err := d.do(ctx, http.MethodGet, "/info", info)
 	return info, err
 }
 
 // running lists the ids of running containers.
 func (d *docker) running(ctx context.Context) ([]string, error) {
 	var list []struct{ ID string }
-	_, err := d.do(ctx, http.MethodGet, "/containers/json", &list)
+	err := d.do(ctx, http.MethodGet, "/containers/json", &list)
 	var ids []string
 	for _, c := range list {
 		ids = append(ids, c.ID)
@@ -157,8 +157,7 @@ func (d *docker) running(ctx context.Context) ([]string, error) {
 // stopContainer lets a container end within grace, then kills it.
 func (d *docker) stopContainer(ctx context.Context, id string, grace time.Duration) error {
 	seconds := max(0, int(grace.Seconds()))
-	_, err := d.do(ctx, http.MethodPost, fmt.Sprintf("/containers/%s/stop?t=%d", url.PathEscape(id), seconds), nil)
-	return err
+	return d.do(ctx, http.MethodPost, fmt.Sprintf("/containers/%s/stop?t=%d", url.PathEscape(id), seconds), nil)
 }
 
 // waitDocker answers the call of that name.

@@ -97,7 +97,7 @@ func switchRoot() error {
 	if err := syscall.Lstat("/", &self); err != nil {
 		return err
 	}
-	removeTree("/", uint64(self.Dev))
+	removeTree("/", self.Dev)
 	if err := os.Chdir(newRoot); err != nil {
 		return err
 	}
@@ -120,7 +120,7 @@ func removeTree(dir string, dev uint64) {
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		var st syscall.Stat_t
-		if syscall.Lstat(path, &st) != nil || uint64(st.Dev) != dev {
+		if syscall.Lstat(path, &st) != nil || st.Dev != dev {
 			continue
 		}
 		if e.IsDir() {

@@ -3,6 +3,7 @@ package guest
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -148,10 +149,11 @@ func (n *nic) setGateway(a netip.Addr) error {
 	if err := n.route(unix.SIOCADDRT, a); err != nil {
 		return fmt.Errorf("set default route via %s: %w", a, err)
 	}
-	if is, err := defaultGateway(); err != nil || is != a {
-		return fmt.Errorf("the default route via %s did not take effect: it goes via %v (%v)", a, is, err)
+	is, err := defaultGateway()
+	if err == nil && is != a {
+		err = fmt.Errorf("the default route via %s did not take effect: it goes via %v", a, is)
 	}
-	return nil
+	return err
 }
 
 func (n *nic) route(call uintptr, gateway netip.Addr) error {
@@ -190,7 +192,7 @@ func defaultGateway() (netip.Addr, error) {
 // read reads the hardware address and the address of the interface; they are empty where there is none.
 func (n *nic) read() (mac, address string, err error) {
 	hw, err := n.ioctl(unix.SIOCGIFHWADDR, nil)
-	if err == unix.ENODEV {
+	if errors.Is(err, unix.ENODEV) {
 		return "", "", nil
 	}
 	if err != nil {
@@ -198,7 +200,7 @@ func (n *nic) read() (mac, address string, err error) {
 	}
 	mac = net.HardwareAddr(hw.data[2:8]).String()
 	a, err := n.ioctl(unix.SIOCGIFADDR, nil)
-	if err == unix.EADDRNOTAVAIL {
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
 		return mac, "", nil
 	}
 	if err != nil {

@@ -134,16 +134,6 @@ func (s *service) pid() int {
 	return s.current.pid
 }
 
-// signal sends sig to the program alone, if it runs.
-func (s *service) signal(sig syscall.Signal) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.current == nil {
-		return syscall.ESRCH
-	}
-	return syscall.Kill(s.current.pid, sig)
-}
-
 func (s *service) health() *guestv1.Service {
 	pid := s.pid()
 	s.mu.Lock()
