@@ -36,7 +36,14 @@ func (s *Service) BuildSnapshot(ctx context.Context, image warmboot.ID) (warmboo
 	s.builds.mu.Lock()
 	defer s.builds.mu.Unlock()
 	if running := s.builds.byImage[image]; running != nil {
-		return running.id, nil
+		now, err := s.store.Snapshot(ctx, running.id)
+		if err != nil {
+			return "", err
+		}
+		if now.State == warmboot.SnapshotCreating {
+			return running.id, nil
+		}
+		// It is ready, failed or deleted, and its last steps are being done: nothing to join.
 	}
 	if err := s.roomForSnapshot(ctx, image); err != nil {
 		return "", err
@@ -58,7 +65,7 @@ func (s *Service) BuildSnapshot(ctx context.Context, image warmboot.ID) (warmboo
 		defer func() {
 			cancel()
 			s.builds.mu.Lock()
-			if s.builds.byImage[image] == b { // else it was deleted, and another may run by now
+			if s.builds.byImage[image] == b { // else another runs by now
 				delete(s.builds.byImage, image)
 			}
 			s.builds.mu.Unlock()
@@ -156,10 +163,9 @@ func (s *Service) DeleteSnapshot(ctx context.Context, id warmboot.ID) error {
 	}
 	s.changes.notify(id)
 	s.builds.mu.Lock()
-	for image, b := range s.builds.byImage {
+	for _, b := range s.builds.byImage {
 		if b.id == id {
 			b.cancel()
-			delete(s.builds.byImage, image) // so that nobody joins a build that comes to nothing
 		}
 	}
 	s.builds.mu.Unlock()

@@ -287,7 +287,7 @@ func TestHeadersAndDocs(t *testing.T) {
 			}
 		}
 	}
-	if res, _ := r.request("GET", "/", ""); res.StatusCode != 302 || res.Header.Get("Location") != "/docs" {
+	if res, _ := r.request("GET", "/", ""); res.StatusCode != http.StatusFound || res.Header.Get("Location") != "/docs" {
 		t.Errorf("/ answered %d", res.StatusCode)
 	}
 }

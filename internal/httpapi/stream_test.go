@@ -292,7 +292,7 @@ func TestExecMustBeginWithStart(t *testing.T) {
 	r := newRig(t, nil)
 	r.create(api.CreateContainer{Name: "web"})
 	ctx := within(t)
-	conn, _, err := websocket.Dial(ctx, r.server.URL+"/v1/containers/web/exec", nil)
+	conn, _, err := websocket.Dial(ctx, r.server.URL+"/v1/containers/web/exec", nil) //nolint:bodyclose // the library sees to it
 	r.must(err)
 	defer func() { _ = conn.CloseNow() }()
 	r.must(wsjson.Write(ctx, conn, api.ExecFrame{Stdin: []byte("x")}))
