@@ -22,7 +22,7 @@ func main() {
 		os.Exit(1) // the kernel panics and the VMM ends
 	}
 	if len(os.Args) > 1 && os.Args[1] == "version" {
-		os.Stdout.WriteString(version() + "\n")
+		_, _ = os.Stdout.WriteString(version() + "\n")
 		return
 	}
 	log := newLog(console(pid1))

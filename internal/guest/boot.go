@@ -20,7 +20,7 @@ func (g *Guest) boot(ctx context.Context) error {
 		return internal("boot", err)
 	}
 	// Ctrl-Alt-Del, which VMMs can press, arrives as SIGINT instead of a reset.
-	unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF)
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF)
 	for path, value := range map[string]string{
 		"/proc/sys/net/ipv4/ip_forward":                "1",
 		"/proc/sys/net/ipv6/conf/all/disable_ipv6":     "1",

@@ -56,7 +56,7 @@ func hasDataDisk() bool { return exists(filepath.Join("/sys/block", filepath.Bas
 // unmountData makes the data disk whole. Everyone who uses it must have been told to end.
 func unmountData() error {
 	for _, seen := range dataBinds() {
-		unix.Unmount(seen, unix.MNT_DETACH) // and what a Docker that was killed has left mounted below
+		_ = unix.Unmount(seen, unix.MNT_DETACH) // and what a Docker that was killed has left mounted below
 	}
 	// A process that was killed lets go of its files some time later, and no event tells when the last one has.
 	const patience, pause = 2 * time.Second, 5 * time.Millisecond

@@ -32,7 +32,7 @@ func (g *Guest) exec(stream *yamux.Stream, r *bufio.Reader, req *guestv1.ExecReq
 		return
 	}
 	defer stdin.Close()
-	defer g.processes.signal(child, syscall.SIGKILL)
+	defer func() { _ = g.processes.signal(child, syscall.SIGKILL) }()
 	if guestrpc.WriteMessage(stream, &guestv1.Response{Result: &guestv1.Response_Exec{Exec: &guestv1.ExecResponse{Pid: int32(child.pid)}}}) != nil {
 		return
 	}
@@ -52,8 +52,8 @@ func (g *Guest) exec(stream *yamux.Stream, r *bufio.Reader, req *guestv1.ExecReq
 	go g.execInput(child, stdin, r)
 	<-child.done
 	timer := time.AfterFunc(outputGrace, func() {
-		stdout.SetReadDeadline(time.Unix(1, 0))
-		stderr.SetReadDeadline(time.Unix(1, 0))
+		_ = stdout.SetReadDeadline(time.Unix(1, 0))
+		_ = stderr.SetReadDeadline(time.Unix(1, 0))
 	})
 	outputs.Wait()
 	timer.Stop()
@@ -65,17 +65,17 @@ func (g *Guest) execInput(child *process, stdin *os.File, r *bufio.Reader) {
 	for {
 		in := &guestv1.ExecInput{}
 		if err := guestrpc.ReadMessage(r, in); err != nil {
-			g.processes.signal(child, syscall.SIGKILL)
+			_ = g.processes.signal(child, syscall.SIGKILL)
 			return
 		}
 		if len(in.Stdin) > 0 {
-			stdin.Write(in.Stdin) // a command that does not read its input is no error
+			_, _ = stdin.Write(in.Stdin) // a command that does not read its input is no error
 		}
 		if in.CloseStdin {
 			stdin.Close()
 		}
 		if in.Signal != 0 {
-			g.processes.signal(child, syscall.Signal(in.Signal))
+			_ = g.processes.signal(child, syscall.Signal(in.Signal))
 		}
 	}
 }
@@ -126,7 +126,7 @@ func (g *Guest) startPiped(argv, env []string, dir string) (child *process, stdi
 	}
 	var files []uintptr
 	for _, f := range theirs {
-		syscall.SetNonblock(int(f.Fd()), false) // few programs expect anything else
+		_ = syscall.SetNonblock(int(f.Fd()), false) // few programs expect anything else
 		files = append(files, f.Fd())
 	}
 	child, err = g.processes.start(append([]string{path}, argv[1:]...), &syscall.ProcAttr{Dir: dir, Env: append([]string{searchPath, "HOME=/root"}, env...), Files: files})
@@ -146,7 +146,7 @@ func (g *Guest) run(ctx context.Context, argv ...string) (code int, output strin
 		return 0, "", err
 	}
 	stdin.Close()
-	stop := context.AfterFunc(ctx, func() { g.processes.signal(child, syscall.SIGKILL) })
+	stop := context.AfterFunc(ctx, func() { _ = g.processes.signal(child, syscall.SIGKILL) })
 	defer stop()
 	var text [2][]byte
 	var reading sync.WaitGroup
@@ -154,7 +154,7 @@ func (g *Guest) run(ctx context.Context, argv ...string) (code int, output strin
 		reading.Go(func() {
 			defer f.Close()
 			text[i], _ = io.ReadAll(io.LimitReader(f, 64<<10))
-			io.Copy(io.Discard, f)
+			_, _ = io.Copy(io.Discard, f)
 		})
 	}
 	reading.Wait()

@@ -64,7 +64,7 @@ func (g *Guest) path(p string) string {
 // powers the machine off then and does not return.
 func (g *Guest) Run(ctx context.Context) error {
 	if g.Init {
-		os.Setenv("PATH", strings.TrimPrefix(searchPath, "PATH=")) // the kernel gives none
+		_ = os.Setenv("PATH", strings.TrimPrefix(searchPath, "PATH=")) // the kernel gives none
 		go g.processes.reap()
 		if err := g.boot(ctx); err != nil {
 			// The API is served all the same: it is how the host learns why.
@@ -90,7 +90,9 @@ func (g *Guest) Run(ctx context.Context) error {
 	if !g.Init {
 		return nil
 	}
-	g.settle(context.WithoutCancel(ctx), defaultGrace)
+	if err := g.settle(context.WithoutCancel(ctx), defaultGrace); err != nil {
+		g.Log.Error("the machine did not settle", "error", err)
+	}
 	return g.endMachine()
 }
 

@@ -126,6 +126,6 @@ func removeTree(dir string, dev uint64) {
 		if e.IsDir() {
 			removeTree(path, dev)
 		}
-		os.Remove(path)
+		_ = os.Remove(path)
 	}
 }

@@ -29,7 +29,7 @@ func openNIC() (*nic, error) {
 	return &nic{fd}, os.NewSyscallError("socket", err)
 }
 
-func (n *nic) close() { unix.Close(n.fd) }
+func (n *nic) close() { _ = unix.Close(n.fd) }
 
 // ifreq is struct ifreq: the name and a union.
 type ifreq struct {
@@ -95,7 +95,7 @@ func (n *nic) setMAC(mac string) error {
 	}
 	want := append(is.data[:2:2], hw...) // of the same hardware type
 	_, err = n.ioctl(unix.SIOCSIFHWADDR, want)
-	if err == unix.EBUSY {
+	if errors.Is(err, unix.EBUSY) {
 		if err := n.up(false); err != nil {
 			return err
 		}

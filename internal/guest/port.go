@@ -62,7 +62,7 @@ func waitPort(ctx context.Context) (*port, error) {
 
 // converse begins the next conversation; there is one at a time.
 func (p *port) converse() *portConn {
-	p.file.SetDeadline(time.Time{})
+	_ = p.file.SetDeadline(time.Time{})
 	c := &portConn{port: p, left: p.tail}
 	p.tail = nil
 	return c

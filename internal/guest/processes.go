@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"errors"
 	"sync"
 	"syscall"
 )
@@ -41,7 +42,7 @@ func (p *processes) start(argv []string, attr *syscall.ProcAttr) (*process, erro
 	p.running[pid] = child
 	p.started.Broadcast()
 	if !p.init {
-		go p.wait(pid)
+		go func() { _ = p.wait(pid) }()
 	}
 	return child, nil
 }
@@ -60,7 +61,7 @@ func (p *processes) signal(child *process, sig syscall.Signal) error {
 // reap waits for every child there is, ours and orphans, for ever.
 func (p *processes) reap() {
 	for {
-		if err := p.wait(-1); err == syscall.ECHILD {
+		if err := p.wait(-1); errors.Is(err, syscall.ECHILD) {
 			// Orphans are descendants of our children, so there is nothing to wait for until we start one.
 			p.mu.Lock()
 			for len(p.running) == 0 {

@@ -172,7 +172,7 @@ func (f *forwarder) close() int {
 	defer f.mu.Unlock()
 	n := len(f.listeners)
 	for _, l := range f.listeners {
-		l.Close()
+		_ = l.Close()
 	}
 	clear(f.listeners)
 	clear(f.targets)
@@ -207,9 +207,9 @@ func relay(a, b *net.TCPConn) {
 	for _, p := range [][2]*net.TCPConn{{a, b}, {b, a}} {
 		both.Go(func() {
 			if _, err := io.Copy(p[0], p[1]); err != nil {
-				p[1].Close()
+				_ = p[1].Close()
 			}
-			p[0].CloseWrite()
+			_ = p[0].CloseWrite()
 		})
 	}
 	both.Wait()

@@ -30,7 +30,7 @@ func (g *Guest) rehearse(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	id, err := g.readIdentity()
 	if err != nil {
 		return err

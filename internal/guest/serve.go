@@ -61,7 +61,7 @@ func (g *Guest) conversations(ctx context.Context, p *port) error {
 		case ctx.Err() == nil && !errors.Is(err, io.EOF):
 			return internal("read virtio-serial port", err)
 		}
-		conn.Close()
+		_ = conn.Close()
 	}
 	return ctx.Err()
 }
@@ -76,7 +76,7 @@ func (g *Guest) serveVsock(ctx context.Context) error {
 
 // serveListener has a conversation with everyone who connects.
 func (g *Guest) serveListener(ctx context.Context, l net.Listener) error {
-	stop := context.AfterFunc(ctx, func() { l.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	for {
 		conn, err := l.Accept()
@@ -96,7 +96,7 @@ func (g *Guest) serveListener(ctx context.Context, l net.Listener) error {
 
 // converse answers a host's calls until it goes away.
 func (g *Guest) converse(session *yamux.Session) {
-	defer session.Close()
+	defer func() { _ = session.Close() }()
 	for {
 		stream, err := session.AcceptStream()
 		if err != nil {
@@ -108,7 +108,7 @@ func (g *Guest) converse(session *yamux.Session) {
 
 // handle answers one call.
 func (g *Guest) handle(stream *yamux.Stream) {
-	defer stream.Close()
+	defer func() { _ = stream.Close() }()
 	r := bufio.NewReader(stream)
 	req := &guestv1.Request{}
 	if err := guestrpc.ReadMessage(r, req); err != nil {
@@ -131,7 +131,7 @@ func (g *Guest) handle(stream *yamux.Stream) {
 		ctx, cancel := context.WithCancel(context.Background())
 		defer cancel()
 		go func() { // the host says no more; end of file means that it gave up
-			io.Copy(io.Discard, r)
+			_, _ = io.Copy(io.Discard, r)
 			cancel()
 		}()
 		resp, err := g.answer(ctx, req)
@@ -139,9 +139,9 @@ func (g *Guest) handle(stream *yamux.Stream) {
 			refuse(stream, err)
 			return
 		}
-		guestrpc.WriteMessage(stream, resp)
+		_ = guestrpc.WriteMessage(stream, resp)
 		if req.GetShutdown() != nil {
-			stream.Close()
+			_ = stream.Close()
 			g.offOnce.Do(func() { g.afterLastAnswer(ctx) })
 		}
 	}
@@ -173,5 +173,5 @@ func (g *Guest) answer(ctx context.Context, req *guestv1.Request) (*guestv1.Resp
 
 // refuse answers with a failure.
 func refuse(w io.Writer, err error) {
-	guestrpc.WriteMessage(w, &guestv1.Response{Failure: &guestv1.Failure{Code: string(warmboot.CodeOf(err)), Message: err.Error()}})
+	_ = guestrpc.WriteMessage(w, &guestv1.Response{Failure: &guestv1.Failure{Code: string(warmboot.CodeOf(err)), Message: err.Error()}})
 }

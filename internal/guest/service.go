@@ -100,18 +100,18 @@ func (s *service) once(ctx context.Context) error {
 	}
 	go func() { // until the last of its descendants has closed the pipe
 		defer r.Close()
-		io.Copy(s.output, r)
+		_, _ = io.Copy(s.output, r)
 	}()
 	s.set(child)
 	defer s.set(nil)
 	select {
 	case <-child.done:
 	case <-ctx.Done():
-		s.processes.signal(child, syscall.SIGTERM)
+		_ = s.processes.signal(child, syscall.SIGTERM)
 		select {
 		case <-child.done:
 		case <-time.After(stopPatience):
-			s.processes.signal(child, syscall.SIGKILL)
+			_ = s.processes.signal(child, syscall.SIGKILL)
 			<-child.done
 		}
 	}

@@ -40,7 +40,7 @@ func (g *Guest) settle(ctx context.Context, grace time.Duration) error {
 		g.dockerd.halt()
 		g.containerd.halt()
 	}
-	unix.Kill(-1, syscall.SIGKILL) // everyone but us, so that nothing keeps the disk busy
+	_ = unix.Kill(-1, syscall.SIGKILL) // everyone but us, so that nothing keeps the disk busy
 	unix.Sync()
 	if g.broken != nil {
 		return nil // there may be no data disk

@@ -31,13 +31,13 @@ func (g *Guest) tunnel(stream *yamux.Stream, r *bufio.Reader, req *guestv1.Tunne
 	output := make(chan struct{})
 	go func() {
 		defer close(output)
-		io.Copy(stream, conn)
-		stream.Close() // Docker says no more
+		_, _ = io.Copy(stream, conn)
+		_ = stream.Close() // Docker says no more
 	}()
 	if _, err := io.Copy(conn, &guestrpc.ChunkReader{R: r}); err == nil {
 		// The host's input has ended, but it still reads. It closes the stream when it has read enough.
-		conn.(*net.UnixConn).CloseWrite()
-		io.Copy(io.Discard, r)
+		_ = conn.(*net.UnixConn).CloseWrite()
+		_, _ = io.Copy(io.Discard, r)
 	}
 	conn.Close()
 	<-output

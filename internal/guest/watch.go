@@ -22,7 +22,7 @@ func waitFor(ctx context.Context, dir string, there func() bool) error {
 	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ATTRIB); err != nil {
 		return &os.PathError{Op: "watch", Path: dir, Err: err}
 	}
-	stop := context.AfterFunc(ctx, func() { f.SetReadDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	events := make([]byte, 4096)
 	for !there() {

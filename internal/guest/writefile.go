@@ -13,7 +13,7 @@ func readFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	text := make([]byte, 0, 4096)
 	for {
 		n, err := unix.Read(fd, text[len(text):cap(text)])
@@ -37,7 +37,7 @@ func writeFile(path, text string) error {
 	if err != nil {
 		return &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	if n, err := unix.Pwrite(fd, []byte(text), 0); err != nil || n != len(text) {
 		return &os.PathError{Op: "write", Path: path, Err: err}
 	}

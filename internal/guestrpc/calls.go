@@ -18,7 +18,7 @@ func unary[T any](ctx context.Context, c *Client, op string, req *guestv1.Reques
 	if err != nil {
 		return nil, err
 	}
-	go k.stream.Close()
+	go func() { _ = k.stream.Close() }()
 	result := get(resp)
 	if result == nil {
 		return nil, warmboot.Errorf(warmboot.Internal, op, "the guest agent answered something else than was asked; its image may be of another version, rebuild it")

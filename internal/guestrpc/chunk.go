@@ -2,6 +2,7 @@ package guestrpc
 
 import (
 	"encoding/binary"
+	"errors"
 	"io"
 )
 
@@ -62,7 +63,7 @@ func (c *ChunkReader) Read(p []byte) (int, error) {
 }
 
 func hungUp(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

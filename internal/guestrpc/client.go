@@ -51,8 +51,8 @@ func connectOnce(ctx context.Context, dial func(context.Context) (net.Conn, erro
 	if err != nil {
 		return nil, err
 	}
-	conn.SetDeadline(time.Now().Add(patience))
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	r, err := greet(conn)
 	if !stop() && err == nil {
 		err = ctx.Err()
@@ -61,7 +61,7 @@ func connectOnce(ctx context.Context, dial func(context.Context) (net.Conn, erro
 		conn.Close()
 		return nil, err
 	}
-	conn.SetDeadline(time.Time{})
+	_ = conn.SetDeadline(time.Time{})
 	session, err := yamux.Client(&fence{ReadWriteCloser: &buffered{conn, r}}, yamuxConfig())
 	if err != nil {
 		conn.Close()
@@ -106,16 +106,16 @@ func (c *Client) start(ctx context.Context, op string, req *guestv1.Request) (*c
 	case err = <-answered:
 	case <-ctx.Done():
 		// Not in line: where the guest has stopped reading, a write (and a close is one) does not heed the deadline.
-		stream.SetDeadline(time.Unix(1, 0))
-		go stream.Close()
+		_ = stream.SetDeadline(time.Unix(1, 0))
+		go func() { _ = stream.Close() }()
 		return nil, nil, &warmboot.Error{Code: warmboot.CodeOf(ctx.Err()), Op: op, Msg: "the guest agent has not answered in time", Err: ctx.Err()}
 	}
 	switch {
 	case err != nil:
-		go stream.Close()
+		go func() { _ = stream.Close() }()
 		return nil, nil, gone(op, err)
 	case resp.GetFailure() != nil:
-		go stream.Close()
+		go func() { _ = stream.Close() }()
 		return nil, nil, failure(op, resp.GetFailure())
 	}
 	return k, resp, nil

@@ -56,7 +56,7 @@ func (p *Process) Output(f func(stdout, stderr []byte)) {
 // Wait returns the exit code once the process has ended: 128+n if signal n ended it. Output that nobody asked for is lost.
 func (p *Process) Wait() (int, error) {
 	p.Output(func([]byte, []byte) {})
-	p.call.stream.Close()
+	_ = p.call.stream.Close()
 	return p.code, p.readErr
 }
 
