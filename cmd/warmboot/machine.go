@@ -36,7 +36,7 @@ func buildImage(ctx context.Context, o cli.BuildImageOptions, progress cli.Progr
 		return api.RegisterImage{}, false, err
 	}
 	built, err := image.Build(ctx, image.Config{
-		Dir: filepath.Join(o.StorageRoot, "images"), Suite: o.Suite, Mirror: o.Mirror, GuestBinary: guest, Log: slog.New(slog.DiscardHandler),
+		Dir: filepath.Join(o.StorageRoot, "images"), Suite: o.Suite, Mirror: o.Mirror, GuestBinary: guest, NoCache: o.NoCache, Log: slog.New(slog.DiscardHandler),
 		Progress: func(p image.Progress) { progress(p.Step, p.Fraction) },
 	})
 	if err != nil {
@@ -51,4 +51,6 @@ func buildImage(ctx context.Context, o cli.BuildImageOptions, progress cli.Progr
 }
 
 // doctor is `warmboot doctor`.
-func doctor(ctx context.Context) []preflight.Check { return preflight.Run(ctx, preflight.Config{}) }
+func doctor(ctx context.Context) []preflight.Check {
+	return preflight.Run(ctx, preflight.Config{StorageRoot: os.Getenv("MANAGER_STORAGE_ROOT"), Listen: os.Getenv("MANAGER_LISTEN")})
+}

@@ -90,12 +90,8 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 
 // listen binds the API's address. Without a token only this machine may reach it.
 func listen(o cli.ServeOptions) (net.Listener, error) {
-	host, _, err := net.SplitHostPort(o.Listen)
-	if err != nil {
-		return nil, warmboot.Errorf(warmboot.Invalid, "serve", "%q is not host:port: %v", o.Listen, err)
-	}
-	if ip := net.ParseIP(host); o.Token == "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return nil, warmboot.Errorf(warmboot.Invalid, "serve", "without a token only loopback addresses are served, and %s is none; set MANAGER_API_TOKEN, or listen on 127.0.0.1", o.Listen)
+	if err := httpapi.CheckListen(o.Listen, o.Token); err != nil {
+		return nil, err
 	}
 	l, err := net.Listen("tcp", o.Listen)
 	if err != nil {

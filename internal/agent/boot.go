@@ -4,7 +4,6 @@ import (
 	"context"
 	"math"
 	"os"
-	"time"
 
 	"warmboot"
 	"warmboot/internal/controlplane"
@@ -57,12 +56,12 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 		if err := l.connect(ctx); err != nil {
 			return err
 		}
-		return l.reidentify(ctx, m.Hostname, string(warmboot.NewID()))
+		return l.reidentify(ctx, string(warmboot.NewID()))
 	}); err != nil {
-		return controlplane.Booted{}, bootError(ctx, op, a.RestoreTimeout, err)
+		return controlplane.Booted{}, bootError(ctx, l.vm.machine, op, a.RestoreTimeout, err)
 	}
 	if err := l.time(warmboot.PhaseDocker, func() error { return l.awaitDocker(ctx) }); err != nil {
-		return controlplane.Booted{}, bootError(ctx, op, a.RestoreTimeout, err)
+		return controlplane.Booted{}, bootError(ctx, l.vm.machine, op, a.RestoreTimeout, err)
 	}
 	return controlplane.Booted{Phases: l.phases}, nil
 }
@@ -100,7 +99,7 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 	}
 	defer func() { err = l.end(err) }()
 	owner := a.owner(l.slot)
-	data := l.c.disk()
+	data, engineID := l.c.disk()
 	if err := l.time(warmboot.PhaseDisk, func() (err error) {
 		if data.Path != "" {
 			return own(data.Path, owner) // it may be another slot's this time
@@ -129,11 +128,11 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 		run  func() error
 	}{
 		{warmboot.PhaseBoot, func() error { return l.connect(ctx) }},
-		{warmboot.PhaseReidentify, func() error { return l.reidentify(ctx, m.Hostname, "") }},
+		{warmboot.PhaseReidentify, func() error { return l.reidentify(ctx, engineID) }},
 		{warmboot.PhaseDocker, func() error { return l.awaitDocker(ctx) }},
 	} {
 		if err := l.time(step.name, step.run); err != nil {
-			return controlplane.Booted{}, bootError(ctx, op, a.BootTimeout, err)
+			return controlplane.Booted{}, bootError(ctx, l.vm.machine, op, a.BootTimeout, err)
 		}
 	}
 	return controlplane.Booted{Phases: l.phases}, nil
@@ -171,6 +170,3 @@ func own(path string, owner vmm.Owner) error {
 	}
 	return ioError("give disk to VMM", os.Chown(path, int(owner.UID), int(owner.GID)))
 }
-
-// since rounds a duration to what a person wants to read.
-func since(start time.Time) time.Duration { return time.Since(start).Round(time.Millisecond) }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -55,7 +56,11 @@ func (a *Agent) BuildSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot
 	if err != nil {
 		return controlplane.Built{}, err
 	}
-	undo.Push("remove artifact", func() error { return snapshot.Remove(art.Path) })
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.removeArtifact(art.Path))
+		}
+	}()
 	// So that the first container does not pay for it.
 	if err := a.disks.Prepare(ctx, art.File(snapshot.DataFile)); err != nil {
 		return controlplane.Built{}, err
@@ -70,7 +75,6 @@ func (a *Agent) BuildSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot
 	if err := ctx.Err(); err != nil {
 		return controlplane.Built{}, err
 	}
-	undo = rollback.Stack{} // there is nothing left but the artifact
 	return controlplane.Built{Path: art.Path, FCVersion: a.caps.FCVersion(), Metadata: warmboot.SnapshotMetadata{
 		SizeBytes: size, MemSizeBytes: int64(a.MemoryMiB) << 20, DockerVersion: b.dockerVersion, VCPUs: a.VCPUs,
 		ColdBootSeconds: b.coldBoot.Seconds(), PauseSeconds: b.pause.Seconds(),
@@ -129,7 +133,7 @@ func (b *build) freeze(ctx context.Context, id warmboot.ID) error {
 	defer stop()
 	guest, err := b.bootGuest(bctx, m, n, id, start)
 	if err != nil {
-		return bootError(bctx, "build snapshot", a.BootTimeout, err)
+		return bootError(bctx, m, "build snapshot", a.BootTimeout, err)
 	}
 	// A connection does not survive the snapshot: there must be none.
 	if err := guest.Close(); err != nil {
@@ -161,12 +165,12 @@ func (b *build) bootGuest(ctx context.Context, m vmm.Machine, n vmm.Network, id 
 	if err := reidentify(ctx, guest, n, machineIdentity(id, "runtime", "")); err != nil {
 		return nil, err
 	}
-	b.step(fmt.Sprintf("Guest agent answered after %s; waiting for Docker", since(start)))
+	b.step(fmt.Sprintf("Guest agent answered after %s; waiting for Docker", time.Since(start).Round(time.Millisecond)))
 	if _, err := guest.WaitDocker(ctx, b.a.BootTimeout); err != nil {
 		return nil, err
 	}
 	b.coldBoot = time.Since(start)
-	b.step(fmt.Sprintf("Docker answered after %s; quiescing", since(start)))
+	b.step(fmt.Sprintf("Docker answered after %s; quiescing", time.Since(start).Round(time.Millisecond)))
 	q, err := guest.Quiesce(ctx)
 	if err != nil {
 		return nil, err
@@ -207,22 +211,26 @@ func (a *Agent) snapshotAccess() snapshot.Access {
 // RemoveSnapshot removes a snapshot's files. It is a Conflict while a container's disk, and so maybe its running machine, is based
 // on them.
 func (a *Agent) RemoveSnapshot(_ context.Context, snap warmboot.RuntimeSnapshot) error {
-	if snap.SnapshotPath == "" {
-		return nil
-	}
-	if want := snapshot.Dir(a.Root, snap.RuntimeImageID, snap.ID); snap.SnapshotPath != want {
+	// The path is empty if the build's end was never recorded; the files may be there all the same.
+	path := snapshot.Dir(a.Root, snap.RuntimeImageID, snap.ID)
+	if snap.SnapshotPath != "" && snap.SnapshotPath != path {
 		return warmboot.Errorf(warmboot.Invalid, "remove snapshot", "%s is not where this host keeps snapshot %s", snap.SnapshotPath, snap.ID)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, c := range a.containers {
-		if c.basedOn() == snap.SnapshotPath {
+		if c.basedOn() == path {
 			return warmboot.Errorf(warmboot.Conflict, "remove snapshot", "the disk of container %s is based on snapshot %s; the files go when the container is deleted", c.id, snap.ID)
 		}
 	}
-	a.verifier.Forget(&snapshot.Artifact{Path: snap.SnapshotPath})
-	if err := a.disks.Forget(filepath.Join(snap.SnapshotPath, snapshot.DataFile)); err != nil {
+	return a.removeArtifact(path)
+}
+
+// removeArtifact removes an artifact and what is remembered of it. One that is not there is no error.
+func (a *Agent) removeArtifact(path string) error {
+	a.verifier.Forget(&snapshot.Artifact{Path: path})
+	if err := a.disks.Forget(filepath.Join(path, snapshot.DataFile)); err != nil {
 		return err
 	}
-	return snapshot.Remove(snap.SnapshotPath)
+	return snapshot.Remove(path)
 }

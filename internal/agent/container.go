@@ -88,10 +88,11 @@ func (c *container) keep(change func(*record)) error {
 	return ioError("keep record of container", c.rec.write(c.dir))
 }
 
-func (c *container) disk() vmm.Disk {
+// disk is the data disk, zero if there is none yet, and the engine id of the Docker on it, empty where Docker is to make its own.
+func (c *container) disk() (vmm.Disk, string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.rec.Disk
+	return c.rec.Disk, c.rec.EngineID
 }
 
 // setDisk notes the data disk. The record is written with the machine's handle, a moment later.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"strings"
@@ -30,12 +31,14 @@ type launch struct {
 	undo   rollback.Stack
 	phases []warmboot.Phase
 	vm     microVM
+
+	hostname string
 }
 
 // launch takes a container's directory and a slot.
 func (a *Agent) launch(m controlplane.MachineSpec) (*launch, error) {
 	const op = "prepare microVM"
-	l := &launch{a: a}
+	l := &launch{a: a, hostname: m.Hostname}
 	if known, err := a.find(m.Container); err == nil {
 		if known.running() {
 			return nil, warmboot.Errorf(warmboot.Conflict, op, "container %s has a microVM already", m.Container)
@@ -58,7 +61,7 @@ func (a *Agent) launch(m controlplane.MachineSpec) (*launch, error) {
 	}
 	l.undo.Push("remove VMM's directory", func() error { return os.RemoveAll(l.c.vmDir()) })
 	l.net = network(l.slot, m.Spec.PortMappings)
-	if err := l.c.keep(func(r *record) { r.Slot, r.Network, r.Hostname = &l.slot, &l.net, m.Hostname }); err != nil {
+	if err := l.c.keep(func(r *record) { r.Slot, r.Network = &l.slot, &l.net }); err != nil {
 		return nil, l.end(err)
 	}
 	return l, nil
@@ -120,9 +123,12 @@ func (l *launch) connect(ctx context.Context) error {
 	return nil
 }
 
-// reidentify gives the guest its own identity. engineID is empty where Docker is to keep, or make, its own.
-func (l *launch) reidentify(ctx context.Context, hostname, engineID string) error {
-	return reidentify(ctx, l.vm.guest, l.net, machineIdentity(l.c.id, hostname, engineID))
+// reidentify gives the guest its identity. engineID is empty where Docker is to make its own.
+func (l *launch) reidentify(ctx context.Context, engineID string) error {
+	if err := l.c.keep(func(r *record) { r.EngineID = engineID }); err != nil {
+		return err
+	}
+	return reidentify(ctx, l.vm.guest, l.net, machineIdentity(l.c.id, l.hostname, engineID))
 }
 
 // awaitDocker returns once Docker has answered, with a client for it.
@@ -202,15 +208,21 @@ func whileAlive(ctx context.Context, m vmm.Machine) (context.Context, context.Ca
 	return ctx, func() { close(stop); cancel(nil) }
 }
 
-// bootError tells what the end of a boot's context means, and otherwise passes err on.
-func bootError(ctx context.Context, op string, limit time.Duration, err error) error {
+// bootError tells what the end of a boot's context means, and what the guest's kernel said last; otherwise it passes err on.
+func bootError(ctx context.Context, m vmm.Machine, op string, limit time.Duration, err error) error {
+	var said string
+	if k, ok := m.(vmm.ConsoleKeeper); ok {
+		if lines := strings.Split(strings.TrimSpace(k.Console()), "\n"); lines[0] != "" {
+			said = fmt.Sprintf("; the guest's console ends with %q", strings.Join(lines[max(0, len(lines)-3):], "\n"))
+		}
+	}
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(context.Cause(ctx), errVMDied):
-		return warmboot.Errorf(warmboot.Unavailable, op, "the VMM's process ended before Docker answered")
+		return warmboot.Errorf(warmboot.Unavailable, op, "the VMM's process ended before Docker answered%s", said)
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return &warmboot.Error{Code: warmboot.Timeout, Op: op, Msg: "Docker had not answered after " + limit.String(), Err: err}
+		return warmboot.Errorf(warmboot.Timeout, op, "Docker had not answered after %s (%w)%s", limit, err, said)
 	}
 	return err
 }

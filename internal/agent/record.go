@@ -13,10 +13,12 @@ import (
 
 // record is ROOT/containers/ID/record.json: what must be known to take charge of a container again.
 type record struct {
-	ID       warmboot.ID `json:"id"`
-	Disk     vmm.Disk    `json:"disk"`
-	BasedOn  string      `json:"based_on,omitempty"` // the snapshot whose data disk lies below Disk
-	Hostname string      `json:"hostname"`
+	ID      warmboot.ID `json:"id"`
+	Disk    vmm.Disk    `json:"disk"`
+	BasedOn string      `json:"based_on,omitempty"` // the snapshot whose data disk lies below Disk
+	// EngineID is what Docker in a clone was given. A clone that died before its disk was written has the snapshot's own
+	// on it, and must not get that when it boots again.
+	EngineID string `json:"engine_id,omitempty"`
 
 	// While a machine runs, or is about to.
 	Slot    *int         `json:"slot,omitempty"`

@@ -197,7 +197,7 @@ func (s *stack) runs(t *testing.T, coldReason string) {
 	if coldReason == "" {
 		want = warmboot.BootWarm
 	}
-	if c.State != warmboot.ContainerRunning || c.BootMethod != want || !strings.Contains(c.BootReason, coldReason) {
+	if c.State != warmboot.ContainerRunning || c.BootMethod != want || !strings.Contains(strings.ToLower(c.BootReason), strings.ToLower(coldReason)) {
 		t.Errorf("container is %s (%s), %s: %q; want it running, %s: %q", c.State, c.Error, c.BootMethod, c.BootReason, want, coldReason)
 	}
 	if err := s.svc.DeleteContainer(ctx, string(c.ID), true); err != nil {
@@ -268,7 +268,7 @@ func TestInterruptedWork(t *testing.T) {
 		killVMM(t, s)
 		await(t, time.Minute, "the build to end", func() bool {
 			snap, err := s.svc.Snapshot(t.Context(), id)
-			return err == nil && snap.State == warmboot.SnapshotUnhealthy && strings.Contains(snap.Metadata.Error, "VMM's process ended")
+			return err == nil && snap.State == warmboot.SnapshotUnhealthy && strings.Contains(strings.ToUpper(snap.Metadata.Error), "QEMU")
 		})
 		s.nothingLeft(t)
 	})
@@ -287,7 +287,7 @@ func TestInterruptedWork(t *testing.T) {
 			defer close(done)
 			killVMM(t, s)
 		}()
-		s.runs(t, "VMM")
+		s.runs(t, "qemu")
 		<-done
 		s.runs(t, "") // the snapshot itself is good
 		if snap, err := s.svc.Snapshot(t.Context(), id); err != nil || snap.FailureCount != 1 || snap.SuccessCount != 1 || snap.FailureStreak != 0 {

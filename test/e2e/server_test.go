@@ -63,7 +63,7 @@ func newRoot(t *testing.T) (root string, uidBase uint32) {
 // startServer runs `warmboot serve` until the test ends.
 func startServer(t *testing.T, flags ...string) *server {
 	t.Helper()
-	s := &server{t: t, log: &logBuffer{}}
+	s := &server{t: t}
 	s.root, s.uidBase = newRoot(t)
 	s.addr = freeAddr(t)
 	s.start(flags...)
@@ -86,6 +86,7 @@ func (s *server) start(flags ...string) {
 		"--plain-http-registry", open.Host, "--plain-http-registry", locked.Host}, flags...)
 	s.cmd = exec.Command(filepath.Join(repo, "bin", "warmboot"), args...)
 	s.cmd.Env = append(os.Environ(), "WARMBOOT_UID_BASE="+strconv.Itoa(int(s.uidBase)))
+	s.log = &logBuffer{}
 	s.cmd.Stderr = s.log
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
