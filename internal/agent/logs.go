@@ -205,18 +205,13 @@ func savedLogs(c *container, tail int) (*logReader, error) {
 
 // seekTail moves to the last n lines of a file.
 func seekTail(f *os.File, n int) error {
-	var starts []int64
+	var starts []int64 // of each line, and of the one that would come next
 	var at int64
-	for r := bufio.NewReader(f); ; {
-		line, err := r.ReadSlice('\n')
-		if len(line) > 0 {
-			starts = append(starts, at)
-		}
+	r := bufio.NewReader(f)
+	for {
+		starts = append(starts, at)
+		line, err := r.ReadString('\n')
 		at += int64(len(line))
-		for errors.Is(err, bufio.ErrBufferFull) {
-			line, err = r.ReadSlice('\n')
-			at += int64(len(line))
-		}
 		if err == io.EOF {
 			break
 		}
@@ -224,14 +219,6 @@ func seekTail(f *os.File, n int) error {
 			return err
 		}
 	}
-	if n < len(starts) {
-		at = starts[len(starts)-n:][0]
-		if n == 0 {
-			at = starts[0]
-		}
-	} else {
-		at = 0
-	}
-	_, err := f.Seek(at, io.SeekStart)
+	_, err := f.Seek(starts[max(0, len(starts)-1-n)], io.SeekStart)
 	return err
 }

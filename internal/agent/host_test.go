@@ -1,0 +1,129 @@
+package agent
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"warmboot"
+)
+
+func TestNoTwoSlotsShareAnAddressOrAUser(t *testing.T) {
+	t.Parallel()
+	a := &Agent{Config: Config{OwnerBase: DefaultOwnerBase}}
+	networks := map[netip.Prefix]bool{}
+	for range maxSlots {
+		n, err := a.slots.take()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := network(n, nil).Subnet
+		if networks[p] || !guestNetworks.Contains(p.Addr()) {
+			t.Fatalf("slot %d has network %s", n, p)
+		}
+		networks[p] = true
+		if first, last := a.OwnerRange(); os.Geteuid() == 0 && (a.owner(n).UID < first || a.owner(n).UID > last) {
+			t.Fatalf("slot %d has user %d", n, a.owner(n).UID)
+		}
+	}
+	if _, err := a.slots.take(); warmboot.CodeOf(err) != warmboot.Exhausted {
+		t.Errorf("one more: %v", err)
+	}
+	a.slots.free(7)
+	if n, err := a.slots.take(); err != nil || n != 7 {
+		t.Errorf("after slot 7 was freed: %d, %v", n, err)
+	}
+}
+
+func TestPorts(t *testing.T) {
+	t.Parallel()
+	a := &Agent{}
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	taken := netip.MustParseAddrPort(l.Addr().String())
+	got, err := a.ReservePorts(t.Context(), []warmboot.PortMapping{{ContainerPort: 80}, {ContainerPort: 53, Protocol: warmboot.UDP}})
+	if err != nil || len(got) != 2 || got[0].HostPort == 0 || got[1].HostPort == 0 || got[0].HostIP.String() != "127.0.0.1" || got[0].Protocol != warmboot.TCP {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	for name, tt := range map[string]struct {
+		port warmboot.PortMapping
+		want warmboot.Code
+	}{
+		"in use":            {warmboot.PortMapping{HostIP: taken.Addr(), HostPort: taken.Port()}, warmboot.Conflict},
+		"IPv6":              {warmboot.PortMapping{HostIP: netip.IPv6Loopback()}, warmboot.Invalid},
+		"not our address":   {warmboot.PortMapping{HostIP: netip.MustParseAddr("192.0.2.1"), HostPort: 1}, warmboot.Invalid},
+		"free for UDP only": {warmboot.PortMapping{HostIP: taken.Addr(), HostPort: taken.Port(), Protocol: warmboot.UDP}, ""},
+	} {
+		if _, err := a.ReservePorts(t.Context(), []warmboot.PortMapping{tt.port}); warmboot.CodeOf(err) != tt.want {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestOneAgentForAStorageRoot(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	unlock, err := lockRoot(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lockRoot(root); warmboot.CodeOf(err) != warmboot.Conflict {
+		t.Errorf("a second agent: %v", err)
+	}
+	if err := unlock(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := lockRoot(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+}
+
+func TestAStorageRootThatVMMsCannotReach(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: only root runs VMMs as other users")
+	}
+	closed := filepath.Join(t.TempDir(), "closed")
+	if err := os.Mkdir(closed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	a := &Agent{Config: Config{Root: filepath.Join(closed, "root")}}
+	if err := a.makeRoot(); warmboot.CodeOf(err) != warmboot.Invalid || !strings.Contains(err.Error(), "chmod o+x") {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func TestLoopbackRegistries(t *testing.T) {
+	t.Parallel()
+	for host, want := range map[string]bool{
+		"localhost": true, "localhost:5000": true, "127.0.0.1:5000": true, "127.9.9.9": true, "[::1]:5000": true, "a.localhost:1": true,
+		"docker.io": false, "10.0.0.1:5000": false, "localhost.example.com": false, "registry:5000": false,
+	} {
+		if got := onLoopback(host); got != want {
+			t.Errorf("%s: %v", host, got)
+		}
+	}
+}
+
+func TestIdentitiesFollowFromTheContainer(t *testing.T) {
+	t.Parallel()
+	id := warmboot.ID("0195f2c4-7a1b-4c3d-9e8f-0123456789ab")
+	got := machineIdentity(id, "web", "e")
+	if got.MachineId != "0195f2c47a1b4c3d9e8f0123456789ab" || got.Mac != "02:01:95:f2:c4:7a" || got.Hostname != "web" || got.EngineId != "e" {
+		t.Errorf("identity is %v", got)
+	}
+	if mac, err := net.ParseMAC(got.Mac); err != nil || mac[0]&3 != 2 {
+		t.Errorf("MAC %s is no locally administered unicast address: %v", got.Mac, err)
+	}
+	if machineIdentity(id, "", "").Hostname != "0195f2c47a1b" {
+		t.Error("a container whose name makes no host name has none")
+	}
+}
