@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"slices"
+	"sync"
 
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/client"
@@ -52,6 +53,7 @@ type execSession struct {
 	output chan execOutput
 	err    error // why output ended; set before output is closed
 	closed chan struct{}
+	once   sync.Once
 }
 
 type execOutput struct {
@@ -124,9 +126,11 @@ func (s *execSession) ExitCode(ctx context.Context) (int, error) {
 	return res.ExitCode, nil
 }
 
-// Close ends the session. The command is not killed.
+// Close ends the session. The command is not killed. Idempotent.
 func (s *execSession) Close() error {
-	close(s.closed)
-	s.conn.Close()
+	s.once.Do(func() {
+		close(s.closed)
+		s.conn.Close()
+	})
 	return nil
 }

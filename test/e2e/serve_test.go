@@ -464,16 +464,8 @@ func nothingLeft(t *testing.T, s *server, img api.Image) {
 	if got, err := s.api.Snapshot(t.Context(), snap.ID); err != nil || got.State != "deleted" {
 		t.Errorf("snapshot is %+v, %v", got, err)
 	}
-	deadline := time.Now().Add(10 * time.Second) // its files go in the background
-	for exists(snap.SnapshotPath) && time.Now().Before(deadline) {
-		time.Sleep(20 * time.Millisecond) // nothing tells when a file goes but the file system
-	}
-	if exists(snap.SnapshotPath) {
-		t.Errorf("%s is left", snap.SnapshotPath)
-	}
-	if rest := left(t, s.root); len(rest) != 0 {
-		t.Errorf("left: %v", rest)
-	}
+	// Its files go in the background.
+	await(t, 10*time.Second, "the snapshot's files to go", func() bool { return !exists(snap.SnapshotPath) && len(left(t, s.root)) == 0 })
 	if pids := processesOf(t, s.uidBase); len(pids) != 0 {
 		t.Errorf("VMMs %v are left", pids)
 	}
