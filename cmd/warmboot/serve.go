@@ -40,9 +40,11 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 		return err
 	}
 	undo.Push("close agent", host.Close)
-	if err := guardHost(o, host, log); err != nil {
+	guard, err := guardHost(o, host, log)
+	if err != nil {
 		return err
 	}
+	undo.Push("end guard", func() error { return endGuard(guard, host) })
 	db, err := store.Open(ctx, store.Config{Path: filepath.Join(o.StorageRoot, "warmboot.db"), Log: log})
 	if err != nil {
 		return err
@@ -134,8 +136,8 @@ func ownerBase() (uint32, error) {
 	return uint32(n), nil
 }
 
-// guardHost keeps guests away from what listens on this machine. The rule stays when this process ends, as the microVMs do.
-func guardHost(o cli.ServeOptions, host *agent.Agent, log *slog.Logger) error {
+// guardHost keeps guests away from what listens on this machine.
+func guardHost(o cli.ServeOptions, host *agent.Agent, log *slog.Logger) (*hostnet.Guard, error) {
 	first, last := host.OwnerRange()
 	var ports []uint16
 	for _, registry := range o.PlainHTTPRegistries {
@@ -145,10 +147,24 @@ func guardHost(o cli.ServeOptions, host *agent.Agent, log *slog.Logger) error {
 			}
 		}
 	}
-	_, err := hostnet.NewGuard(hostnet.Config{FirstUID: first, LastUID: last, Ports: ports})
+	guard, err := hostnet.NewGuard(hostnet.Config{FirstUID: first, LastUID: last, Ports: ports})
 	if warmboot.CodeOf(err) == warmboot.Unavailable {
 		log.Warn("Containers can reach every service that listens on this machine, because no network rule could be set", "err", err)
-		return nil
+		return nil, nil
 	}
-	return err
+	return guard, err
+}
+
+// endGuard takes the rule away unless microVMs go on running behind it.
+func endGuard(guard *hostnet.Guard, host *agent.Agent) error {
+	all, err := host.Containers(context.Background())
+	for _, c := range all {
+		if c.Running {
+			return nil
+		}
+	}
+	if guard == nil || err != nil {
+		return err
+	}
+	return guard.Close()
 }

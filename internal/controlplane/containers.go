@@ -66,8 +66,7 @@ func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (*war
 	if in.ColdBoot {
 		coldReason = "A cold boot was asked for"
 	}
-	s.bringUp(tctx, end, *c, *img, in.Auth, coldReason)
-	return c, nil
+	return c, s.bringUp(tctx, end, *c, *img, in.Auth, coldReason)
 }
 
 func (s *Service) runtimeImage(ctx context.Context, id warmboot.ID) (*warmboot.Image, error) {
@@ -79,8 +78,8 @@ func (s *Service) runtimeImage(ctx context.Context, id warmboot.ID) (*warmboot.I
 
 // bringUp boots and starts a container that is in state creating or starting, in the background, as the task that ctx and end
 // are of.
-func (s *Service) bringUp(ctx context.Context, end func(), c warmboot.Container, img warmboot.Image, auth *RegistryAuth, coldReason string) {
-	s.work.Go(func() {
+func (s *Service) bringUp(ctx context.Context, end func(), c warmboot.Container, img warmboot.Image, auth *RegistryAuth, coldReason string) error {
+	err := s.work.start(func() {
 		err := s.provision(ctx, c, img, auth, coldReason)
 		if err != nil {
 			s.provisionFailed(ctx, c, err)
@@ -91,6 +90,10 @@ func (s *Service) bringUp(ctx context.Context, end func(), c warmboot.Container,
 		}
 		s.changes.notify(c.ID)
 	})
+	if err != nil {
+		end()
+	}
+	return err
 }
 
 // provision takes a container from creating or starting to running.
@@ -167,7 +170,8 @@ func (s *Service) provisionFailed(ctx context.Context, c warmboot.Container, cau
 
 // watch waits in the background for a running container's command to end.
 func (s *Service) watch(id warmboot.ID) {
-	s.work.Go(func() {
+	// While the Service closes nobody watches; the next Start does.
+	_ = s.work.start(func() {
 		code, err := s.host.WaitExit(s.ctx, id)
 		if s.ctx.Err() != nil {
 			return
@@ -286,7 +290,7 @@ func (s *Service) StopContainer(ctx context.Context, ref string, grace time.Dura
 		return s.store.Container(ctx, c.ID)
 	}
 	s.changes.notify(c.ID)
-	s.work.Go(func() {
+	if err := s.work.start(func() {
 		code, err := s.host.StopContainer(tctx, c.ID, grace)
 		if tctx.Err() == nil {
 			text := ""
@@ -297,7 +301,10 @@ func (s *Service) StopContainer(ctx context.Context, ref string, grace time.Dura
 		}
 		end()
 		s.changes.notify(c.ID)
-	})
+	}); err != nil {
+		end()
+		return nil, err
+	}
 	return s.WaitContainer(ctx, string(c.ID), WaitStopped)
 }
 
@@ -340,8 +347,7 @@ func (s *Service) StartContainer(ctx context.Context, ref string) (*warmboot.Con
 		return nil, err
 	}
 	s.changes.notify(c.ID)
-	s.bringUp(tctx, end, *c, *img, nil, "It was started again, from its own disk")
-	return c, nil
+	return c, s.bringUp(tctx, end, *c, *img, nil, "It was started again, from its own disk")
 }
 
 // DeleteContainer removes a container and all that is its. One whose command runs is only removed with force. A create or start
@@ -367,7 +373,7 @@ func (s *Service) DeleteContainer(ctx context.Context, ref string, force bool) e
 	}
 	s.changes.notify(c.ID)
 	done := make(chan error, 1)
-	s.work.Go(func() {
+	if err := s.work.start(func() {
 		err := s.host.RemoveContainer(tctx, c.ID)
 		if err == nil {
 			err = s.store.DeleteContainer(tctx, c.ID)
@@ -379,7 +385,10 @@ func (s *Service) DeleteContainer(ctx context.Context, ref string, force bool) e
 		s.changes.notify(c.ID)
 		s.collect(s.ctx) // not tctx, which has ended with the task
 		done <- err
-	})
+	}); err != nil {
+		end()
+		return err
+	}
 	select {
 	case err := <-done:
 		return err

@@ -42,7 +42,7 @@ type Service struct {
 
 	ctx     context.Context // ends when the Service closes
 	cancel  context.CancelFunc
-	work    sync.WaitGroup
+	work    work
 	changes changes
 	tasks   tasks
 	builds  builds
@@ -68,7 +68,37 @@ func New(c Config) *Service {
 // that has not finished.
 func (s *Service) Close() {
 	s.cancel()
-	s.work.Wait()
+	s.work.close()
+}
+
+// work is what runs in the background. The zero value is ready.
+type work struct {
+	mu      sync.Mutex
+	closing bool
+	running sync.WaitGroup
+}
+
+// errClosing is for whoever asks for work while the Service closes. What the store already says of that work is taken up by the next
+// Start.
+var errClosing = warmboot.Errorf(warmboot.Unavailable, "control plane", "warmboot is ending; try again when it is back")
+
+// start runs f in the background, or is errClosing.
+func (w *work) start(f func()) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closing {
+		return errClosing
+	}
+	w.running.Go(f)
+	return nil
+}
+
+// close lets nothing more start and waits for the rest.
+func (w *work) close() {
+	w.mu.Lock()
+	w.closing = true
+	w.mu.Unlock()
+	w.running.Wait()
 }
 
 // HostInfo tells what the host runs microVMs with.

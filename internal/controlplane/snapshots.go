@@ -61,7 +61,7 @@ func (s *Service) BuildSnapshot(ctx context.Context, image warmboot.ID) (warmboo
 		s.builds.byImage = map[warmboot.ID]*build{}
 	}
 	s.builds.byImage[image] = b
-	s.work.Go(func() {
+	if err := s.work.start(func() {
 		defer func() {
 			cancel()
 			s.builds.mu.Lock()
@@ -72,7 +72,11 @@ func (s *Service) BuildSnapshot(ctx context.Context, image warmboot.ID) (warmboo
 			s.changes.notify(snap.ID)
 		}()
 		s.build(bctx, b, *snap, *img)
-	})
+	}); err != nil {
+		cancel()
+		delete(s.builds.byImage, image)
+		return "", err
+	}
 	return snap.ID, nil
 }
 
@@ -169,7 +173,7 @@ func (s *Service) DeleteSnapshot(ctx context.Context, id warmboot.ID) error {
 		}
 	}
 	s.builds.mu.Unlock()
-	s.work.Go(func() { s.collect(s.ctx) })
+	_ = s.work.start(func() { s.collect(s.ctx) }) // the next Start collects too
 	return nil
 }
 

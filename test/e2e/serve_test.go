@@ -440,7 +440,14 @@ func outlive(t *testing.T, s *server, _ api.Image) {
 	if now := processesOf(t, s.uidBase); len(pids) != 1 || !slices.Equal(now, pids) {
 		t.Fatalf("VMMs were %v, are %v", pids, now)
 	}
-	s.start()
+	if !hasRule(t, s.uidBase) {
+		t.Error("a machine runs and nothing keeps it off the host")
+	}
+	// This time with an image of the operator's own.
+	s.startWith([]string{"CONTAINER_RUNTIME_KERNEL=" + runtimeImg.KernelPath, "CONTAINER_RUNTIME_INITRD=" + runtimeImg.InitrdPath, "CONTAINER_RUNTIME_ROOTFS=" + runtimeImg.RootfsPath})
+	if img, err := s.api.Image(t.Context(), "container-runtime"); err != nil || img.Digest != runtimeImg.Digest {
+		t.Errorf("the image of the environment is %+v, %v", img, err)
+	}
 	c := container(t, s, "survivor")
 	if c.State != "running" {
 		t.Fatalf("container is %+v", c)

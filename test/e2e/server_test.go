@@ -12,12 +12,15 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/nftables"
 
 	"warmboot/client"
 )
@@ -52,7 +55,9 @@ func newRoot(t *testing.T) (root string, uidBase uint32) {
 			t.Errorf("VMM %d is left", pid)
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
-		exec.Command("nft", "delete", "table", "inet", fmt.Sprintf("warmboot-%d", uidBase+1)).Run() // stays on purpose, for VMMs that outlive the server
+		if hasRule(t, uidBase) {
+			t.Error("the network rule is left")
+		}
 		if err := os.RemoveAll(root); err != nil {
 			t.Error(err)
 		}
@@ -80,12 +85,15 @@ func freeAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
-func (s *server) start(flags ...string) {
+func (s *server) start(flags ...string) { s.startWith(nil, flags...) }
+
+// startWith is start with more environment variables.
+func (s *server) startWith(env []string, flags ...string) {
 	s.t.Helper()
 	args := append([]string{"serve", "--listen", s.addr, "--storage-root", s.root, "--image-root", imageDir,
 		"--plain-http-registry", open.Host, "--plain-http-registry", locked.Host}, flags...)
 	s.cmd = exec.Command(filepath.Join(repo, "bin", "warmboot"), args...)
-	s.cmd.Env = append(os.Environ(), "WARMBOOT_UID_BASE="+strconv.Itoa(int(s.uidBase)))
+	s.cmd.Env = append(append(os.Environ(), "WARMBOOT_UID_BASE="+strconv.Itoa(int(s.uidBase))), env...)
 	s.log = &logBuffer{}
 	s.cmd.Stderr = s.log
 	if err := s.cmd.Start(); err != nil {
@@ -230,6 +238,20 @@ func processesOf(t *testing.T, uidBase uint32) (pids []int) {
 		pids = append(pids, pid)
 	}
 	return pids
+}
+
+// hasRule reports whether the kernel has the network rule of a server.
+func hasRule(t *testing.T, uidBase uint32) bool {
+	t.Helper()
+	conn, err := nftables.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == fmt.Sprintf("warmboot-%d", uidBase+1) })
 }
 
 // left lists what a storage root holds of containers and builds.
