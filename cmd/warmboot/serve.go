@@ -85,7 +85,7 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 	sctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	if server.Shutdown(sctx) != nil {
-		server.Close()
+		return server.Close()
 	}
 	return nil
 }

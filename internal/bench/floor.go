@@ -63,7 +63,11 @@ func (r *runner) floor(ctx context.Context) (_ Sample, err error) {
 	if err := qemu.Start(); err != nil {
 		return fail(err)
 	}
-	undo.Push("end QEMU", func() error { qemu.Process.Kill(); qemu.Wait(); return nil })
+	undo.Push("end QEMU", func() error {
+		err := qemu.Process.Kill()
+		_ = qemu.Wait() // that it was killed
+		return err
+	})
 	q, err := dialQMP(ctx, filepath.Join(dir, "qmp"))
 	if err != nil {
 		return fail(err)
@@ -94,7 +98,7 @@ func (r *runner) floor(ctx context.Context) (_ Sample, err error) {
 	if err != nil {
 		return fail(err)
 	}
-	defer guest.Close()
+	undo.Push("close guest channel", guest.Close)
 	if _, err := guest.WaitDocker(ctx, time.Minute); err != nil {
 		return fail(err)
 	}
@@ -108,7 +112,7 @@ const handDir = "@DIR@"
 
 // handCommand is the command line of a machine that fits the snapshot. It is that of a warm boot, read from the kernel, with what is
 // not the machine taken out: our file descriptors, the sandbox, published ports.
-func (r *runner) handCommand(ctx context.Context) ([]string, error) {
+func (r *runner) handCommand(ctx context.Context) (_ []string, err error) {
 	if r.handArgs != nil {
 		return r.handArgs, nil
 	}
@@ -116,7 +120,7 @@ func (r *runner) handCommand(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer r.api.DeleteContainer(context.WithoutCancel(ctx), c.ID, true)
+	defer func() { err = errors.Join(err, r.api.DeleteContainer(context.WithoutCancel(ctx), c.ID, true)) }()
 	dir := filepath.Join(r.root, "containers", c.ID)
 	args, err := commandLineWith(dir)
 	if err != nil {

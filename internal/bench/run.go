@@ -136,7 +136,9 @@ func (r *runner) serve(ctx context.Context, flags []string) error {
 		return &warmboot.Error{Code: warmboot.Internal, Op: op, Err: err}
 	}
 	addr := l.Addr().String()
-	l.Close()
+	if err := l.Close(); err != nil {
+		return &warmboot.Error{Code: warmboot.Internal, Op: op, Err: err}
+	}
 	r.server = exec.Command(r.Binary, append([]string{"serve", "--listen", addr, "--storage-root", r.root}, flags...)...)
 	r.server.Env = append(os.Environ(), fmt.Sprintf("WARMBOOT_UID_BASE=%d", ownerBase), "MANAGER_API_TOKEN=", "CONTAINER_RUNTIME_KERNEL=", "CONTAINER_RUNTIME_ROOTFS=")
 	r.server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is ours to act on
@@ -159,13 +161,13 @@ func (r *runner) serve(ctx context.Context, flags []string) error {
 				serving <- true
 			}
 		}
-		io.Copy(io.Discard, log) // a line too long for the scanner must not block the server
+		_, _ = io.Copy(io.Discard, log) // a line too long for the scanner must not block the server
 	}()
 	r.undo.Push("end server", func() error {
-		r.server.Process.Signal(syscall.SIGTERM)
+		err := r.server.Process.Signal(syscall.SIGTERM)
 		<-ended
-		r.server.Wait() // how it ends does not matter any more
-		return nil
+		_ = r.server.Wait() // how it ends does not matter any more
+		return err
 	})
 	select {
 	case <-serving:
@@ -314,7 +316,9 @@ func describeMachine(vmm, accelerator, version string) (Machine, error) {
 	if err != nil {
 		return Machine{}, err
 	}
-	fmt.Sscan(total, &m.MemoryBytes)
+	if _, err := fmt.Sscan(total, &m.MemoryBytes); err != nil {
+		return Machine{}, err
+	}
 	m.MemoryBytes <<= 10 // it is given in KiB
 	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	m.Kernel = strings.TrimSpace(string(release))

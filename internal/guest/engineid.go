@@ -61,8 +61,12 @@ func findEngineID(ctx context.Context, pid int, id string, ask func(context.Cont
 	if len(found.addresses) == 0 {
 		return nil, fmt.Errorf("none of the %d places in the memory of process %d that hold the id decides what Docker answers", len(candidates), pid)
 	}
-	if answer, err := ask(ctx); err != nil || answer != id {
-		return nil, fmt.Errorf("after the search Docker answers the id %q instead of %q (%v)", answer, id, err)
+	answer, err := ask(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("ask Docker for its id after the search: %w", err)
+	}
+	if answer != id {
+		return nil, fmt.Errorf("after the search Docker answers the id %q instead of %q", answer, id)
 	}
 	return found, nil
 }

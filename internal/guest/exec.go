@@ -57,7 +57,7 @@ func (g *Guest) exec(stream *yamux.Stream, r *bufio.Reader, req *guestv1.ExecReq
 	})
 	outputs.Wait()
 	timer.Stop()
-	send(&guestv1.ExecOutput{Exited: true, ExitCode: int32(exitCode(child.status))})
+	_ = send(&guestv1.ExecOutput{Exited: true, ExitCode: int32(exitCode(child.status))})
 }
 
 // execInput carries out what the host sends to a running command. A host that closes the stream wants it dead.

@@ -66,6 +66,6 @@ func (t *tunnel) Close() error {
 	if t.closed.Swap(true) {
 		return nil
 	}
-	_ = t.Stream.SetDeadline(time.Unix(1, 0))
+	_ = t.SetDeadline(time.Unix(1, 0))
 	return t.Stream.Close()
 }

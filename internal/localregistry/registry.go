@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/subtle"
 	"debug/elf"
+	"errors"
 	"io"
 	"log"
 	"net"
@@ -58,14 +59,13 @@ func Serve(ctx context.Context, c Config) (*Registry, error) {
 	r := &Registry{Host: l.Addr().String()}
 	r.Image = r.Host + "/busybox:latest"
 	r.server = &http.Server{Handler: demandLogin(c, registry.New(registry.Logger(log.New(io.Discard, "", 0))))}
-	go r.server.Serve(l) // ends with ErrServerClosed, by Close
+	go func() { _ = r.server.Serve(l) }() // ends with ErrServerClosed, by Close
 	ref, err := name.ParseReference(r.Image, name.Insecure)
 	if err == nil {
 		err = remote.Write(ref, img, remote.WithContext(ctx), remote.WithAuth(&authn.Basic{Username: c.Username, Password: c.Password}))
 	}
 	if err != nil {
-		r.Close()
-		return nil, &warmboot.Error{Code: warmboot.Internal, Op: op, Err: err}
+		return nil, &warmboot.Error{Code: warmboot.Internal, Op: op, Err: errors.Join(err, r.Close())}
 	}
 	return r, nil
 }

@@ -43,7 +43,7 @@ func digest(path string) (File, error) {
 		}
 		at = data - data%digestBlock
 		n, err := f.ReadAt(block, at)
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return File{}, err
 		}
 		if !bytes.Equal(block[:n], zeros[:n]) {

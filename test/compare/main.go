@@ -37,7 +37,10 @@ func main() {
 		docker[*c.BootMethod] = append(docker[*c.BootMethod], toDocker)
 		fmt.Fprintf(w, "%s\t%s\t%.2fs\t%.2fs\t%s\n", c.Name, *c.BootMethod, toDocker, toRunning, strings.Join(phases, ", "))
 	}
-	w.Flush()
+	if err := w.Flush(); err != nil {
+		fmt.Fprintln(os.Stderr, "compare:", err)
+		os.Exit(1)
+	}
 	cold, warm := docker["cold"], docker["warm"]
 	if len(cold) == 0 || len(warm) == 0 {
 		fmt.Fprintln(os.Stderr, "compare: there must be containers of both kinds")

@@ -27,5 +27,8 @@ func main() {
 	}
 	fmt.Println(r.Image)
 	<-ctx.Done()
-	r.Close()
+	if err := r.Close(); err != nil {
+		fmt.Fprintln(os.Stderr, "registry:", err)
+		os.Exit(1)
+	}
 }

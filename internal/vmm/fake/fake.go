@@ -183,7 +183,7 @@ func (d *Driver) start(op string, spec vmm.Spec, memoryFile string, sharing int,
 		// It is in use until the last guest function has returned, and one of them may be our caller (State.PowerOff).
 		go func() {
 			m.guests.Wait()
-			unix.Munmap(memory)
+			_ = unix.Munmap(memory)
 		}()
 		return nil
 	})

@@ -190,7 +190,7 @@ func connected() (ours, theirs net.Conn, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }()
 	if ours, err = net.Dial("unix", l.Addr().String()); err != nil {
 		return nil, nil, err
 	}

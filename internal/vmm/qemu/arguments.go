@@ -137,6 +137,6 @@ func escape(path string) string { return strings.ReplaceAll(path, ",", ",,") }
 // atLeast compares a version such as "7.2.22".
 func atLeast(version string, major, minor int) bool {
 	var a, b int
-	fmt.Sscanf(version, "%d.%d", &a, &b)
+	_, _ = fmt.Sscanf(version, "%d.%d", &a, &b) // what is no version counts as 0.0
 	return a > major || (a == major && b >= minor)
 }

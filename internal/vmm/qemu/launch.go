@@ -73,14 +73,14 @@ func (d *Driver) launch(ctx context.Context, op string, caps vmm.Capabilities, s
 	defer theirs.Close()
 	fds.console = inherit(theirs)
 	go func() { // ends with QEMU, or here if there never is one
-		io.Copy(&m.console, ours)
+		_, _ = io.Copy(&m.console, ours)
 		ours.Close()
 	}()
 	conn, err := dial(ctx, spec.Dir, qmpSocket)
 	if err != nil {
 		return nil, fail(err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 
 	cmd.Args = append(cmd.Args, arguments(caps, spec, restored, fds)...)
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
@@ -148,7 +148,7 @@ func listen(dir, name string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer done()
+	defer func() { _ = done() }()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, err
@@ -166,7 +166,7 @@ func dial(ctx context.Context, dir, name string) (*net.UnixConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer done()
+	defer func() { _ = done() }()
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
 	if err != nil {
 		return nil, err

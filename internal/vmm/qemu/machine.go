@@ -108,7 +108,7 @@ func (m *machine) command(ctx context.Context, op string, f func(*qmp) error) er
 	if err != nil {
 		return m.unreachable(ctx, op, err)
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	q := newQMP(conn)
 	if err := q.greet(ctx); err != nil {
 		return m.unreachable(ctx, op, err)
@@ -144,7 +144,7 @@ func (m *machine) Stop(ctx context.Context, grace time.Duration) error {
 		ctx, cancel := context.WithTimeout(ctx, grace)
 		defer cancel()
 		// A guest that has begun to power off by itself may be gone before it is asked.
-		m.command(ctx, "power off machine", func(q *qmp) error { return q.execute(ctx, "system_powerdown", nil, nil) })
+		_ = m.command(ctx, "power off machine", func(q *qmp) error { return q.execute(ctx, "system_powerdown", nil, nil) })
 		m.process.wait(ctx)
 	}
 	if err := m.kill(ctx); err != nil {

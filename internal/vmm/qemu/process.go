@@ -43,7 +43,7 @@ func spawn(cmd *exec.Cmd, owner vmm.Owner, ambient []uintptr) (*process, error) 
 	}
 	var undo rollback.Stack
 	defer undo.Unwind()
-	undo.Push("start process", func() error { cmd.Process.Kill(); cmd.Wait(); return nil })
+	undo.Push("start process", func() error { return errors.Join(cmd.Process.Kill(), cmd.Wait()) })
 	// A child that nobody has waited for yet keeps its number, so this finds the right process.
 	p, err := openProcess(cmd.Process.Pid)
 	if err != nil {
@@ -51,7 +51,7 @@ func spawn(cmd *exec.Cmd, owner vmm.Owner, ambient []uintptr) (*process, error) 
 	}
 	undo.Move()
 	go func() {
-		cmd.Wait() // how it ended is in cmd.ProcessState
+		_ = cmd.Wait() // how it ended is in cmd.ProcessState
 		p.ended()
 	}()
 	return p, nil
@@ -93,7 +93,7 @@ func findProcess(pid int, startTime uint64) (*process, error) {
 		return nil, err
 	}
 	go func() {
-		raw.Read(func(fd uintptr) bool {
+		_ = raw.Read(func(fd uintptr) bool {
 			ready, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 			return ready > 0 || (err != nil && err != unix.EINTR)
 		})
@@ -149,11 +149,11 @@ func (p *process) ended() {
 func (p *process) signal(sig unix.Signal) error {
 	raw, err := p.fd.SyscallConn()
 	if err != nil {
-		return nil // closed: it has ended
+		return nil //nolint:nilerr // closed: it has ended
 	}
 	var sent error
 	if err := raw.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); err != nil {
-		return nil
+		return nil //nolint:nilerr // closed meanwhile
 	}
 	if errors.Is(sent, unix.ESRCH) {
 		return nil

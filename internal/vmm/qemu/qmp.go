@@ -57,7 +57,7 @@ func (q *qmp) greet(ctx context.Context) error {
 
 // until makes reads and writes end when ctx does. The function returned undoes it.
 func (q *qmp) until(ctx context.Context) func() {
-	stop := context.AfterFunc(ctx, func() { q.conn.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = q.conn.SetDeadline(time.Unix(1, 0)) })
 	return func() { stop() }
 }
 
