@@ -195,6 +195,19 @@ type Version struct {
 	VMMWhy    string `json:"vmm_why" doc:"One line: why this one, with this accelerator."`
 }
 
+// Readiness is the answer of /readyz.
+type Readiness struct {
+	Ready  bool             `json:"ready"`
+	Checks []ReadinessCheck `json:"checks" nullable:"false"`
+}
+
+// ReadinessCheck is one thing that every request needs.
+type ReadinessCheck struct {
+	Name  string `json:"name" enum:"store,host"`
+	OK    bool   `json:"ok"`
+	Error string `json:"error,omitempty" doc:"Why it is not."`
+}
+
 // Problem is an error, as application/problem+json (RFC 9457). Detail says what happened, why, and what to do next.
 type Problem struct {
 	Type   string          `json:"type,omitempty"`
