@@ -47,6 +47,7 @@ type Service struct {
 	cancel  context.CancelFunc
 	work    work
 	changes changes
+	events  *events
 	tasks   tasks
 	builds  builds
 	cold    coldTimes
@@ -64,8 +65,9 @@ func New(c Config) *Service {
 		c.Observer = unobserved{}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
+	ev := newEvents()
 	return &Service{
-		store: c.Store, host: c.Host, log: c.Log, snapshotWait: c.SnapshotWait, maxSnapshots: c.MaxSnapshots, observer: c.Observer,
+		store: &announced{Store: c.Store, events: ev}, events: ev, host: c.Host, log: c.Log, snapshotWait: c.SnapshotWait, maxSnapshots: c.MaxSnapshots, observer: c.Observer,
 		ctx: ctx, cancel: cancel,
 	}
 }

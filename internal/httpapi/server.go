@@ -96,6 +96,7 @@ func (s *server) routes(mux *http.ServeMux, c Config) {
 	op(a, "get-health", http.MethodGet, "/healthz", "Server", "Tell that the server answers", "Needs no token.", func(context.Context, *struct{}) (*answer[api.OK], error) {
 		return &answer[api.OK]{api.OK{OK: true}}, nil
 	})
+	s.eventRoute(a)
 	s.readyRoute(a)
 	s.metricsRoute(a, mux, c.Metrics)
 	tidy(a.OpenAPI().Components.Schemas.Map())
