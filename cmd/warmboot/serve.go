@@ -27,6 +27,9 @@ import (
 // running, and the next serve takes charge of them.
 func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 	log := telemetry.NewLog(os.Stderr, o.LogLevel)
+	if o.LogFormat == "json" {
+		log = telemetry.NewJSONLog(os.Stderr, o.LogLevel)
+	}
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Unwind()) }()
 

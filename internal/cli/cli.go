@@ -63,6 +63,7 @@ type ServeOptions struct {
 	Kernel, Rootfs, Initrd string
 	VCPUs, MemoryMiB       int // of a microVM that asks for no more; 0: the default
 	LogLevel               slog.Level
+	LogFormat              string // "text" or "json"
 }
 
 // BuildImageOptions are the settings of `warmboot image build`.
