@@ -195,6 +195,30 @@ type Version struct {
 	VMMWhy    string `json:"vmm_why" doc:"One line: why this one, with this accelerator."`
 }
 
+// Event is one event of GET /v1/events: a container or a snapshot is in another state, or another boot method is known.
+type Event struct {
+	ID         string    `json:"id"`
+	Type       string    `json:"type" enum:"container,snapshot,reset"`
+	Time       time.Time `json:"time"`
+	EntityID   string    `json:"entity_id,omitempty"`
+	Name       string    `json:"name,omitempty"`
+	State      string    `json:"state,omitempty" doc:"That of the container or snapshot; deleted for a container that is gone."`
+	BootMethod string    `json:"boot_method,omitempty"`
+}
+
+// Readiness is the answer of /readyz.
+type Readiness struct {
+	Ready  bool             `json:"ready"`
+	Checks []ReadinessCheck `json:"checks" nullable:"false"`
+}
+
+// ReadinessCheck is one thing that every request needs.
+type ReadinessCheck struct {
+	Name  string `json:"name" enum:"store,host"`
+	OK    bool   `json:"ok"`
+	Error string `json:"error,omitempty" doc:"Why it is not."`
+}
+
 // Problem is an error, as application/problem+json (RFC 9457). Detail says what happened, why, and what to do next.
 type Problem struct {
 	Type   string          `json:"type,omitempty"`

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"net/http"
+	"net/url"
 
 	"warmboot/api"
 )
@@ -15,6 +16,16 @@ func (c *Client) Snapshots(ctx context.Context) ([]api.Snapshot, error) {
 // Snapshot returns one snapshot; a deleted one too, for as long as its row is kept.
 func (c *Client) Snapshot(ctx context.Context, id string) (api.Snapshot, error) {
 	path, err := ref("/v1/runtime-snapshots/", id, "")
+	if err != nil {
+		return api.Snapshot{}, err
+	}
+	return get[api.Snapshot](ctx, c, path)
+}
+
+// WaitSnapshot returns the snapshot once it is not being built any more, or does something else than step (what metadata.step told
+// last). After a while it returns in any case; look at the state, and wait again.
+func (c *Client) WaitSnapshot(ctx context.Context, id, step string) (api.Snapshot, error) {
+	path, err := ref("/v1/runtime-snapshots/", id, "/wait?step="+url.QueryEscape(step))
 	if err != nil {
 		return api.Snapshot{}, err
 	}

@@ -27,6 +27,9 @@ import (
 // running, and the next serve takes charge of them.
 func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 	log := telemetry.NewLog(os.Stderr, o.LogLevel)
+	if o.LogFormat == "json" {
+		log = telemetry.NewJSONLog(os.Stderr, o.LogLevel)
+	}
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Unwind()) }()
 
@@ -50,9 +53,13 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 		return err
 	}
 	undo.Push("close database", db.Close)
-	svc := controlplane.New(controlplane.Config{Store: db, Host: host, Log: log, SnapshotWait: o.SnapshotWait, MaxSnapshots: o.MaxSnapshots})
+	metrics := telemetry.NewMetrics()
+	svc := controlplane.New(controlplane.Config{Store: db, Host: host, Log: log, SnapshotWait: o.SnapshotWait, MaxSnapshots: o.MaxSnapshots, Observer: metrics})
 	undo.Push("end background work", func() error { svc.Close(); return nil })
 	if err := svc.Start(ctx); err != nil {
+		return err
+	}
+	if err := metrics.Watch(telemetry.Inventory{Service: svc, Slots: host.Slots, Log: log}); err != nil {
 		return err
 	}
 	if o.Kernel != "" || o.Rootfs != "" {
@@ -63,7 +70,7 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 	}
 
 	server := &http.Server{
-		Handler:           httpapi.New(httpapi.Config{Service: svc, Log: log, Token: o.Token, Version: version}),
+		Handler:           httpapi.New(httpapi.Config{Service: svc, Log: log, Token: o.Token, Version: version, Metrics: metrics}),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),

@@ -56,6 +56,13 @@ func (s *slots) free(n int) {
 	delete(s.used, n)
 }
 
+// count tells how many are in use.
+func (s *slots) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.used)
+}
+
 // owner is the user that the VMM in a slot runs as. Slot 0 has the id after the shared group's.
 func (a *Agent) owner(slot int) vmm.Owner {
 	if os.Geteuid() != 0 {
@@ -78,3 +85,6 @@ func network(slot int, ports []warmboot.PortMapping) vmm.Network {
 
 // OwnerRange is the first and the last of the user ids that this agent's VMMs run as.
 func (a *Agent) OwnerRange() (first, last uint32) { return a.OwnerBase + 1, a.OwnerBase + maxSlots }
+
+// Slots tells how many microVMs this host has a place for, and how many places are taken, those of builds included.
+func (a *Agent) Slots() (used, total int) { return a.slots.count(), maxSlots }

@@ -63,6 +63,7 @@ type ServeOptions struct {
 	Kernel, Rootfs, Initrd string
 	VCPUs, MemoryMiB       int // of a microVM that asks for no more; 0: the default
 	LogLevel               slog.Level
+	LogFormat              string // "text" or "json"
 }
 
 // BuildImageOptions are the settings of `warmboot image build`.
@@ -159,7 +160,7 @@ now, 9 timed out, 10 corrupt data, 11 incompatible snapshot, 130 interrupted.`,
 			root.AddCommand(cmd)
 		}
 	}
-	add(groupContainers, a.runCmd(), a.psCmd(), a.logsCmd(), a.execCmd(), a.stopCmd(), a.startCmd(), a.rmCmd(), a.inspectCmd())
+	add(groupContainers, a.runCmd(), a.psCmd(), a.logsCmd(), a.execCmd(), a.stopCmd(), a.startCmd(), a.rmCmd(), a.inspectCmd(), a.eventsCmd())
 	add(groupRuntime, a.imageCmd(), a.snapshotCmd())
 	add(groupMachine, a.serveCmd(), a.doctorCmd(), a.benchCmd(), a.versionCmd())
 	return root

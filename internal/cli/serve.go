@@ -32,6 +32,9 @@ An interruption ends the server; containers go on running, and the next server t
 			if err := o.LogLevel.UnmarshalText([]byte(logLevel)); err != nil {
 				return invalid("--log-level %s: use debug, info, warn or error", logLevel)
 			}
+			if o.LogFormat != "text" && o.LogFormat != "json" {
+				return invalid("--log-format %s: use text or json", o.LogFormat)
+			}
 			if o.MaxSnapshots < 1 || o.SnapshotWait < 0 || o.VCPUs < 0 || o.MemoryMiB < 0 {
 				return invalid("a number or time of serve's flags is too small; see `warmboot serve --help`")
 			}
@@ -55,6 +58,7 @@ An interruption ends the server; containers go on running, and the next server t
 	f.IntVar(&o.VCPUs, "vcpus", 0, "`number` of CPUs of a microVM that asks for no more; 0: the default")
 	f.IntVar(&o.MemoryMiB, "memory-mib", 0, "`MiB` of memory of a microVM that asks for no more; 0: the default")
 	f.StringVar(&logLevel, "log-level", "info", "`level` of the log: debug, info, warn or error")
+	f.StringVar(&o.LogFormat, "log-format", "text", "`format` of the log: text or json")
 	return cmd
 }
 

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -65,17 +64,17 @@ func (a *app) chooseImage(ctx context.Context, cl *client.Client, args []string)
 	return images[0], nil
 }
 
-// snapshotPoll is how often the state of a snapshot that is being built is asked for: the API has no way to wait for it.
-const snapshotPoll = 500 * time.Millisecond
-
 // snapshotMade prints a snapshot that is being built; with wait, once it is ready.
 func (a *app) snapshotMade(ctx context.Context, cl *client.Client, id string, wait bool) error {
 	d := a.newDisplay("", !wait)
 	defer d.close()
-	tick := time.NewTicker(snapshotPoll)
-	defer tick.Stop()
-	for {
-		snap, err := cl.Snapshot(ctx, id)
+	snap, err := cl.Snapshot(ctx, id)
+	for ; ; snap, err = cl.WaitSnapshot(ctx, id, snap.Metadata.Step) {
+		if ctx.Err() != nil {
+			d.close()
+			fmt.Fprintf(a.Err, "warmboot: not waiting any longer; the build goes on, see `warmboot snapshot inspect %s`\n", shortID(id))
+			return ctx.Err()
+		}
 		if err != nil {
 			return err
 		}
@@ -98,13 +97,6 @@ func (a *app) snapshotMade(ctx context.Context, cl *client.Client, id string, wa
 		}
 		if snap.Metadata.Step != "" {
 			d.step("snapshot: " + snap.Metadata.Step)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			d.close()
-			fmt.Fprintf(a.Err, "warmboot: not waiting any longer; the build goes on, see `warmboot snapshot inspect %s`\n", shortID(id))
-			return ctx.Err()
 		}
 	}
 }

@@ -63,10 +63,11 @@ func (s *Service) boot(ctx context.Context, m MachineSpec, coldReason string) (b
 	}
 	start := time.Now()
 	booted, err := s.host.ColdBoot(ctx, m)
+	took := time.Since(start)
+	s.observer.Boot(warmboot.BootCold, took, booted.Phases, err)
 	if err != nil {
 		return bootResult{}, err
 	}
-	took := time.Since(start)
 	s.cold.record(m.Image.ID, took)
 	s.log.Info(fmt.Sprintf("Container %s VM created: %s via cold boot in %.2fs", id, m.VMID, took.Seconds()), "container_id", m.Container)
 	return bootResult{method: warmboot.BootCold, reason: coldReason, phases: booted.Phases, took: took}, nil
@@ -82,6 +83,7 @@ func (s *Service) warmBoot(ctx context.Context, m MachineSpec) (bootResult, stri
 	start := time.Now()
 	booted, err := s.host.WarmBoot(ctx, m, *snap)
 	took := time.Since(start)
+	s.observer.Boot(warmboot.BootWarm, took, booted.Phases, err)
 	switch code := warmboot.CodeOf(err); {
 	case err == nil:
 		s.recordRestore(ctx, snap.ID, "")
@@ -96,6 +98,7 @@ func (s *Service) warmBoot(ctx context.Context, m MachineSpec) (bootResult, stri
 	default:
 		s.recordRestore(ctx, snap.ID, err.Error())
 	}
+	s.observer.Fallback(string(warmboot.CodeOf(err)))
 	return bootResult{}, err.Error(), nil
 }
 

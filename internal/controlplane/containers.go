@@ -130,10 +130,12 @@ func (s *Service) provision(ctx context.Context, c warmboot.Container, img warmb
 	}); err != nil {
 		return err
 	}
-	took, saved := time.Since(start), ""
+	took, saved, gain := time.Since(start), "", time.Duration(0)
 	if res.method == warmboot.BootWarm {
-		saved = fmt.Sprintf(" (saved ~%.0fs)", s.cold.saved(img.ID, res.snap, res.took).Seconds())
+		gain = s.cold.saved(img.ID, res.snap, res.took)
+		saved = fmt.Sprintf(" (saved ~%.0fs)", gain.Seconds())
 	}
+	s.observer.Start(res.method, took, gain, phases)
 	s.log.Info(fmt.Sprintf("Container %s fully provisioned in %.2fs via %s boot%s", c.ID.Short(), took.Seconds(), res.method, saved), "container_id", c.ID)
 	return nil
 }
@@ -144,6 +146,7 @@ func (s *Service) provisionFailed(ctx context.Context, c warmboot.Container, cau
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	log := s.log.With("container_id", c.ID)
+	s.observer.StartFailed(warmboot.CodeOf(cause))
 	state, text := warmboot.ContainerFailed, cause.Error()
 	if errors.Is(cause, context.Canceled) {
 		text = "warmboot was asked to end before the container was up; create it again"

@@ -21,6 +21,8 @@ type Config struct {
 	SnapshotWait time.Duration
 	// MaxSnapshots is how many snapshots may exist that are not deleted; 0 means DefaultMaxSnapshots.
 	MaxSnapshots int
+	// Observer counts what happens; nil: nobody does.
+	Observer Observer
 }
 
 // What the founding document sets where the operator does not.
@@ -39,11 +41,13 @@ type Service struct {
 	log          *slog.Logger
 	snapshotWait time.Duration
 	maxSnapshots int
+	observer     Observer
 
 	ctx     context.Context // ends when the Service closes
 	cancel  context.CancelFunc
 	work    work
 	changes changes
+	events  *events
 	tasks   tasks
 	builds  builds
 	cold    coldTimes
@@ -57,9 +61,13 @@ func New(c Config) *Service {
 	if c.MaxSnapshots == 0 {
 		c.MaxSnapshots = DefaultMaxSnapshots
 	}
+	if c.Observer == nil {
+		c.Observer = unobserved{}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
+	ev := newEvents()
 	return &Service{
-		store: c.Store, host: c.Host, log: c.Log, snapshotWait: c.SnapshotWait, maxSnapshots: c.MaxSnapshots,
+		store: &announced{Store: c.Store, events: ev}, events: ev, host: c.Host, log: c.Log, snapshotWait: c.SnapshotWait, maxSnapshots: c.MaxSnapshots, observer: c.Observer,
 		ctx: ctx, cancel: cancel,
 	}
 }

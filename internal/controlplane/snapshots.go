@@ -118,6 +118,7 @@ func (s *Service) build(ctx context.Context, b *build, snap warmboot.RuntimeSnap
 		snap.Metadata.BuildSeconds = time.Since(start).Seconds()
 		if err = s.store.FinishSnapshot(sctx, &snap); err == nil {
 			log.Info(fmt.Sprintf("Snapshot %s ready in %.2fs", snap.ID.Short(), time.Since(start).Seconds()), "path", snap.SnapshotPath)
+			s.observer.Build(time.Since(start), nil)
 			s.collect(sctx)
 			return
 		}
@@ -128,8 +129,10 @@ func (s *Service) build(ctx context.Context, b *build, snap warmboot.RuntimeSnap
 	}
 	if now, readErr := s.store.Snapshot(sctx, snap.ID); readErr == nil && now.State == warmboot.SnapshotDeleted {
 		log.Info(fmt.Sprintf("Snapshot %s was deleted while it was being built", snap.ID.Short()))
+		s.observer.Build(time.Since(start), context.Canceled)
 		return
 	}
+	s.observer.Build(time.Since(start), err)
 	log.Error(fmt.Sprintf("Snapshot %s could not be built", snap.ID.Short()), "err", err)
 	if failErr := s.store.FailSnapshot(sctx, snap.ID, err.Error()); failErr != nil {
 		log.Error("The failed build could not be recorded", "err", failErr)
@@ -144,6 +147,26 @@ func (s *Service) Snapshots(ctx context.Context) ([]*warmboot.RuntimeSnapshot, e
 // Snapshot returns one snapshot.
 func (s *Service) Snapshot(ctx context.Context, id warmboot.ID) (*warmboot.RuntimeSnapshot, error) {
 	return s.store.Snapshot(ctx, id)
+}
+
+// WaitSnapshot returns the snapshot as soon as it is not being built any more, or once the build has taken a step: its step is then another
+// than the one given.
+func (s *Service) WaitSnapshot(ctx context.Context, id warmboot.ID, step string) (*warmboot.RuntimeSnapshot, error) {
+	for {
+		changed := s.changes.of(id)
+		snap, err := s.store.Snapshot(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if snap.State != warmboot.SnapshotCreating || s.SnapshotStep(id) != step {
+			return snap, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 }
 
 // SnapshotStep is what the build of a snapshot is doing, "" if none runs.
@@ -219,6 +242,7 @@ func (s *Service) usableSnapshot(ctx context.Context, image warmboot.ID) (*warmb
 			return nil, "", err
 		}
 		if newest == nil {
+			s.observer.Fallback(FallbackNone)
 			return nil, "No runtime snapshot available", nil
 		}
 		changed := s.changes.of(newest.ID)
@@ -230,6 +254,7 @@ func (s *Service) usableSnapshot(ctx context.Context, image warmboot.ID) (*warmb
 		case warmboot.SnapshotReady:
 			return now, "", nil
 		case warmboot.SnapshotUnhealthy:
+			s.observer.Fallback(FallbackUnhealthy)
 			return nil, fmt.Sprintf("Runtime snapshot %s is unhealthy", now.ID.Short()), nil
 		case warmboot.SnapshotDeleted:
 			continue // the next newest, if any
@@ -237,6 +262,7 @@ func (s *Service) usableSnapshot(ctx context.Context, image warmboot.ID) (*warmb
 		select {
 		case <-changed:
 		case <-deadline.C:
+			s.observer.Fallback(FallbackCreating)
 			return nil, fmt.Sprintf("Runtime snapshot %s was still being built after %s", now.ID.Short(), s.snapshotWait), nil
 		case <-ctx.Done():
 			return nil, "", ctx.Err()

@@ -18,13 +18,14 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/telemetry"
 )
 
 // bodyLimit is how large a request's body may be, in bytes.
 const bodyLimit = 1 << 20
 
-// observe gives each request an id, logs it, and turns a panic into an answer.
-func observe(log *slog.Logger, next http.Handler) http.Handler {
+// observe gives each request an id, logs and counts it, and turns a panic into an answer.
+func observe(log *slog.Logger, metrics *telemetry.Metrics, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := warmboot.NewID().Short()
 		w.Header().Set("X-Request-Id", id)
@@ -38,11 +39,15 @@ func observe(log *slog.Logger, next http.Handler) http.Handler {
 					writeProblem(rec, newProblem(http.StatusInternalServerError, warmboot.Internal, "a fault of warmboot's; its log has the details under request "+id))
 				}
 			}
+			took := time.Since(start)
+			if metrics != nil {
+				metrics.Request(r.Pattern, r.Method, rec.status, took) // the mux has set the pattern by now
+			}
 			level := slog.LevelDebug
 			if rec.status >= 500 {
 				level = slog.LevelError
 			}
-			log.Log(r.Context(), level, "Request", "request_id", id, "method", r.Method, "path", r.URL.Path, "status", rec.status, "took", time.Since(start), "problem", rec.problem())
+			log.Log(r.Context(), level, "Request", "request_id", id, "method", r.Method, "path", r.URL.Path, "status", rec.status, "took", took, "problem", rec.problem())
 			if p != nil && rec.status != http.StatusInternalServerError {
 				panic(http.ErrAbortHandler) // half an answer is out: only a broken connection can say so
 			}

@@ -20,6 +20,7 @@ import (
 
 	"warmboot/api"
 	"warmboot/internal/controlplane"
+	"warmboot/internal/telemetry"
 )
 
 // Config is what the API needs.
@@ -30,6 +31,8 @@ type Config struct {
 	Version string // of warmboot
 	// AllowedHosts are host names, beside those of loopback, that the Host header may have when there is no token.
 	AllowedHosts []string
+	// Metrics counts the requests and is served at /metrics; nil: neither.
+	Metrics *telemetry.Metrics
 	// BodyTimeout is how long a request's body may take to arrive; 0 means 10 s.
 	BodyTimeout time.Duration
 }
@@ -49,7 +52,7 @@ func New(c Config) http.Handler {
 	mux := http.NewServeMux()
 	s.routes(mux, c)
 	guard := guard{token: c.Token, hosts: c.AllowedHosts}
-	return observe(c.Log, secureHeaders(guard.wrap(readBodies(c.BodyTimeout, orProblem(mux)))))
+	return observe(c.Log, c.Metrics, secureHeaders(guard.wrap(readBodies(c.BodyTimeout, orProblem(mux)))))
 }
 
 // routes registers every route on mux.
@@ -93,6 +96,9 @@ func (s *server) routes(mux *http.ServeMux, c Config) {
 	op(a, "get-health", http.MethodGet, "/healthz", "Server", "Tell that the server answers", "Needs no token.", func(context.Context, *struct{}) (*answer[api.OK], error) {
 		return &answer[api.OK]{api.OK{OK: true}}, nil
 	})
+	s.eventRoute(a)
+	s.readyRoute(a)
+	s.metricsRoute(a, mux, c.Metrics)
 	tidy(a.OpenAPI().Components.Schemas.Map())
 	description, err := json.MarshalIndent(a.OpenAPI(), "", "  ")
 	if err != nil {

@@ -46,6 +46,12 @@ type rig struct {
 
 func newRig(t *testing.T, shape func(*hosttest.Host, *httpapi.Config)) *rig {
 	t.Helper()
+	return newObservedRig(t, nil, shape)
+}
+
+// newObservedRig is a rig whose Service has an observer.
+func newObservedRig(t *testing.T, observer controlplane.Observer, shape func(*hosttest.Host, *httpapi.Config)) *rig {
+	t.Helper()
 	t.Parallel()
 	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "warmboot.db"), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -53,8 +59,8 @@ func newRig(t *testing.T, shape func(*hosttest.Host, *httpapi.Config)) *rig {
 	}
 	t.Cleanup(func() { _ = st.Close() })
 	r := &rig{t: t, host: hosttest.New(), store: st, log: &syncBuffer{}}
-	log := slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	r.svc = controlplane.New(controlplane.Config{Store: st, Host: r.host, Log: log})
+	log := r.logger()
+	r.svc = controlplane.New(controlplane.Config{Store: st, Host: r.host, Log: log, Observer: observer})
 	t.Cleanup(r.svc.Close)
 	config := httpapi.Config{Service: r.svc, Log: log, Version: "1.2.3"}
 	if shape != nil {
@@ -71,6 +77,10 @@ func newRig(t *testing.T, shape func(*hosttest.Host, *httpapi.Config)) *rig {
 	r.image, err = r.client.RegisterImage(t.Context(), api.RegisterImage{Name: "runtime", KernelPath: hosttest.Root + "vmlinuz", InitrdPath: hosttest.Root + "initrd.img", RootfsPath: hosttest.Root + "rootfs.ext4"})
 	r.must(err)
 	return r
+}
+
+func (r *rig) logger() *slog.Logger {
+	return slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
 func (r *rig) must(err error) {

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -10,7 +11,7 @@ import (
 	"warmboot/api"
 )
 
-type snapshotRef struct {
+type SnapshotRef struct {
 	ID string `path:"id" format:"uuid"`
 }
 
@@ -46,7 +47,7 @@ func (s *server) snapshotRoutes(a huma.API) {
 			return items(shown, s.snapshotOut), nil
 		})
 	op(a, "get-snapshot", http.MethodGet, base+"/{id}", tag, "Get a runtime snapshot", "A deleted one is given too, as long as it is remembered.",
-		func(ctx context.Context, in *snapshotRef) (*answer[api.Item[api.Snapshot]], error) {
+		func(ctx context.Context, in *SnapshotRef) (*answer[api.Item[api.Snapshot]], error) {
 			id, err := warmboot.ParseID(in.ID)
 			if err != nil {
 				return nil, err
@@ -57,8 +58,30 @@ func (s *server) snapshotRoutes(a huma.API) {
 			}
 			return item(s.snapshotOut(snap)), nil
 		})
+	op(a, "wait-snapshot", http.MethodGet, base+"/{id}/wait", tag, "Wait for a runtime snapshot",
+		"Answers when the snapshot is not `creating` any more, when its build does something else than `step`, or after the timeout, with the snapshot as it is then: look at `state`, and ask again.",
+		func(ctx context.Context, in *struct {
+			SnapshotRef
+			Step    string `query:"step" maxLength:"1024" doc:"What the caller knows that the build is doing: metadata.step of the last answer."`
+			Timeout int    `query:"timeout" minimum:"0" maximum:"300" default:"30" doc:"Seconds."`
+		}) (*answer[api.Item[api.Snapshot]], error) {
+			id, err := warmboot.ParseID(in.ID)
+			if err != nil {
+				return nil, err
+			}
+			wctx, cancel := context.WithTimeout(ctx, time.Duration(in.Timeout)*time.Second)
+			defer cancel()
+			snap, err := s.svc.WaitSnapshot(wctx, id, in.Step)
+			if err != nil && wctx.Err() != nil {
+				snap, err = s.svc.Snapshot(ctx, id)
+			}
+			if err != nil {
+				return nil, err
+			}
+			return item(s.snapshotOut(snap)), nil
+		})
 	op(a, "delete-snapshot", http.MethodDelete, base+"/{id}", tag, "Delete a runtime snapshot", "Marks it deleted, ending its build if one runs. Its files go once no machine needs them.",
-		func(ctx context.Context, in *snapshotRef) (*answer[api.OK], error) {
+		func(ctx context.Context, in *SnapshotRef) (*answer[api.OK], error) {
 			id, err := warmboot.ParseID(in.ID)
 			if err != nil {
 				return nil, err
@@ -66,7 +89,7 @@ func (s *server) snapshotRoutes(a huma.API) {
 			return done(s.svc.DeleteSnapshot(ctx, id))
 		})
 	op(a, "rebuild-snapshot", http.MethodPost, base+"/{id}/rebuild", tag, "Rebuild a runtime snapshot", "Builds a new snapshot of the same image, which takes this one's place once it is ready.",
-		func(ctx context.Context, in *snapshotRef) (*answer[api.Rebuilding], error) {
+		func(ctx context.Context, in *SnapshotRef) (*answer[api.Rebuilding], error) {
 			id, err := warmboot.ParseID(in.ID)
 			if err != nil {
 				return nil, err

@@ -26,6 +26,16 @@ func NewLog(w io.Writer, level slog.Leveler) *slog.Logger {
 	return slog.New(h)
 }
 
+// NewJSONLog returns a logger that writes one JSON object a line, for programs that collect logs. Times are UTC.
+func NewJSONLog(w io.Writer, level slog.Leveler) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+		if len(groups) == 0 && a.Key == slog.TimeKey && a.Value.Kind() == slog.KindTime {
+			a.Value = slog.TimeValue(a.Value.Time().UTC())
+		}
+		return a
+	}}))
+}
+
 // lineHandler writes what precedes the attributes itself and leaves those to the standard library.
 type lineHandler struct {
 	attrs slog.Handler // writes to buf

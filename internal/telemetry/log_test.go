@@ -21,3 +21,15 @@ $`)
 		t.Errorf("got %q", out.String())
 	}
 }
+
+func TestJSONLinesAreForPrograms(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	log := NewJSONLog(&out, slog.LevelInfo)
+	log.Debug("not shown")
+	log.Info("Container abc123 ended", "container_id", "c1", "exit_code", 3)
+	want := regexp.MustCompile(`^\{"time":"[^"]+Z","level":"INFO","msg":"Container abc123 ended","container_id":"c1","exit_code":3\}\n$`)
+	if !want.MatchString(out.String()) {
+		t.Errorf("got %q", out.String())
+	}
+}

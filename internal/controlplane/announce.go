@@ -1,0 +1,127 @@
+package controlplane
+
+import (
+	"context"
+	"hash/fnv"
+	"sync"
+	"time"
+
+	"warmboot"
+)
+
+// announced is a Store that publishes each change of a state once it is stored. All that the control plane changes goes through it, so no
+// change can be forgotten.
+type announced struct {
+	warmboot.Store
+	events *events
+	// order keeps the changes of one entity, and so its events, one after the other.
+	order [64]sync.Mutex
+}
+
+func (a *announced) lock(id warmboot.ID) (unlock func()) {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(id)) // never fails
+	mu := &a.order[h.Sum32()%uint32(len(a.order))]
+	mu.Lock()
+	return mu.Unlock
+}
+
+func (a *announced) container(c *warmboot.Container) {
+	a.events.publish(Event{Type: EventContainer, Entity: c.ID, Name: c.Name, State: string(c.State), BootMethod: c.BootMethod})
+}
+
+func (a *announced) snapshot(id warmboot.ID, state warmboot.SnapshotState) {
+	a.events.publish(Event{Type: EventSnapshot, Entity: id, State: string(state)})
+}
+
+func (a *announced) CreateContainer(ctx context.Context, c *warmboot.Container) error {
+	defer a.lock(c.ID)()
+	err := a.Store.CreateContainer(ctx, c)
+	if err == nil {
+		a.container(c)
+	}
+	return err
+}
+
+func (a *announced) UpdateContainer(ctx context.Context, id warmboot.ID, change func(*warmboot.Container) error) (*warmboot.Container, error) {
+	defer a.lock(id)()
+	var state warmboot.ContainerState
+	var method warmboot.BootMethod
+	after, err := a.Store.UpdateContainer(ctx, id, func(c *warmboot.Container) error {
+		state, method = c.State, c.BootMethod
+		return change(c)
+	})
+	if err == nil && (after.State != state || after.BootMethod != method) {
+		a.container(after)
+	}
+	return after, err
+}
+
+func (a *announced) DeleteContainer(ctx context.Context, id warmboot.ID) error {
+	defer a.lock(id)()
+	before, readErr := a.Store.Container(ctx, id)
+	err := a.Store.DeleteContainer(ctx, id)
+	if err == nil && readErr == nil {
+		a.events.publish(Event{Type: EventContainer, Entity: id, Name: before.Name, State: "deleted"})
+	}
+	return err
+}
+
+func (a *announced) CreateSnapshot(ctx context.Context, s *warmboot.RuntimeSnapshot) error {
+	defer a.lock(s.ID)()
+	err := a.Store.CreateSnapshot(ctx, s)
+	if err == nil {
+		a.snapshot(s.ID, s.State)
+	}
+	return err
+}
+
+func (a *announced) FinishSnapshot(ctx context.Context, s *warmboot.RuntimeSnapshot) error {
+	defer a.lock(s.ID)()
+	others, readErr := a.Store.Snapshots(ctx)
+	if err := a.Store.FinishSnapshot(ctx, s); err != nil {
+		return err
+	}
+	a.snapshot(s.ID, warmboot.SnapshotReady)
+	if readErr != nil {
+		return nil // what it replaced is not known; the next list shows it
+	}
+	for _, o := range others {
+		if o.ID != s.ID && o.RuntimeImageID == s.RuntimeImageID && (o.State == warmboot.SnapshotReady || o.State == warmboot.SnapshotUnhealthy) {
+			a.snapshot(o.ID, warmboot.SnapshotDeleted)
+		}
+	}
+	return nil
+}
+
+func (a *announced) FailSnapshot(ctx context.Context, id warmboot.ID, reason string) error {
+	defer a.lock(id)()
+	return a.whenChanged(ctx, id, func() error { return a.Store.FailSnapshot(ctx, id, reason) })
+}
+
+func (a *announced) DeleteSnapshot(ctx context.Context, id warmboot.ID) error {
+	defer a.lock(id)()
+	return a.whenChanged(ctx, id, func() error { return a.Store.DeleteSnapshot(ctx, id) })
+}
+
+// whenChanged publishes a snapshot's state if change has changed it.
+func (a *announced) whenChanged(ctx context.Context, id warmboot.ID, change func() error) error {
+	before, beforeErr := a.Store.Snapshot(ctx, id)
+	if err := change(); err != nil {
+		return err
+	}
+	after, afterErr := a.Store.Snapshot(ctx, id)
+	if beforeErr == nil && afterErr == nil && before.State != after.State {
+		a.snapshot(id, after.State)
+	}
+	return nil
+}
+
+func (a *announced) RecordRestore(ctx context.Context, id warmboot.ID, at time.Time, failure string) (*warmboot.RuntimeSnapshot, error) {
+	defer a.lock(id)()
+	after, err := a.Store.RecordRestore(ctx, id, at, failure)
+	if err == nil && failure != "" && after.State == warmboot.SnapshotUnhealthy && after.FailureStreak == warmboot.UnhealthyAfter {
+		a.snapshot(id, after.State)
+	}
+	return after, err
+}

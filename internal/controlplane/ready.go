@@ -1,0 +1,16 @@
+package controlplane
+
+import "context"
+
+// Readiness is whether one thing that every request needs answers; Err is nil if it does.
+type Readiness struct {
+	Name string
+	Err  error
+}
+
+// Ready asks the store and the host whether they answer.
+func (s *Service) Ready(ctx context.Context) []Readiness {
+	_, storeErr := s.store.Images(ctx)
+	_, hostErr := s.host.Info(ctx)
+	return []Readiness{{"store", storeErr}, {"host", hostErr}}
+}
