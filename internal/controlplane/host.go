@@ -25,7 +25,7 @@ type Host interface {
 	// A snapshot without a path is one whose build finished just as warmboot ended: its files are where the build put them.
 	RemoveSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot) error
 	// WarmBoot restores a machine from a snapshot, gives it its own identity, and returns once Docker has answered. A
-	// snapshot that does not fit this host, image or machine size is an Incompatible error, damaged files are Corrupt.
+	// snapshot that does not fit this host, image or machine size is an Incompatible error (with ErrMachineSize in it, if only the size differs), damaged files are Corrupt.
 	WarmBoot(ctx context.Context, m MachineSpec, snap warmboot.RuntimeSnapshot) (Booted, error)
 	// ColdBoot boots a machine from its runtime image, on the container's own disk if it has one already, and returns
 	// once Docker has answered.

@@ -38,7 +38,7 @@ func (s *Service) Start(ctx context.Context) error {
 		}
 	}
 	s.collect(ctx)
-	return nil
+	return s.resumeRebuilds(ctx)
 }
 
 // recoverSnapshots ends the builds that died with the process that ran them.

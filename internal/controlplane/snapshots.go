@@ -25,6 +25,12 @@ type build struct {
 // BuildSnapshot starts to build a snapshot of an image and returns its id at once. While a build of that image runs, its id is
 // returned: asking twice builds once.
 func (s *Service) BuildSnapshot(ctx context.Context, image warmboot.ID) (warmboot.ID, error) {
+	s.rebuilds.forget(image) // a person has looked at it
+	return s.startBuild(ctx, image)
+}
+
+// startBuild is BuildSnapshot, for whoever asks.
+func (s *Service) startBuild(ctx context.Context, image warmboot.ID) (warmboot.ID, error) {
 	img, err := s.store.Image(ctx, image)
 	if err != nil {
 		return "", err
