@@ -50,7 +50,7 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 		return err
 	}
 	undo.Push("close database", db.Close)
-	svc := controlplane.New(controlplane.Config{Store: db, Host: host, Log: log, SnapshotWait: o.SnapshotWait, MaxSnapshots: o.MaxSnapshots})
+	svc := controlplane.New(controlplane.Config{Store: db, Host: host, Log: log, SnapshotWait: o.SnapshotWait, MaxSnapshots: o.MaxSnapshots, AutoSnapshot: o.AutoSnapshot, SnapshotTTL: o.SnapshotTTL})
 	undo.Push("end background work", func() error { svc.Close(); return nil })
 	if err := svc.Start(ctx); err != nil {
 		return err
