@@ -187,6 +187,24 @@ type LogLine struct {
 	Text   string    `json:"text" doc:"As the command wrote it, with its line end."`
 }
 
+// Garbage is the answer of POST /v1/gc: what was removed, or would be.
+type Garbage struct {
+	DryRun     bool          `json:"dry_run"`
+	FreedBytes int64         `json:"freed_bytes" doc:"Disk space that was freed, or would be."`
+	Items      []GarbageItem `json:"items"`
+}
+
+// GarbageItem is one thing that garbage collection did, or would do.
+type GarbageItem struct {
+	Kind   string `json:"kind" enum:"snapshot,container,temporary,image"`
+	Action string `json:"action" enum:"delete,remove,forget" doc:"delete: a snapshot is marked deleted and its files go; remove: files go; forget: a deleted snapshot without files is no longer listed."`
+	ID     string `json:"id,omitempty" doc:"Of a snapshot or container."`
+	Path   string `json:"path,omitempty"`
+	Bytes  int64  `json:"bytes" doc:"Disk space that this frees."`
+	Reason string `json:"reason"`
+	Error  string `json:"error,omitempty" doc:"Why it could not be done."`
+}
+
 // Version tells what is serving.
 type Version struct {
 	Version   string `json:"version"`

@@ -54,7 +54,10 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 	}
 	undo.Push("close database", db.Close)
 	metrics := telemetry.NewMetrics()
-	svc := controlplane.New(controlplane.Config{Store: db, Host: host, Log: log, SnapshotWait: o.SnapshotWait, MaxSnapshots: o.MaxSnapshots, Observer: metrics})
+	svc := controlplane.New(controlplane.Config{
+		Store: db, Host: host, Log: log, SnapshotWait: o.SnapshotWait, MaxSnapshots: o.MaxSnapshots,
+		AutoSnapshot: o.AutoSnapshot, SnapshotTTL: o.SnapshotTTL, Observer: metrics,
+	})
 	undo.Push("end background work", func() error { svc.Close(); return nil })
 	if err := svc.Start(ctx); err != nil {
 		return err

@@ -70,6 +70,7 @@ type Agent struct {
 
 	mu         sync.Mutex // taken before a container's, never after
 	containers map[warmboot.ID]*container
+	builds     map[warmboot.ID]bool // snapshots that are being built
 }
 
 var _ controlplane.Host = (*Agent)(nil)
@@ -78,7 +79,7 @@ var _ controlplane.Host = (*Agent)(nil)
 // the storage root, and removes what was half made. Only one agent may use a storage root at a time; a second one is a Conflict.
 func Open(ctx context.Context, c Config) (*Agent, error) {
 	setDefaults(&c)
-	a := &Agent{Config: c, verifier: snapshot.NewVerifier(), containers: map[warmboot.ID]*container{}}
+	a := &Agent{Config: c, verifier: snapshot.NewVerifier(), containers: map[warmboot.ID]*container{}, builds: map[warmboot.ID]bool{}}
 	var undo rollback.Stack
 	defer undo.Unwind()
 	if err := a.makeRoot(); err != nil {

@@ -76,6 +76,10 @@ func (a *Agent) usableArtifact(m controlplane.MachineSpec, snap warmboot.Runtime
 	vcpus, memory := a.size(m.Spec)
 	want := snapshot.FingerprintOf(a.caps, m.Image.Digest, vcpus, memory)
 	if diff := art.Metadata.Fingerprint.Mismatch(want); diff != "" {
+		// A snapshot that this host would make just so today is not outdated: the container is larger than others.
+		if art.Metadata.Fingerprint.Mismatch(snapshot.FingerprintOf(a.caps, m.Image.Digest, a.VCPUs, a.MemoryMiB)) == "" {
+			return nil, warmboot.Errorf(warmboot.Incompatible, "use snapshot", "%s (%w)", diff, controlplane.ErrMachineSize)
+		}
 		return nil, warmboot.Errorf(warmboot.Incompatible, "use snapshot", "%s", diff)
 	}
 	if err := checkFiles(m.Image); err != nil {

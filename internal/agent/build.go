@@ -21,6 +21,7 @@ import (
 // when it returns; on an error so is everything else.
 func (a *Agent) BuildSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot, img warmboot.Image, step func(string)) (_ controlplane.Built, err error) {
 	const op = "build snapshot"
+	defer a.beginBuild(snap.ID)() // the last to run: until then its files are no garbage
 	if err := checkFiles(img); err != nil {
 		return controlplane.Built{}, err
 	}

@@ -57,8 +57,10 @@ type ServeOptions struct {
 	Token               string // asked of every client; empty: none is asked
 	MaxSnapshots        int    // 0: the default
 	SnapshotWait        time.Duration
-	PlainHTTPRegistries []string // host[:port]
-	ImageRoots          []string // directories that registered images may lie in, besides the storage root's own
+	AutoSnapshot        bool          // build a snapshot of every image that is registered
+	SnapshotTTL         time.Duration // 0: the default
+	PlainHTTPRegistries []string      // host[:port]
+	ImageRoots          []string      // directories that registered images may lie in, besides the storage root's own
 	// Kernel, Rootfs and Initrd, if set, are registered as a runtime image at the start. Initrd may be empty.
 	Kernel, Rootfs, Initrd string
 	VCPUs, MemoryMiB       int // of a microVM that asks for no more; 0: the default
@@ -162,7 +164,7 @@ now, 9 timed out, 10 corrupt data, 11 incompatible snapshot, 130 interrupted.`,
 	}
 	add(groupContainers, a.runCmd(), a.psCmd(), a.logsCmd(), a.execCmd(), a.stopCmd(), a.startCmd(), a.rmCmd(), a.inspectCmd(), a.eventsCmd())
 	add(groupRuntime, a.imageCmd(), a.snapshotCmd())
-	add(groupMachine, a.serveCmd(), a.doctorCmd(), a.benchCmd(), a.versionCmd())
+	add(groupMachine, a.serveCmd(), a.gcCmd(), a.doctorCmd(), a.benchCmd(), a.versionCmd())
 	return root
 }
 

@@ -59,6 +59,9 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"litter": func(ts *testscript.TestScript, _ bool, args []string) {
+				of(ts).host.Litter(controlplane.Garbage{Kind: controlplane.GarbageTemporary, Path: args[0], Bytes: 3 << 20})
+			},
 			"snapshot": func(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(of(ts).snapshot()) },
 			"ends": func(ts *testscript.TestScript, _ bool, args []string) {
 				code, err := strconv.Atoi(args[1])

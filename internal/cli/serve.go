@@ -18,6 +18,16 @@ func (a *app) serveCmd() *cobra.Command {
 	if envMax != "" {
 		maxSnapshots, envErr = strconv.Atoi(envMax)
 	}
+	envAuto := a.Env("MANAGER_AUTO_SNAPSHOT")
+	autoSnapshot, autoErr := true, error(nil)
+	if envAuto != "" {
+		autoSnapshot, autoErr = strconv.ParseBool(envAuto)
+	}
+	envTTL := a.Env("MANAGER_SNAPSHOT_TTL")
+	snapshotTTL, ttlErr := 30*24*time.Hour, error(nil)
+	if envTTL != "" {
+		snapshotTTL, ttlErr = time.ParseDuration(envTTL)
+	}
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the server: the API, and the microVMs of this machine",
@@ -28,6 +38,15 @@ An interruption ends the server; containers go on running, and the next server t
 		RunE: a.do(func(ctx context.Context, _ []string) error {
 			if envErr != nil {
 				return invalid("MANAGER_MAX_RUNTIME_SNAPSHOTS is %q, which is not a number; set it to one, or unset it", envMax)
+			}
+			if autoErr != nil {
+				return invalid("MANAGER_AUTO_SNAPSHOT is %q; set it to true or false, or unset it", envAuto)
+			}
+			if ttlErr != nil {
+				return invalid("MANAGER_SNAPSHOT_TTL is %q, which is not a time; set it to one like 720h, or unset it", envTTL)
+			}
+			if o.SnapshotTTL <= 0 {
+				return invalid("--snapshot-ttl (MANAGER_SNAPSHOT_TTL) must be more than nothing; the default is 720h, which is 30 days")
 			}
 			if err := o.LogLevel.UnmarshalText([]byte(logLevel)); err != nil {
 				return invalid("--log-level %s: use debug, info, warn or error", logLevel)
@@ -50,6 +69,8 @@ An interruption ends the server; containers go on running, and the next server t
 	f.StringVar(&o.StorageRoot, "storage-root", a.storageRoot(), "`directory` for everything that is kept (MANAGER_STORAGE_ROOT)")
 	f.IntVar(&o.MaxSnapshots, "max-runtime-snapshots", maxSnapshots, "`number` of snapshots that may exist (MANAGER_MAX_RUNTIME_SNAPSHOTS)")
 	f.DurationVar(&o.SnapshotWait, "snapshot-wait", time.Minute, "`time` that a create waits for a snapshot that is being built")
+	f.BoolVar(&o.AutoSnapshot, "auto-snapshot", autoSnapshot, "build a snapshot of every runtime image when it is registered (MANAGER_AUTO_SNAPSHOT)")
+	f.DurationVar(&o.SnapshotTTL, "snapshot-ttl", snapshotTTL, "`time` after which garbage collection deletes a snapshot that nobody has used (MANAGER_SNAPSHOT_TTL)")
 	f.StringArrayVar(&o.PlainHTTPRegistries, "plain-http-registry", nil, "registry, `host[:port]`, that is spoken to without TLS (repeatable)")
 	f.StringArrayVar(&o.ImageRoots, "image-root", nil, "`directory` that registered runtime images may lie in, besides the storage root's own (repeatable)")
 	f.StringVar(&o.Kernel, "kernel", a.Env("CONTAINER_RUNTIME_KERNEL"), "kernel `file` of a runtime image to register (CONTAINER_RUNTIME_KERNEL)")

@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -87,6 +88,7 @@ func (s *Service) warmBoot(ctx context.Context, m MachineSpec) (bootResult, stri
 	switch code := warmboot.CodeOf(err); {
 	case err == nil:
 		s.recordRestore(ctx, snap.ID, "")
+		s.rebuilds.forget(m.Image.ID)
 		return bootResult{method: warmboot.BootWarm, phases: booted.Phases, snap: snap, took: took}, "", nil
 	case ctx.Err() != nil:
 		return bootResult{}, "", ctx.Err()
@@ -95,6 +97,10 @@ func (s *Service) warmBoot(ctx context.Context, m MachineSpec) (bootResult, stri
 		return bootResult{}, "", err
 	case code == warmboot.Incompatible:
 		// Made for something else: no fault of the snapshot's.
+		if !errors.Is(err, ErrMachineSize) {
+			s.log.Warn(fmt.Sprintf("Snapshot %s does not fit any more (%v): version migration, a new one is built", snap.ID.Short(), err), "snapshot_id", snap.ID)
+			s.rebuildSoon(snap.RuntimeImageID, snap.ID)
+		}
 	default:
 		s.recordRestore(ctx, snap.ID, err.Error())
 	}
@@ -111,7 +117,8 @@ func (s *Service) recordRestore(ctx context.Context, id warmboot.ID, failure str
 		return
 	}
 	if failure != "" && after.State == warmboot.SnapshotUnhealthy {
-		s.log.Warn(fmt.Sprintf("Snapshot %s is unhealthy after %d failures in a row; rebuild it with `warmboot snapshot rebuild %s`", id.Short(), after.FailureStreak, id), "snapshot_id", id)
+		s.log.Warn(fmt.Sprintf("Snapshot %s is unhealthy after %d failures in a row; a new one is built", id.Short(), after.FailureStreak), "snapshot_id", id)
 		s.changes.notify(id)
+		s.rebuildSoon(after.RuntimeImageID, id)
 	}
 }

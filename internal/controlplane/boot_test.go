@@ -70,7 +70,11 @@ func TestColdBootOnRequestLeavesTheSnapshotAlone(t *testing.T) {
 
 func TestThreeFailuresInARowMakeASnapshotUnhealthy(t *testing.T) {
 	fail := make(chan error, 10)
-	p := newPlane(t, func(h *hosttest.Host, _ *controlplane.Config) {
+	built := make(chan struct{}, 1)
+	built <- struct{}{}
+	p := newPlane(t, func(h *hosttest.Host, c *controlplane.Config) {
+		heldBuilds(built)(h, c)
+		c.SnapshotWait = 20 * time.Millisecond
 		h.OnWarm = func(context.Context, controlplane.MachineSpec, warmboot.RuntimeSnapshot) error { return <-fail }
 	})
 	snap := p.snapshot()
@@ -97,10 +101,18 @@ func TestThreeFailuresInARowMakeASnapshotUnhealthy(t *testing.T) {
 	if got.State != warmboot.SnapshotUnhealthy || got.FailureStreak != 3 || got.FailureCount != 5 || got.SuccessCount != 1 || got.Metadata.Error != dead.Error() {
 		t.Fatalf("%+v", got)
 	}
-	p.log.want(t, `WARN Snapshot `+snap.Short()+` is unhealthy after 3 failures in a row; .*`)
-	if c := p.create(controlplane.CreateContainer{}); c.BootReason != "Runtime snapshot "+snap.Short()+" is unhealthy" {
+	p.log.want(t, `WARN Snapshot `+snap.Short()+` is unhealthy after 3 failures in a row; a new one is built`)
+	next := eventually(t, "a new one is being built", func() (warmboot.ID, bool) {
+		all, err := p.svc.Snapshots(t.Context())
+		p.must(err)
+		return all[0].ID, all[0].State == warmboot.SnapshotCreating
+	})
+	if c := p.create(controlplane.CreateContainer{}); c.BootReason != "Runtime snapshot "+next.Short()+" was still being built after 20ms" {
 		t.Fatalf("an unhealthy snapshot was tried: %+v", c)
 	}
+	built <- struct{}{}
+	p.waitState(next, warmboot.SnapshotReady)
+	p.waitState(snap, warmboot.SnapshotDeleted)
 }
 
 func TestWhatIsNoFaultOfTheSnapshotIsNotCounted(t *testing.T) {
@@ -109,7 +121,7 @@ func TestWhatIsNoFaultOfTheSnapshotIsNotCounted(t *testing.T) {
 		h.OnWarm = func(context.Context, controlplane.MachineSpec, warmboot.RuntimeSnapshot) error { return answer }
 	})
 	snap := p.snapshot()
-	answer = warmboot.Errorf(warmboot.Incompatible, "restore snapshot", "VMM version: snapshot has 7.2, this machine needs 8.0")
+	answer = warmboot.Errorf(warmboot.Incompatible, "restore snapshot", "memory (MiB): snapshot has 512, this machine needs 1024 (%w)", controlplane.ErrMachineSize)
 	for range warmboot.UnhealthyAfter + 1 {
 		if c := p.create(controlplane.CreateContainer{}); c.BootMethod != warmboot.BootCold || c.BootReason != answer.Error() {
 			t.Fatalf("%+v", c)
@@ -127,8 +139,8 @@ func TestWhatIsNoFaultOfTheSnapshotIsNotCounted(t *testing.T) {
 	if got.State != warmboot.SnapshotReady || got.FailureCount != 0 {
 		t.Fatalf("%+v", got)
 	}
-	if _, cold, _ := p.host.Counts(); cold != warmboot.UnhealthyAfter+1 {
-		t.Errorf("%d cold boots", cold)
+	if _, cold, builds := p.host.Counts(); cold != warmboot.UnhealthyAfter+1 || builds != 1 {
+		t.Errorf("%d cold boots, %d builds", cold, builds)
 	}
 }
 

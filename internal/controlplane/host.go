@@ -25,7 +25,7 @@ type Host interface {
 	// A snapshot without a path is one whose build finished just as warmboot ended: its files are where the build put them.
 	RemoveSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot) error
 	// WarmBoot restores a machine from a snapshot, gives it its own identity, and returns once Docker has answered. A
-	// snapshot that does not fit this host, image or machine size is an Incompatible error, damaged files are Corrupt.
+	// snapshot that does not fit this host, image or machine size is an Incompatible error (with ErrMachineSize in it, if only the size differs), damaged files are Corrupt.
 	WarmBoot(ctx context.Context, m MachineSpec, snap warmboot.RuntimeSnapshot) (Booted, error)
 	// ColdBoot boots a machine from its runtime image, on the container's own disk if it has one already, and returns
 	// once Docker has answered.
@@ -45,6 +45,15 @@ type Host interface {
 	Logs(ctx context.Context, id warmboot.ID, opts LogOptions) (LogReader, error)
 	// Exec runs a command in a running container.
 	Exec(ctx context.Context, id warmboot.ID, spec ExecSpec) (ExecSession, error)
+	// Garbage lists what the host has that may be of no use: its containers, snapshots and runtime images, and what no running build
+	// owns of what builds make.
+	Garbage(ctx context.Context) ([]Garbage, error)
+	// ImageFiles returns the paths that Garbage gives for what these runtime images need.
+	ImageFiles(ctx context.Context, images []*warmboot.Image) (map[string]bool, error)
+	// Discard removes a temporary or a runtime image that Garbage has listed. It is a Conflict if a build has come to own it.
+	Discard(ctx context.Context, g Garbage) error
+	// ScrubSnapshot reads a snapshot's files again and checks their digests. Damage is a Corrupt error.
+	ScrubSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot) error
 	// Containers lists the ids of all containers of which the host still has anything.
 	Containers(ctx context.Context) ([]HostContainer, error)
 }

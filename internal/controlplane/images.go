@@ -22,6 +22,9 @@ func (s *Service) RegisterImage(ctx context.Context, img warmboot.Image) (*warmb
 		return nil, err
 	}
 	s.log.Info("Runtime image "+img.Name+" registered", "image_id", img.ID, "digest", img.Digest)
+	if s.autoSnapshot {
+		s.rebuildSoon(img.ID, "")
+	}
 	return &img, nil
 }
 

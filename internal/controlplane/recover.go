@@ -38,7 +38,10 @@ func (s *Service) Start(ctx context.Context) error {
 		}
 	}
 	s.collect(ctx)
-	return nil
+	if err := s.resumeRebuilds(ctx); err != nil {
+		return err
+	}
+	return s.work.start(s.upkeep)
 }
 
 // recoverSnapshots ends the builds that died with the process that ran them.

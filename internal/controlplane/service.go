@@ -23,12 +23,20 @@ type Config struct {
 	MaxSnapshots int
 	// Observer counts what happens; nil: nobody does.
 	Observer Observer
+	// AutoSnapshot builds a snapshot of every runtime image when it is registered.
+	AutoSnapshot bool
+	// RebuildDelays are the waits before the first, second, … automatic build of an image's snapshot without a warm boot between
+	// them; nil means at once, 1 m, 5 m, 30 m and 2 h.
+	RebuildDelays []time.Duration
+	// SnapshotTTL is how long a snapshot may be unused before garbage collection deletes it; 0 means DefaultSnapshotTTL.
+	SnapshotTTL time.Duration
 }
 
 // What the founding document sets where the operator does not.
 const (
 	DefaultSnapshotWait = 60 * time.Second
 	DefaultMaxSnapshots = 10
+	DefaultSnapshotTTL  = 30 * 24 * time.Hour
 )
 
 // Service is the control plane. It is safe for concurrent use.
@@ -43,14 +51,20 @@ type Service struct {
 	maxSnapshots int
 	observer     Observer
 
-	ctx     context.Context // ends when the Service closes
-	cancel  context.CancelFunc
-	work    work
-	changes changes
-	events  *events
-	tasks   tasks
-	builds  builds
-	cold    coldTimes
+	autoSnapshot  bool
+	rebuildDelays []time.Duration
+	snapshotTTL   time.Duration
+
+	ctx      context.Context // ends when the Service closes
+	cancel   context.CancelFunc
+	work     work
+	changes  changes
+	events   *events
+	tasks    tasks
+	builds   builds
+	rebuilds rebuilds
+	gc       sync.Mutex // one garbage collection at a time
+	cold     coldTimes
 }
 
 // New returns a Service. Start must be called before anything else.
@@ -64,10 +78,17 @@ func New(c Config) *Service {
 	if c.Observer == nil {
 		c.Observer = unobserved{}
 	}
+	if c.RebuildDelays == nil {
+		c.RebuildDelays = defaultRebuildDelays
+	}
+	if c.SnapshotTTL == 0 {
+		c.SnapshotTTL = DefaultSnapshotTTL
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ev := newEvents()
 	return &Service{
 		store: &announced{Store: c.Store, events: ev}, events: ev, host: c.Host, log: c.Log, snapshotWait: c.SnapshotWait, maxSnapshots: c.MaxSnapshots, observer: c.Observer,
+		autoSnapshot: c.AutoSnapshot, rebuildDelays: c.RebuildDelays, snapshotTTL: c.SnapshotTTL,
 		ctx: ctx, cancel: cancel,
 	}
 }

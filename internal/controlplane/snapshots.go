@@ -25,6 +25,12 @@ type build struct {
 // BuildSnapshot starts to build a snapshot of an image and returns its id at once. While a build of that image runs, its id is
 // returned: asking twice builds once.
 func (s *Service) BuildSnapshot(ctx context.Context, image warmboot.ID) (warmboot.ID, error) {
+	s.rebuilds.forget(image) // a person has looked at it
+	return s.startBuild(ctx, image)
+}
+
+// startBuild is BuildSnapshot, for whoever asks.
+func (s *Service) startBuild(ctx context.Context, image warmboot.ID) (warmboot.ID, error) {
 	img, err := s.store.Image(ctx, image)
 	if err != nil {
 		return "", err
@@ -80,7 +86,7 @@ func (s *Service) BuildSnapshot(ctx context.Context, image warmboot.ID) (warmboo
 	return snap.ID, nil
 }
 
-// roomForSnapshot reports a Conflict when one more snapshot would be too many. The one that the new snapshot will replace does
+// roomForSnapshot deletes the least recently used snapshot when one more would be too many, or reports a Conflict if none may go. The one that the new snapshot will replace does
 // not count.
 func (s *Service) roomForSnapshot(ctx context.Context, image warmboot.ID) error {
 	all, err := s.store.Snapshots(ctx)
@@ -88,15 +94,21 @@ func (s *Service) roomForSnapshot(ctx context.Context, image warmboot.ID) error 
 		return err
 	}
 	n := 0
+	var others []*warmboot.RuntimeSnapshot
 	for _, other := range all {
 		if other.State != warmboot.SnapshotDeleted && other.RuntimeImageID != image {
 			n++
+			others = append(others, other)
 		}
 	}
-	if n >= s.maxSnapshots {
-		return warmboot.Errorf(warmboot.Conflict, "build snapshot", "there are %d runtime snapshots already, and MANAGER_MAX_RUNTIME_SNAPSHOTS is %d; delete one, or raise the limit", n, s.maxSnapshots)
+	if n < s.maxSnapshots {
+		return nil
 	}
-	return nil
+	evicted, err := s.evictSnapshot(ctx, others)
+	if err != nil || evicted {
+		return err
+	}
+	return warmboot.Errorf(warmboot.Conflict, "build snapshot", "there are %d runtime snapshots already, MANAGER_MAX_RUNTIME_SNAPSHOTS is %d, and each is being built or has containers that stand on it; delete such containers, or raise the limit", n, s.maxSnapshots)
 }
 
 // build runs in the background, from the row in state creating to ready or unhealthy.

@@ -122,23 +122,22 @@ func TestRebuildReplacesOnceReady(t *testing.T) {
 	p.wantCode(err, warmboot.Conflict, "deleted")
 }
 
+// TestLimitOfSnapshots is about rebuilds; TestTheLeastRecentlyUsedSnapshotMakesRoom about what goes at the limit.
 func TestLimitOfSnapshots(t *testing.T) {
 	p := newPlane(t, func(_ *hosttest.Host, c *controlplane.Config) { c.MaxSnapshots = 2 })
 	var images []*warmboot.Image
-	for i := range 3 {
+	for i := range 2 {
 		img, err := p.svc.RegisterImage(t.Context(), warmboot.Image{Name: fmt.Sprintf("image%d", i), KernelPath: hosttest.Root + "vmlinuz", RootfsPath: hosttest.Root + "rootfs.ext4"})
 		p.must(err)
 		images = append(images, img)
 	}
 	var last warmboot.ID
-	for _, img := range images[:2] {
+	for _, img := range images {
 		id, err := p.svc.BuildSnapshot(t.Context(), img.ID)
 		p.must(err)
 		p.waitState(id, warmboot.SnapshotReady)
 		last = id
 	}
-	_, err := p.svc.BuildSnapshot(t.Context(), images[2].ID)
-	p.wantCode(err, warmboot.Conflict, "MANAGER_MAX_RUNTIME_SNAPSHOTS", "2")
 	eventually(t, "a rebuild is not counted twice", func() (struct{}, bool) {
 		next, err := p.svc.RebuildSnapshot(t.Context(), last)
 		p.must(err)

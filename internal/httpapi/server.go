@@ -86,6 +86,7 @@ func (s *server) routes(mux *http.ServeMux, c Config) {
 	s.execRoute(a, mux)
 	s.snapshotRoutes(a)
 	s.imageRoutes(a)
+	s.gcRoute(a)
 	op(a, "get-version", http.MethodGet, "/v1/version", "Server", "Tell what is serving", "", func(ctx context.Context, _ *struct{}) (*answer[api.Version], error) {
 		info, err := s.svc.HostInfo(ctx)
 		if err != nil {

@@ -265,6 +265,9 @@ func RemoveDrafts(root string, inUse func(path string) bool) error {
 	return errors.Join(errs...)
 }
 
+// DraftOf tells whether the name of a directory is that of an artifact that is being written or removed, and gives the artifact's own.
+func DraftOf(name string) (string, bool) { return strings.CutPrefix(name, draftPrefix) }
+
 // Remove deletes an artifact. It first leaves its place, so that a crash in the middle leaves no half artifact there.
 func Remove(path string) error {
 	gone := filepath.Join(filepath.Dir(path), draftPrefix+strings.TrimPrefix(filepath.Base(path), draftPrefix))

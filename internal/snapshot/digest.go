@@ -20,6 +20,11 @@ const digestBlock = 64 << 10
 // that are not all zero, in order, each after its number as 8 bytes, big-endian; then the file's size in the same form. Two
 // files have the same digest if, and only if, they have the same bytes, however sparse each is.
 func digest(path string) (File, error) {
+	return digestAt(path, func(int) error { return nil })
+}
+
+// digestAt is digest; it calls pace with the number of bytes after each piece that it has read.
+func digestAt(path string, pace func(n int) error) (File, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return File{}, err
@@ -44,6 +49,9 @@ func digest(path string) (File, error) {
 		at = data - data%digestBlock
 		n, err := f.ReadAt(block, at)
 		if err != nil && !errors.Is(err, io.EOF) {
+			return File{}, err
+		}
+		if err := pace(n); err != nil {
 			return File{}, err
 		}
 		if !bytes.Equal(block[:n], zeros[:n]) {

@@ -420,8 +420,18 @@ func damaged(t *testing.T, s *server, img api.Image) {
 		}
 		s.log.await(t, regexp.MustCompile(`WARN Warm boot failed for container `+shortID(c.ID)+`, falling back to cold boot: .*`+tt.reason), time.Second)
 		s.must("rm", "-f", "fallback")
-		rewrite(t, tt.path, tt.good)
-		after := ready(t, s, img)
+		if tt.counted {
+			rewrite(t, tt.path, tt.good)
+		} else {
+			await(t, 4*time.Minute, "a snapshot that fits to take the place of the one that does not", func() bool {
+				old, err := s.api.Snapshot(t.Context(), before.ID)
+				return err == nil && old.State == "deleted"
+			})
+		}
+		after, err := s.api.Snapshot(t.Context(), before.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
 		if counted := after.FailureCount > before.FailureCount; counted != tt.counted {
 			t.Errorf("%s: counted as a failure is %v, want %v", tt.name, counted, tt.counted)
 		}

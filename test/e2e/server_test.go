@@ -90,7 +90,7 @@ func (s *server) start(flags ...string) { s.startWith(nil, flags...) }
 // startWith is start with more environment variables.
 func (s *server) startWith(env []string, flags ...string) {
 	s.t.Helper()
-	args := append([]string{"serve", "--listen", s.addr, "--storage-root", s.root, "--image-root", imageDir,
+	args := append([]string{"serve", "--listen", s.addr, "--storage-root", s.root, "--image-root", imageDir, "--auto-snapshot=false",
 		"--plain-http-registry", open.Host, "--plain-http-registry", locked.Host}, flags...)
 	s.cmd = exec.Command(filepath.Join(repo, "bin", "warmboot"), args...)
 	s.cmd.Env = append(append(os.Environ(), "WARMBOOT_UID_BASE="+strconv.Itoa(int(s.uidBase))), env...)

@@ -33,12 +33,15 @@ type Host struct {
 	OnStop func(ctx context.Context, id warmboot.ID) error
 	// OnRemove runs before a container's things are removed.
 	OnRemove func(ctx context.Context, id warmboot.ID) error
+	// OnScrub runs when a snapshot's files are read again.
+	OnScrub func(ctx context.Context, snap warmboot.RuntimeSnapshot) error
 
 	mu         sync.Mutex
 	nextPort   uint16
 	used       map[uint16]bool // host ports that something else uses
 	machines   map[warmboot.ID]*machine
 	snapshots  map[warmboot.ID]bool
+	garbage    []controlplane.Garbage // besides machines and snapshots
 	buildsRun  int
 	warm, cold int
 }
@@ -281,6 +284,55 @@ func (h *Host) Containers(context.Context) ([]controlplane.HostContainer, error)
 		all = append(all, controlplane.HostContainer{ID: id, Running: h.machines[id].running})
 	}
 	return all, nil
+}
+
+// snapshotBytes is how large the host says that a snapshot is.
+const snapshotBytes = 900_000_000
+
+// Garbage implements controlplane.Host.
+func (h *Host) Garbage(context.Context) ([]controlplane.Garbage, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := slices.Clone(h.garbage)
+	for _, id := range slices.Sorted(maps.Keys(h.machines)) {
+		all = append(all, controlplane.Garbage{Kind: controlplane.GarbageContainer, ID: id, Path: "/srv/fc/containers/" + string(id)})
+	}
+	for _, id := range slices.Sorted(maps.Keys(h.snapshots)) {
+		all = append(all, controlplane.Garbage{Kind: controlplane.GarbageSnapshot, ID: id, Path: "/srv/fc/runtime-snapshots/x/" + string(id), Bytes: snapshotBytes})
+	}
+	return all, nil
+}
+
+// ImageFiles implements controlplane.Host. A runtime image needs the path of its kernel.
+func (h *Host) ImageFiles(_ context.Context, images []*warmboot.Image) (map[string]bool, error) {
+	used := map[string]bool{}
+	for _, img := range images {
+		used[img.KernelPath] = true
+	}
+	return used, nil
+}
+
+// Discard implements controlplane.Host.
+func (h *Host) Discard(_ context.Context, g controlplane.Garbage) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.garbage = slices.DeleteFunc(h.garbage, func(other controlplane.Garbage) bool { return other == g })
+	return nil
+}
+
+// Litter puts garbage on the host.
+func (h *Host) Litter(g ...controlplane.Garbage) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.garbage = append(h.garbage, g...)
+}
+
+// ScrubSnapshot implements controlplane.Host.
+func (h *Host) ScrubSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot) error {
+	if h.OnScrub != nil {
+		return h.OnScrub(ctx, snap)
+	}
+	return nil
 }
 
 // Exit ends the command of a container by itself.
