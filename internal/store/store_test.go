@@ -12,6 +12,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/store"
+	"warmboot/internal/store/pgtest"
 	"warmboot/internal/store/storetest"
 )
 
@@ -132,14 +133,13 @@ func TestClosedAndBusyDatabasesAreUnavailable(t *testing.T) {
 func BenchmarkCreateContainer(b *testing.B) {
 	b.Run("SQLite", func(b *testing.B) { benchmarkCreate(b, filepath.Join(b.TempDir(), "warmboot.db")) })
 	b.Run("PostgreSQL", func(b *testing.B) {
-		url := database(b)
-		flush := func(to string) {
-			server.Exec(b, "ALTER SYSTEM SET fsync = "+to)
-			server.Exec(b, "SELECT pg_reload_conf()")
+		needPostgres(b)
+		durable, err := pgtest.Start("fsync=on")
+		if err != nil {
+			b.Fatal(err)
 		}
-		flush("on")
-		defer flush("off")
-		benchmarkCreate(b, url)
+		defer func() { _ = durable.Close() }()
+		benchmarkCreate(b, durable.Database(b))
 	})
 }
 

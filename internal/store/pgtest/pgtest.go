@@ -33,19 +33,20 @@ const account = "postgres"
 // Server is a private PostgreSQL server.
 type Server struct {
 	bin, dir string
+	settings []string
 	cred     *syscall.Credential // nil: our own user
 	process  *os.Process         // nil while the server is stopped
 	ended    chan error
 }
 
-// Start makes a cluster and starts its server. It is an Unavailable error if PostgreSQL is not installed. A crash of the machine
-// may lose what was stored: nothing is flushed to disk.
-func Start() (*Server, error) {
+// Start makes a cluster and starts its server. It is an Unavailable error if PostgreSQL is not installed. Settings are as in
+// postgresql.conf; without "fsync=on" nothing is flushed to disk, which only a crash of the machine would show.
+func Start(settings ...string) (*Server, error) {
 	bin, err := programs()
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{bin: bin}
+	s := &Server{bin: bin, settings: append([]string{"listen_addresses=", "fsync=off"}, settings...)}
 	if s.dir, err = os.MkdirTemp("", "warmboot-pg-"); err != nil {
 		return nil, err
 	}
@@ -115,7 +116,11 @@ func (s *Server) Resume() error {
 	if err != nil {
 		return err
 	}
-	cmd := s.command("postgres", "-D", s.data(), "-k", s.dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "full_page_writes=off")
+	args := []string{"-D", s.data(), "-k", s.dir}
+	for _, setting := range s.settings {
+		args = append(args, "-c", setting)
+	}
+	cmd := s.command("postgres", args...)
 	cmd.Stderr = logWriter
 	started, ended := make(chan error, 1), make(chan error, 1)
 	go func() {
