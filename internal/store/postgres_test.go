@@ -265,7 +265,7 @@ func TestMessagesOfAnyBytesAreStored(t *testing.T) {
 
 func TestOpenTellsWhatIsWrongWithAnAddress(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

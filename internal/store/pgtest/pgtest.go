@@ -82,7 +82,7 @@ func (s *Server) init() error {
 func (s *Server) data() string { return filepath.Join(s.dir, "data") }
 
 func (s *Server) command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(s.bin, name), args...)
+	cmd := exec.CommandContext(context.Background(), filepath.Join(s.bin, name), args...)
 	cmd.Dir = s.dir
 	cmd.Env = []string{"PATH=" + s.bin + ":/usr/bin:/bin", "LC_ALL=C", "HOME=" + s.dir}
 	// The server ends with us, even if we are killed: SIGINT is its fast shutdown.
@@ -199,12 +199,12 @@ func (s *Server) URL(database string) string {
 func (s *Server) Database(t testing.TB) string {
 	t.Helper()
 	name := "t" + warmboot.NewID().Short()
-	s.Exec(t, "CREATE DATABASE "+name)
+	s.exec(t, "CREATE DATABASE "+name)
 	return s.URL(name)
 }
 
-// Exec runs a statement as the server's superuser.
-func (s *Server) Exec(t testing.TB, statement string) {
+// exec runs a statement as the server's superuser.
+func (s *Server) exec(t testing.TB, statement string) {
 	t.Helper()
 	db, err := sql.Open("pgx", s.URL("postgres"))
 	if err != nil {
