@@ -55,7 +55,8 @@ type ContainerFilter struct {
 // ContainerStore keeps containers.
 type ContainerStore interface {
 	// CreateContainer stores a new container. A taken name, or a host port that another live container publishes, is
-	// a Conflict whose text names the other container.
+	// a Conflict whose text names the other container. One that is stored already, id and all, is a success: whoever
+	// was answered Unavailable does not know, and may ask again.
 	CreateContainer(ctx context.Context, c *Container) error
 	Container(ctx context.Context, id ID) (*Container, error)
 	// FindContainer resolves what people type: a full id, a name, or the beginning of an id that only one container
@@ -63,8 +64,8 @@ type ContainerStore interface {
 	FindContainer(ctx context.Context, ref string) (*Container, error)
 	// Containers are newest first.
 	Containers(ctx context.Context, f ContainerFilter) ([]*Container, error)
-	// UpdateContainer reads the container, lets change alter it, and stores it, all in one transaction. A state
-	// that cannot follow the old one (ContainerState.CanBecome) is a Conflict and nothing is stored; so is an error
+	// UpdateContainer reads the container, lets change alter it, and stores it, all in one transaction. change may be called again,
+	// on a fresh copy, where the database lets another transaction go first. A state that cannot follow the old one (ContainerState.CanBecome) is a Conflict and nothing is stored; so is an error
 	// from change. It returns the container as stored.
 	UpdateContainer(ctx context.Context, id ID, change func(*Container) error) (*Container, error)
 	// DeleteContainer removes the row, its name and its ports.

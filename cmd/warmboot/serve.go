@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -23,7 +24,7 @@ import (
 	"warmboot/internal/vmm/qemu"
 )
 
-// serve is `warmboot serve`: manager and agent in one process on an embedded database. It returns when ctx ends; microVMs go on
+// serve is `warmboot serve`: manager and agent in one process on an embedded database, or on PostgreSQL. It returns when ctx ends; microVMs go on
 // running, and the next serve takes charge of them.
 func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 	log := telemetry.NewLog(os.Stderr, o.LogLevel)
@@ -48,7 +49,7 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 		return err
 	}
 	undo.Push("end guard", func() error { return endGuard(guard, host) })
-	db, err := store.Open(ctx, store.Config{Path: filepath.Join(o.StorageRoot, "warmboot.db"), Log: log})
+	db, err := store.Open(ctx, store.Config{URL: cmp.Or(o.DatabaseURL, filepath.Join(o.StorageRoot, "warmboot.db")), Log: log})
 	if err != nil {
 		return err
 	}

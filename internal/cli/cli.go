@@ -54,6 +54,7 @@ type Progress = func(step string, fraction float64)
 type ServeOptions struct {
 	Listen              string // host:port
 	StorageRoot         string
+	DatabaseURL         string // postgres://…, or the path of an SQLite file; empty: one below StorageRoot
 	Token               string // asked of every client; empty: none is asked
 	MaxSnapshots        int    // 0: the default
 	SnapshotWait        time.Duration

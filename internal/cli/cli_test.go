@@ -146,7 +146,7 @@ func serve(dir string) (*server, error) {
 	s := &server{host: hosttest.New()}
 	s.host.OnStart = s.onStart
 	var err error
-	if s.db, err = store.Open(context.Background(), store.Config{Path: filepath.Join(dir, ".warmboot.db"), Log: log}); err != nil {
+	if s.db, err = store.Open(context.Background(), store.Config{URL: filepath.Join(dir, ".warmboot.db"), Log: log}); err != nil {
 		return nil, err
 	}
 	s.svc = controlplane.New(controlplane.Config{Store: s.db, Host: s.host, Log: log})

@@ -60,6 +60,9 @@ An interruption ends the server; containers go on running, and the next server t
 			if (o.Kernel == "") != (o.Rootfs == "") || o.Initrd != "" && o.Kernel == "" {
 				return invalid("--kernel and --rootfs (CONTAINER_RUNTIME_KERNEL and CONTAINER_RUNTIME_ROOTFS) go together: a runtime image needs both, and may have an initrd")
 			}
+			if o.DatabaseURL == "" { // no default of the flag, because help would show the password in it
+				o.DatabaseURL = a.Env("DATABASE_URL")
+			}
 			o.Token = a.authToken()
 			return a.Serve(ctx, o)
 		}),
@@ -67,6 +70,7 @@ An interruption ends the server; containers go on running, and the next server t
 	f := cmd.Flags()
 	f.StringVar(&o.Listen, "listen", a.env("MANAGER_LISTEN", preflight.DefaultListen), "`address` to serve the API on (MANAGER_LISTEN)")
 	f.StringVar(&o.StorageRoot, "storage-root", a.storageRoot(), "`directory` for everything that is kept (MANAGER_STORAGE_ROOT)")
+	f.StringVar(&o.DatabaseURL, "database-url", "", "`URL` of the database, postgres://…; or an SQLite file; default: one below the storage root (DATABASE_URL)")
 	f.IntVar(&o.MaxSnapshots, "max-runtime-snapshots", maxSnapshots, "`number` of snapshots that may exist (MANAGER_MAX_RUNTIME_SNAPSHOTS)")
 	f.DurationVar(&o.SnapshotWait, "snapshot-wait", time.Minute, "`time` that a create waits for a snapshot that is being built")
 	f.BoolVar(&o.AutoSnapshot, "auto-snapshot", autoSnapshot, "build a snapshot of every runtime image when it is registered (MANAGER_AUTO_SNAPSHOT)")

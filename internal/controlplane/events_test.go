@@ -66,10 +66,11 @@ func TestEventsTellEveryChangeOfAState(t *testing.T) {
 }
 
 func TestUnhealthySnapshotIsAnEventOnce(t *testing.T) {
-	p := newPlane(t, func(h *hosttest.Host, _ *controlplane.Config) {
+	p := newPlane(t, func(h *hosttest.Host, c *controlplane.Config) {
 		h.OnWarm = func(context.Context, controlplane.MachineSpec, warmboot.RuntimeSnapshot) error {
 			return errors.New("the VMM ended")
 		}
+		c.RebuildDelays = []time.Duration{time.Hour} // a rebuild has events of its own
 	})
 	p.snapshot()
 	r := p.svc.Events("")

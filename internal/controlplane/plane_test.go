@@ -35,7 +35,7 @@ type plane struct {
 func newPlane(t *testing.T, shape func(*hosttest.Host, *controlplane.Config)) *plane {
 	t.Helper()
 	t.Parallel()
-	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "warmboot.db"), Log: slog.New(slog.DiscardHandler)})
+	st, err := store.Open(t.Context(), store.Config{URL: filepath.Join(t.TempDir(), "warmboot.db"), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,7 +53,7 @@ func newRig(t *testing.T, shape func(*hosttest.Host, *httpapi.Config)) *rig {
 func newObservedRig(t *testing.T, observer controlplane.Observer, shape func(*hosttest.Host, *httpapi.Config)) *rig {
 	t.Helper()
 	t.Parallel()
-	st, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "warmboot.db"), Log: slog.New(slog.DiscardHandler)})
+	st, err := store.Open(t.Context(), store.Config{URL: filepath.Join(t.TempDir(), "warmboot.db"), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"strconv"
 	"strings"
 
 	"warmboot"
@@ -24,22 +25,25 @@ func scanContainer(row scanner) (*warmboot.Container, error) {
 func (s *Store) CreateContainer(ctx context.Context, c *warmboot.Container) error {
 	const op = "create container"
 	return s.tx(ctx, op, func(tx *sql.Tx) error {
-		if _, err := s.image(ctx, tx, `id`, string(c.RuntimeImageID)); err != nil {
+		if _, err := s.image(ctx, tx, `id`, string(c.RuntimeImageID), s.dialect.forShare); err != nil {
 			return err
 		}
-		other, err := scanContainer(tx.QueryRowContext(ctx, selectContainer+` WHERE name = ?`, c.Name))
+		other, err := scanContainer(tx.QueryRowContext(ctx, selectContainer+` WHERE name = $1`, c.Name))
+		if err == nil && other.ID == c.ID {
+			return nil // an attempt whose answer was lost with the connection had stored it
+		}
 		if err == nil {
 			return warmboot.Errorf(warmboot.Conflict, op, "the name %s is taken by container %s, which is %s; choose another name, or remove that one with `warmboot rm %s`", c.Name, other.ID.Short(), other.State, c.Name)
 		}
 		if !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, `INSERT INTO containers (`+containerColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-			string(c.ID), c.Name, c.Image, string(c.RuntimeImageID), asJSON(c.Spec), string(c.State), orNull(c.BootMethod), c.BootReason, c.VMID,
-			orNull(c.SnapshotID), asJSON(c.Phases), c.ExitCode, c.Error, stamp(c.CreatedAt), stampOrNull(c.StartedAt), stampOrNull(c.FinishedAt)); err != nil {
+		if _, err := tx.ExecContext(ctx, `INSERT INTO containers (`+containerColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
+			string(c.ID), c.Name, c.Image, string(c.RuntimeImageID), asJSON(c.Spec), string(c.State), orNull(c.BootMethod), plain(c.BootReason), c.VMID,
+			orNull(c.SnapshotID), asJSON(c.Phases), c.ExitCode, plain(c.Error), stamp(c.CreatedAt), stampOrNull(c.StartedAt), stampOrNull(c.FinishedAt)); err != nil {
 			return err
 		}
-		return claimPorts(ctx, tx, op, c)
+		return s.claimPorts(ctx, tx, op, c)
 	})
 }
 
@@ -50,7 +54,7 @@ func (s *Store) Container(ctx context.Context, id warmboot.ID) (*warmboot.Contai
 
 func (s *Store) container(ctx context.Context, q querier, id warmboot.ID, lock string) (*warmboot.Container, error) {
 	const op = "find container"
-	c, err := scanContainer(q.QueryRowContext(ctx, selectContainer+` WHERE id = ?`+lock, string(id)))
+	c, err := scanContainer(q.QueryRowContext(ctx, selectContainer+` WHERE id = $1`+lock, string(id)))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, noContainer(string(id))
 	}
@@ -71,7 +75,7 @@ func (s *Store) FindContainer(ctx context.Context, ref string) (*warmboot.Contai
 	if id, err := warmboot.ParseID(ref); err == nil {
 		return s.Container(ctx, id)
 	}
-	c, err := scanContainer(s.read.QueryRowContext(ctx, selectContainer+` WHERE name = ?`, ref))
+	c, err := scanContainer(s.read.QueryRowContext(ctx, selectContainer+` WHERE name = $1`, ref))
 	if err == nil {
 		return c, nil
 	}
@@ -82,7 +86,7 @@ func (s *Store) FindContainer(ctx context.Context, ref string) (*warmboot.Contai
 	if prefix == "" || len(prefix) > 32 || strings.Trim(prefix, "0123456789abcdef") != "" {
 		return nil, noContainer(ref)
 	}
-	found, err := list(ctx, s.read, scanContainer, selectContainer+` WHERE REPLACE(CAST(id AS TEXT), '-', '') LIKE ? ORDER BY created_at DESC LIMIT 2`, prefix+"%")
+	found, err := list(ctx, s.read, scanContainer, selectContainer+` WHERE REPLACE(CAST(id AS TEXT), '-', '') LIKE $1 ORDER BY created_at DESC LIMIT 2`, prefix+"%")
 	switch {
 	case err != nil:
 		return nil, s.fail(ctx, op, err)
@@ -98,17 +102,22 @@ func (s *Store) FindContainer(ctx context.Context, ref string) (*warmboot.Contai
 func (s *Store) Containers(ctx context.Context, f warmboot.ContainerFilter) ([]*warmboot.Container, error) {
 	query, args := selectContainer, []any{}
 	if len(f.States) > 0 {
-		query += ` WHERE state IN (?` + strings.Repeat(`, ?`, len(f.States)-1) + `)`
-		for _, state := range f.States {
+		query += ` WHERE state IN (`
+		for i, state := range f.States {
+			if i > 0 {
+				query += `, `
+			}
+			query += `$` + strconv.Itoa(i+1)
 			args = append(args, string(state))
 		}
+		query += `)`
 	}
 	all, err := list(ctx, s.read, scanContainer, query+` ORDER BY created_at DESC, id DESC`, args...)
 	return all, s.fail(ctx, "list containers", err)
 }
 
-// UpdateContainer implements warmboot.ContainerStore. A container's id and time of creation cannot be altered. Nobody
-// else can write meanwhile, so change must be quick.
+// UpdateContainer implements warmboot.ContainerStore. A container's id and time of creation cannot be altered. Others
+// wait meanwhile, so change must be quick.
 func (s *Store) UpdateContainer(ctx context.Context, id warmboot.ID, change func(*warmboot.Container) error) (*warmboot.Container, error) {
 	const op = "update container"
 	var c *warmboot.Container
@@ -123,13 +132,13 @@ func (s *Store) UpdateContainer(ctx context.Context, id warmboot.ID, change func
 		if c.State != before && !before.CanBecome(c.State) {
 			return warmboot.Errorf(warmboot.Conflict, op, "container %s is %s and cannot become %s", c.Name, before, c.State)
 		}
-		if _, err = tx.ExecContext(ctx, `UPDATE containers SET name = ?, image = ?, runtime_image_id = ?, spec = ?, state = ?, boot_method = ?, boot_reason = ?, vm_id = ?, snapshot_id = ?, phases = ?, exit_code = ?, error = ?, started_at = ?, finished_at = ? WHERE id = ?`,
-			c.Name, c.Image, string(c.RuntimeImageID), asJSON(c.Spec), string(c.State), orNull(c.BootMethod), c.BootReason, c.VMID,
-			orNull(c.SnapshotID), asJSON(c.Phases), c.ExitCode, c.Error, stampOrNull(c.StartedAt), stampOrNull(c.FinishedAt), string(id)); err != nil {
+		if _, err = tx.ExecContext(ctx, `UPDATE containers SET name = $1, image = $2, runtime_image_id = $3, spec = $4, state = $5, boot_method = $6, boot_reason = $7, vm_id = $8, snapshot_id = $9, phases = $10, exit_code = $11, error = $12, started_at = $13, finished_at = $14 WHERE id = $15`,
+			c.Name, c.Image, string(c.RuntimeImageID), asJSON(c.Spec), string(c.State), orNull(c.BootMethod), plain(c.BootReason), c.VMID,
+			orNull(c.SnapshotID), asJSON(c.Phases), c.ExitCode, plain(c.Error), stampOrNull(c.StartedAt), stampOrNull(c.FinishedAt), string(id)); err != nil {
 			return err
 		}
 		if before != c.State {
-			if err := movePorts(ctx, tx, op, c); err != nil {
+			if err := s.movePorts(ctx, tx, op, c); err != nil {
 				return err
 			}
 		}
@@ -145,7 +154,7 @@ func (s *Store) UpdateContainer(ctx context.Context, id warmboot.ID, change func
 // DeleteContainer implements warmboot.ContainerStore.
 func (s *Store) DeleteContainer(ctx context.Context, id warmboot.ID) error {
 	return s.tx(ctx, "delete container", func(tx *sql.Tx) error {
-		res, err := tx.ExecContext(ctx, `DELETE FROM containers WHERE id = ?`, string(id))
+		res, err := tx.ExecContext(ctx, `DELETE FROM containers WHERE id = $1`, string(id))
 		if err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package store
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"warmboot"
@@ -78,6 +79,12 @@ func orNull[T ~string](v T) any {
 		return nil
 	}
 	return string(v)
+}
+
+// plain is text as every database takes it: PostgreSQL refuses what is not UTF-8, and the NUL byte, and messages may quote
+// what a guest said.
+func plain(text string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "\uFFFD")
 }
 
 // asJSON is a value as it is stored. The values here are plain data, which always can be.

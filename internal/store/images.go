@@ -23,14 +23,14 @@ func scanImage(row scanner) (*warmboot.Image, error) {
 func (s *Store) CreateImage(ctx context.Context, img *warmboot.Image) error {
 	const op = "register image"
 	return s.tx(ctx, op, func(tx *sql.Tx) error {
-		other, err := scanImage(tx.QueryRowContext(ctx, selectImage+` AND name = ?`, img.Name))
+		other, err := scanImage(tx.QueryRowContext(ctx, selectImage+` AND name = $1`, img.Name))
 		if err == nil {
 			return warmboot.Errorf(warmboot.Conflict, op, "the name %s is taken by image %s, which has other content; choose another name, or delete that image", img.Name, other.ID)
 		}
 		if !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO images (`+imageColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		_, err = tx.ExecContext(ctx, `INSERT INTO images (`+imageColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
 			string(img.ID), img.Name, img.KernelPath, img.InitrdPath, img.RootfsPath, img.Digest, img.SizeBytes, img.Recipe, stamp(img.CreatedAt))
 		return err
 	})
@@ -38,17 +38,17 @@ func (s *Store) CreateImage(ctx context.Context, img *warmboot.Image) error {
 
 // Image implements warmboot.ImageStore.
 func (s *Store) Image(ctx context.Context, id warmboot.ID) (*warmboot.Image, error) {
-	return s.image(ctx, s.read, `id`, string(id))
+	return s.image(ctx, s.read, `id`, string(id), "")
 }
 
 // ImageByName implements warmboot.ImageStore.
 func (s *Store) ImageByName(ctx context.Context, name string) (*warmboot.Image, error) {
-	return s.image(ctx, s.read, `name`, name)
+	return s.image(ctx, s.read, `name`, name, "")
 }
 
-func (s *Store) image(ctx context.Context, q querier, column, value string) (*warmboot.Image, error) {
+func (s *Store) image(ctx context.Context, q querier, column, value, lock string) (*warmboot.Image, error) {
 	const op = "find image"
-	img, err := scanImage(q.QueryRowContext(ctx, selectImage+` AND `+column+` = ?`, value))
+	img, err := scanImage(q.QueryRowContext(ctx, selectImage+` AND `+column+` = $1`+lock, value))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, warmboot.Errorf(warmboot.NotFound, op, "there is no runtime image %.80s; `warmboot image ls` lists them", value)
 	}
@@ -68,13 +68,13 @@ func (s *Store) Images(ctx context.Context) ([]*warmboot.Image, error) {
 func (s *Store) DeleteImage(ctx context.Context, id warmboot.ID) error {
 	const op = "delete image"
 	return s.tx(ctx, op, func(tx *sql.Tx) error {
-		img, err := s.image(ctx, tx, `id`, string(id))
+		img, err := s.image(ctx, tx, `id`, string(id), s.dialect.forUpdate)
 		if err != nil {
 			return err
 		}
 		for _, user := range []struct{ what, query, remedy string }{
-			{"container", `SELECT name FROM containers WHERE runtime_image_id = ? ORDER BY created_at LIMIT 1`, "warmboot rm"},
-			{"snapshot", `SELECT CAST(id AS TEXT) FROM runtime_snapshots WHERE runtime_image_id = ? AND state <> 'deleted' ORDER BY created_at LIMIT 1`, "warmboot snapshot rm"},
+			{"container", `SELECT name FROM containers WHERE runtime_image_id = $1 ORDER BY created_at LIMIT 1`, "warmboot rm"},
+			{"snapshot", `SELECT CAST(id AS TEXT) FROM runtime_snapshots WHERE runtime_image_id = $1 AND state <> 'deleted' ORDER BY created_at LIMIT 1`, "warmboot snapshot rm"},
 		} {
 			var name string
 			err := tx.QueryRowContext(ctx, user.query, string(id)).Scan(&name)
@@ -85,7 +85,7 @@ func (s *Store) DeleteImage(ctx context.Context, id warmboot.ID) error {
 				return err
 			}
 		}
-		if _, err := tx.ExecContext(ctx, `UPDATE images SET deleted_at = ? WHERE id = ?`, stamp(time.Now()), string(id)); err != nil {
+		if _, err := tx.ExecContext(ctx, `UPDATE images SET deleted_at = $1 WHERE id = $2`, stamp(time.Now()), string(id)); err != nil {
 			return err
 		}
 		return purgeImages(ctx, tx)
@@ -96,4 +96,10 @@ func (s *Store) DeleteImage(ctx context.Context, id warmboot.ID) error {
 func purgeImages(ctx context.Context, tx *sql.Tx) error {
 	_, err := tx.ExecContext(ctx, `DELETE FROM images WHERE deleted_at IS NOT NULL AND NOT EXISTS (SELECT 1 FROM runtime_snapshots s WHERE s.runtime_image_id = images.id)`)
 	return err
+}
+
+// lockImage makes others that want the image's row wait for the end of the transaction. The image may be deleted.
+func lockImage(ctx context.Context, tx *sql.Tx, id warmboot.ID, lock string) error {
+	var found string
+	return tx.QueryRowContext(ctx, `SELECT CAST(id AS TEXT) FROM images WHERE id = $1`+lock, string(id)).Scan(&found)
 }

@@ -10,7 +10,7 @@ import (
 
 // movePorts follows a change of the container's state. A container holds its host ports from the moment it is created or
 // started again until it has stopped or failed, as in Docker. One that is being deleted keeps what it holds to its end.
-func movePorts(ctx context.Context, tx *sql.Tx, op string, c *warmboot.Container) error {
+func (s *Store) movePorts(ctx context.Context, tx *sql.Tx, op string, c *warmboot.Container) error {
 	switch c.State {
 	case warmboot.ContainerStopped, warmboot.ContainerFailed:
 		return releasePorts(ctx, tx, c.ID)
@@ -18,24 +18,27 @@ func movePorts(ctx context.Context, tx *sql.Tx, op string, c *warmboot.Container
 		if err := releasePorts(ctx, tx, c.ID); err != nil {
 			return err
 		}
-		return claimPorts(ctx, tx, op, c)
+		return s.claimPorts(ctx, tx, op, c)
 	}
 	return nil
 }
 
 func releasePorts(ctx context.Context, tx *sql.Tx, id warmboot.ID) error {
-	_, err := tx.ExecContext(ctx, `DELETE FROM container_ports WHERE container_id = ?`, string(id))
+	_, err := tx.ExecContext(ctx, `DELETE FROM container_ports WHERE container_id = $1`, string(id))
 	return err
 }
 
 // claimPorts takes the container's host ports. The unspecified address (0.0.0.0 or ::) stands for every address of the
 // host, of both families, because a socket bound to :: gets IPv4 connections too; so it conflicts with every other.
-func claimPorts(ctx context.Context, tx *sql.Tx, op string, c *warmboot.Container) error {
+func (s *Store) claimPorts(ctx context.Context, tx *sql.Tx, op string, c *warmboot.Container) error {
+	if err := s.dialect.lockPorts(ctx, tx, c.Spec.PortMappings); err != nil {
+		return err
+	}
 	for _, p := range c.Spec.PortMappings {
 		ip := p.HostIP.Unmap()
 		var holder warmboot.Container
 		err := tx.QueryRowContext(ctx, `SELECT c.id, c.name, c.state FROM container_ports p JOIN containers c ON c.id = p.container_id
-			WHERE p.host_port = ? AND p.protocol = ? AND (p.host_ip = ? OR p.host_ip IN ('0.0.0.0', '::') OR ?) LIMIT 1`,
+			WHERE p.host_port = $1 AND p.protocol = $2 AND (p.host_ip = $3 OR p.host_ip IN ('0.0.0.0', '::') OR $4) LIMIT 1`,
 			int(p.HostPort), string(p.Protocol), ip.String(), ip.IsUnspecified()).Scan(&holder.ID, &holder.Name, &holder.State)
 		switch {
 		case err == nil && holder.ID == c.ID:
@@ -45,7 +48,7 @@ func claimPorts(ctx context.Context, tx *sql.Tx, op string, c *warmboot.Containe
 		case !errors.Is(err, sql.ErrNoRows):
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, `INSERT INTO container_ports (container_id, host_ip, host_port, protocol) VALUES (?, ?, ?, ?)`,
+		if _, err := tx.ExecContext(ctx, `INSERT INTO container_ports (container_id, host_ip, host_port, protocol) VALUES ($1, $2, $3, $4)`,
 			string(c.ID), ip.String(), int(p.HostPort), string(p.Protocol)); err != nil {
 			return err
 		}

@@ -24,10 +24,10 @@ func scanSnapshot(row scanner) (*warmboot.RuntimeSnapshot, error) {
 func (s *Store) CreateSnapshot(ctx context.Context, snap *warmboot.RuntimeSnapshot) error {
 	const op = "create snapshot"
 	return s.tx(ctx, op, func(tx *sql.Tx) error {
-		if _, err := s.image(ctx, tx, `id`, string(snap.RuntimeImageID)); err != nil {
+		if _, err := s.image(ctx, tx, `id`, string(snap.RuntimeImageID), s.dialect.forShare); err != nil {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO runtime_snapshots (`+snapshotColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		_, err := tx.ExecContext(ctx, `INSERT INTO runtime_snapshots (`+snapshotColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
 			string(snap.ID), string(snap.RuntimeImageID), snap.SnapshotPath, string(snap.State), snap.FCVersion, stamp(snap.CreatedAt),
 			snap.SuccessCount, snap.FailureCount, snap.FailureStreak, stampOrNull(snap.LastUsedAt), asJSON(snap.Metadata))
 		return err
@@ -41,7 +41,7 @@ func (s *Store) Snapshot(ctx context.Context, id warmboot.ID) (*warmboot.Runtime
 
 func (s *Store) snapshot(ctx context.Context, q querier, id warmboot.ID, lock string) (*warmboot.RuntimeSnapshot, error) {
 	const op = "find snapshot"
-	snap, err := scanSnapshot(q.QueryRowContext(ctx, selectSnapshot+` WHERE id = ?`+lock, string(id)))
+	snap, err := scanSnapshot(q.QueryRowContext(ctx, selectSnapshot+` WHERE id = $1`+lock, string(id)))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, warmboot.Errorf(warmboot.NotFound, op, "there is no runtime snapshot %s; `warmboot snapshot ls` lists them", id)
 	}
@@ -65,7 +65,11 @@ func (s *Store) FinishSnapshot(ctx context.Context, snap *warmboot.RuntimeSnapsh
 			return warmboot.Errorf(warmboot.Conflict, op, "snapshot %s is %s, no longer being built", snap.ID, now.State)
 		}
 		now.State, now.SnapshotPath, now.FCVersion, now.Metadata = warmboot.SnapshotReady, snap.SnapshotPath, snap.FCVersion, snap.Metadata
-		_, err := tx.ExecContext(ctx, `UPDATE runtime_snapshots SET state = 'deleted' WHERE runtime_image_id = ? AND id <> ? AND state IN ('ready', 'unhealthy')`,
+		// Two builds of one image that end at once take turns, so that the second sees that the first is ready.
+		if err := lockImage(ctx, tx, now.RuntimeImageID, s.dialect.forUpdate); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `UPDATE runtime_snapshots SET state = 'deleted' WHERE runtime_image_id = $1 AND id <> $2 AND state IN ('ready', 'unhealthy')`,
 			string(now.RuntimeImageID), string(now.ID))
 		return err
 	})
@@ -76,7 +80,7 @@ func (s *Store) FinishSnapshot(ctx context.Context, snap *warmboot.RuntimeSnapsh
 func (s *Store) FailSnapshot(ctx context.Context, id warmboot.ID, reason string) error {
 	_, err := s.changeSnapshot(ctx, "fail snapshot", id, func(_ *sql.Tx, snap *warmboot.RuntimeSnapshot) error {
 		if snap.State != warmboot.SnapshotDeleted {
-			snap.State, snap.Metadata.Error = warmboot.SnapshotUnhealthy, reason
+			snap.State, snap.Metadata.Error = warmboot.SnapshotUnhealthy, plain(reason)
 		}
 		return nil
 	})
@@ -105,7 +109,7 @@ func (s *Store) RecordRestore(ctx context.Context, id warmboot.ID, at time.Time,
 		snap.FailureCount++
 		snap.FailureStreak++
 		if snap.FailureStreak >= warmboot.UnhealthyAfter && snap.State == warmboot.SnapshotReady {
-			snap.State, snap.Metadata.Error = warmboot.SnapshotUnhealthy, failure
+			snap.State, snap.Metadata.Error = warmboot.SnapshotUnhealthy, plain(failure)
 		}
 		return nil
 	})
@@ -121,7 +125,7 @@ func (s *Store) changeSnapshot(ctx context.Context, op string, id warmboot.ID, c
 		if err := change(tx, snap); err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE runtime_snapshots SET snapshot_path = ?, state = ?, fc_version = ?, success_count = ?, failure_count = ?, failure_streak = ?, last_used_at = ?, metadata = ? WHERE id = ?`,
+		_, err = tx.ExecContext(ctx, `UPDATE runtime_snapshots SET snapshot_path = $1, state = $2, fc_version = $3, success_count = $4, failure_count = $5, failure_streak = $6, last_used_at = $7, metadata = $8 WHERE id = $9`,
 			snap.SnapshotPath, string(snap.State), snap.FCVersion, snap.SuccessCount, snap.FailureCount, snap.FailureStreak,
 			stampOrNull(snap.LastUsedAt), asJSON(snap.Metadata), string(id))
 		return err
@@ -143,7 +147,7 @@ func (s *Store) ForgetSnapshot(ctx context.Context, id warmboot.ID) error {
 		if snap.State != warmboot.SnapshotDeleted {
 			return warmboot.Errorf(warmboot.Conflict, op, "snapshot %s is %s; delete it first", id, snap.State)
 		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM runtime_snapshots WHERE id = ?`, string(id)); err != nil {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM runtime_snapshots WHERE id = $1`, string(id)); err != nil {
 			return err
 		}
 		return purgeImages(ctx, tx)

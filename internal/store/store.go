@@ -1,7 +1,9 @@
 // Package store keeps images, snapshots and containers in an SQL database. There is one set of SQL texts; dialect.go
-// holds what differs between databases. Only SQLite is spoken so far.
+// says what differs between databases: SQLite (sqlite.go), where one manager has everything to itself, and PostgreSQL
+// (postgres.go), which several share.
 //
-// Times are stored as text in UTC with microseconds, which sorts as it should; structured values are stored as JSON.
+// SQLite keeps times as text in UTC with microseconds, which sorts as it should, and structured values as JSON text;
+// PostgreSQL has types for both.
 package store
 
 import (
@@ -11,8 +13,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
+	"strings"
 
 	"github.com/pressly/goose/v3"
 
@@ -24,54 +25,43 @@ var migrations embed.FS
 
 // Config says where the database is.
 type Config struct {
-	Path string // of the SQLite file; it and its directory are made if they are missing, for our user alone
-	Log  *slog.Logger
+	// URL is postgres://…, or the path of an SQLite file (with or without "sqlite:"), which is made with its directory if
+	// it is missing, for our user alone.
+	URL string
+	Log *slog.Logger
 }
 
-// Store is a warmboot.Store. It is safe for concurrent use.
+// Store is a warmboot.Store. It is safe for concurrent use, and so are several of them on one database.
 type Store struct {
 	dialect dialect
-	// Writers queue for the one connection of write, in our process and in order of arrival, instead of polling for
-	// SQLite's lock; readers have connections of their own and never wait for a writer.
+	// write and read are one pool where the database lets writers and readers alone.
 	write, read *sql.DB
 }
 
 var _ warmboot.Store = (*Store)(nil)
 
+const opOpen = "open database"
+
 // Open opens the database, making it or bringing its schema up to date as needed.
 func Open(ctx context.Context, c Config) (*Store, error) {
-	const op = "open database"
-	if err := prepareFile(c.Path); err != nil {
-		return nil, warmboot.Errorf(warmboot.Unavailable, op, "the database %s cannot be used: %w; check the path and who may write there", c.Path, err)
-	}
 	s := &Store{dialect: sqliteDialect}
+	path := strings.TrimPrefix(c.URL, "sqlite:")
+	switch scheme, _, _ := strings.Cut(c.URL, "://"); {
+	case scheme == "postgres" || scheme == "postgresql":
+		s.dialect = postgresDialect
+	case scheme != c.URL && !strings.Contains(scheme, "/"):
+		return nil, warmboot.Errorf(warmboot.Invalid, opOpen, "there is no database of the kind %q; use postgres://user@host/name, or the path of an SQLite file", scheme)
+	case path == "":
+		return nil, warmboot.Errorf(warmboot.Invalid, opOpen, "no database is named; use postgres://user@host/name, or the path of an SQLite file")
+	}
 	var err error
-	if s.write, err = sql.Open(s.dialect.driver, sqliteDSN(c.Path, true)); err != nil {
-		return nil, s.fail(ctx, op, err)
+	if s.write, s.read, err = s.dialect.open(path); err != nil {
+		return nil, s.fail(ctx, opOpen, err)
 	}
-	s.write.SetMaxOpenConns(1)
-	if s.read, err = sql.Open(s.dialect.driver, sqliteDSN(c.Path, false)); err != nil {
-		return nil, errors.Join(s.fail(ctx, op, err), s.write.Close())
-	}
-	s.read.SetMaxOpenConns(8)
-	s.read.SetMaxIdleConns(8)
 	if err := s.migrate(ctx, c.Log); err != nil {
-		return nil, errors.Join(s.fail(ctx, op, err), s.Close())
+		return nil, errors.Join(s.fail(ctx, opOpen, err), s.Close())
 	}
 	return s, nil
-}
-
-// prepareFile makes the database's file before SQLite does, which would make it readable for everybody. SQLite gives its
-// other files the same mode.
-func prepareFile(path string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Chmod(0o600), f.Close())
 }
 
 func (s *Store) migrate(ctx context.Context, log *slog.Logger) error {
@@ -79,7 +69,15 @@ func (s *Store) migrate(ctx context.Context, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	p, err := goose.NewProvider(s.dialect.goose, s.write, dir)
+	var options []goose.ProviderOption
+	if s.dialect.migrationLock != nil {
+		lock, err := s.dialect.migrationLock()
+		if err != nil {
+			return err
+		}
+		options = append(options, lock)
+	}
+	p, err := goose.NewProvider(s.dialect.goose, s.write, dir, options...)
 	if err != nil {
 		return err
 	}
@@ -96,17 +94,31 @@ func (s *Store) migrate(ctx context.Context, log *slog.Logger) error {
 // Close closes the database.
 func (s *Store) Close() error { return errors.Join(s.read.Close(), s.write.Close()) }
 
-// tx runs f in one transaction, which is undone if f fails or panics.
+// attempts bounds how often a transaction is run that others keep from going through.
+const attempts = 10
+
+// tx runs f in one transaction, which is undone if f fails or panics. f runs again where the database undid the transaction
+// in favour of another one.
 func (s *Store) tx(ctx context.Context, op string, f func(*sql.Tx) error) error {
+	var err error
+	for range attempts {
+		if err = s.once(ctx, f); err == nil || ctx.Err() != nil || !s.dialect.again(err) {
+			break
+		}
+	}
+	return s.fail(ctx, op, err)
+}
+
+func (s *Store) once(ctx context.Context, f func(*sql.Tx) error) error {
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {
-		return s.fail(ctx, op, err)
+		return err
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after Commit
 	if err := f(tx); err != nil {
-		return s.fail(ctx, op, err)
+		return err
 	}
-	return s.fail(ctx, op, tx.Commit())
+	return tx.Commit()
 }
 
 // querier is a database or a transaction on it.

@@ -12,12 +12,13 @@ import (
 
 	"warmboot"
 	"warmboot/internal/store"
+	"warmboot/internal/store/pgtest"
 	"warmboot/internal/store/storetest"
 )
 
-func open(t testing.TB, path string) *store.Store {
+func open(t testing.TB, url string) *store.Store {
 	t.Helper()
-	s, err := store.Open(t.Context(), store.Config{Path: path, Log: slog.New(slog.DiscardHandler)})
+	s, err := store.Open(t.Context(), store.Config{URL: url, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +91,7 @@ func TestOpenTellsWhatIsWrong(t *testing.T) {
 		"a damaged file": {damaged, warmboot.Corrupt},
 		"a directory":    {t.TempDir(), warmboot.Unavailable},
 	} {
-		_, err := store.Open(t.Context(), store.Config{Path: c.path, Log: slog.New(slog.DiscardHandler)})
+		_, err := store.Open(t.Context(), store.Config{URL: c.path, Log: slog.New(slog.DiscardHandler)})
 		if warmboot.CodeOf(err) != c.code {
 			t.Errorf("%s: %v, code %q, want %q", name, err, warmboot.CodeOf(err), c.code)
 		}
@@ -130,7 +131,20 @@ func TestClosedAndBusyDatabasesAreUnavailable(t *testing.T) {
 
 // BenchmarkCreateContainer is what a create costs in the store: one transaction, flushed to disk.
 func BenchmarkCreateContainer(b *testing.B) {
-	s := open(b, filepath.Join(b.TempDir(), "warmboot.db"))
+	b.Run("SQLite", func(b *testing.B) { benchmarkCreate(b, filepath.Join(b.TempDir(), "warmboot.db")) })
+	b.Run("PostgreSQL", func(b *testing.B) {
+		needPostgres(b)
+		durable, err := pgtest.Start("fsync=on")
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer func() { _ = durable.Close() }()
+		benchmarkCreate(b, durable.Database(b))
+	})
+}
+
+func benchmarkCreate(b *testing.B, url string) {
+	s := open(b, url)
 	img := image()
 	if err := s.CreateImage(b.Context(), img); err != nil {
 		b.Fatal(err)

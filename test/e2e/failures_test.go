@@ -54,7 +54,7 @@ func newStack(t *testing.T, root string, uidBase uint32) *stack {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if s.store, err = store.Open(t.Context(), store.Config{Path: filepath.Join(root, "warmboot.db"), Log: log}); err != nil {
+	if s.store, err = store.Open(t.Context(), store.Config{URL: filepath.Join(root, "warmboot.db"), Log: log}); err != nil {
 		t.Fatal(err)
 	}
 	s.svc = controlplane.New(controlplane.Config{Store: s.store, Host: s.agent, Log: log})

@@ -1,0 +1,297 @@
+package store_test
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"warmboot"
+	"warmboot/internal/store"
+	"warmboot/internal/store/pgtest"
+	"warmboot/internal/store/storetest"
+)
+
+func TestPostgresKeepsTheContract(t *testing.T) {
+	t.Parallel()
+	needPostgres(t)
+	storetest.Run(t, func(t *testing.T) warmboot.Store { return open(t, database(t)) })
+}
+
+func newContainer(img *warmboot.Image, name string) *warmboot.Container {
+	return &warmboot.Container{ID: warmboot.NewID(), Name: name, RuntimeImageID: img.ID, State: warmboot.ContainerCreating, CreatedAt: time.Now()}
+}
+
+// TestDatabaseGoneInTheMiddleOfCreates is a restart of PostgreSQL under load: whoever asks meanwhile is told so at once, and when
+// it is back every create has happened exactly once, without anything of ours being started again.
+func TestDatabaseGoneInTheMiddleOfCreates(t *testing.T) {
+	t.Parallel()
+	needPostgres(t)
+	for name, end := range map[string]func(*pgtest.Server) error{"stopped": (*pgtest.Server).Stop, "crashed": (*pgtest.Server).Crash} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			own, err := pgtest.Start()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := own.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+			createThroughOutage(t, own, end)
+		})
+	}
+}
+
+func createThroughOutage(t *testing.T, own *pgtest.Server, end func(*pgtest.Server) error) {
+	const creates, before = 50, 15
+	ctx := t.Context()
+	url := own.Database(t)
+	s := open(t, url)
+	img := image()
+	if err := s.CreateImage(ctx, img); err != nil {
+		t.Fatal(err)
+	}
+	work, stored, refused, back := make(chan *warmboot.Container, creates), make(chan struct{}, creates), make(chan error, creates), make(chan struct{})
+	want := map[warmboot.ID]bool{}
+	for i := range creates {
+		c := newContainer(img, fmt.Sprintf("c%d", i))
+		want[c.ID] = true
+		work <- c
+	}
+	close(work)
+	var workers sync.WaitGroup
+	for range 8 {
+		workers.Go(func() {
+			for c := range work {
+				for err := s.CreateContainer(ctx, c); err != nil; err = s.CreateContainer(ctx, c) {
+					if warmboot.CodeOf(err) != warmboot.Unavailable {
+						t.Errorf("create %s: %v, code %q", c.Name, err, warmboot.CodeOf(err))
+						break
+					}
+					select {
+					case refused <- err:
+					default:
+					}
+					<-back
+				}
+				stored <- struct{}{}
+			}
+		})
+	}
+	for range before {
+		<-stored
+	}
+	endErr := end(own)
+	_, readErr := s.Images(ctx)
+	_, openErr := store.Open(ctx, store.Config{URL: url, Log: slog.New(slog.DiscardHandler)})
+	resumeErr := own.Resume()
+	close(back)
+	if endErr != nil || resumeErr != nil {
+		t.Fatal(endErr, resumeErr)
+	}
+	workers.Wait()
+	for _, err := range []error{readErr, openErr} {
+		if warmboot.CodeOf(err) != warmboot.Unavailable || !strings.Contains(err.Error(), "try again") {
+			t.Errorf("without PostgreSQL: %v, code %q", err, warmboot.CodeOf(err))
+		}
+	}
+	if len(refused) == 0 {
+		t.Error("every create had ended before PostgreSQL did")
+	}
+	all, err := s.Containers(ctx, warmboot.ContainerFilter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range all {
+		if !want[c.ID] {
+			t.Errorf("container %s was stored twice, or nobody asked for it", c.Name)
+		}
+		delete(want, c.ID)
+	}
+	if len(want) != 0 {
+		t.Errorf("%d of %d containers were lost", len(want), creates)
+	}
+}
+
+// TestTwoManagersShareOneDatabase has both start on an empty database at once, and then count in the same container.
+func TestTwoManagersShareOneDatabase(t *testing.T) {
+	t.Parallel()
+	url := database(t)
+	var managers [2]*store.Store
+	var wg sync.WaitGroup
+	for i := range managers {
+		wg.Go(func() {
+			var err error
+			if managers[i], err = store.Open(t.Context(), store.Config{URL: url, Log: slog.New(slog.DiscardHandler)}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if t.Failed() {
+		return
+	}
+	t.Cleanup(func() {
+		for _, m := range managers {
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	img := image()
+	if err := managers[0].CreateImage(t.Context(), img); err != nil {
+		t.Fatal(err)
+	}
+	c := newContainer(img, "web")
+	if err := managers[1].CreateContainer(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	const writers, each = 4, 10
+	for _, m := range managers {
+		for range writers {
+			wg.Go(func() {
+				for range each {
+					if _, err := m.UpdateContainer(t.Context(), c.ID, func(c *warmboot.Container) error { c.Error += "x"; return nil }); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	got, err := managers[0].Container(t.Context(), c.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(got.Error); n != len(managers)*writers*each {
+		t.Errorf("%d of %d updates were kept", n, len(managers)*writers*each)
+	}
+}
+
+// TestTwoManagersFinishTwoBuilds has both make another snapshot of one image ready.
+func TestTwoManagersFinishTwoBuilds(t *testing.T) {
+	t.Parallel()
+	url := database(t)
+	managers := []*store.Store{open(t, url), open(t, url)}
+	for range 20 {
+		img := image()
+		img.Name = string(img.ID)
+		if err := managers[0].CreateImage(t.Context(), img); err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for _, m := range managers {
+			snap := &warmboot.RuntimeSnapshot{ID: warmboot.NewID(), RuntimeImageID: img.ID, State: warmboot.SnapshotCreating, CreatedAt: time.Now()}
+			if err := m.CreateSnapshot(t.Context(), snap); err != nil {
+				t.Fatal(err)
+			}
+			wg.Go(func() {
+				if err := m.FinishSnapshot(t.Context(), snap); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	all, err := managers[0].Snapshots(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ready := map[warmboot.ID]int{}
+	for _, snap := range all {
+		if snap.State == warmboot.SnapshotReady {
+			ready[snap.RuntimeImageID]++
+		}
+	}
+	for id, n := range ready {
+		if n != 1 {
+			t.Errorf("%d snapshots of image %s are ready", n, id)
+		}
+	}
+	if len(ready) != 20 {
+		t.Errorf("%d of 20 images have a ready snapshot", len(ready))
+	}
+}
+
+// TestTwoManagersCreateOneName expects that the loser is told who has the name.
+func TestTwoManagersCreateOneName(t *testing.T) {
+	t.Parallel()
+	url := database(t)
+	managers := []*store.Store{open(t, url), open(t, url)}
+	img := image()
+	if err := managers[0].CreateImage(t.Context(), img); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		var wg sync.WaitGroup
+		errs := make([]error, len(managers))
+		for j, m := range managers {
+			wg.Go(func() { errs[j] = m.CreateContainer(t.Context(), newContainer(img, fmt.Sprintf("c%d", i))) })
+		}
+		wg.Wait()
+		lost := errs[0]
+		if lost == nil {
+			lost = errs[1]
+		} else if errs[1] != nil {
+			t.Fatalf("both failed: %v, %v", errs[0], errs[1])
+		}
+		if warmboot.CodeOf(lost) != warmboot.Conflict || !strings.Contains(lost.Error(), "is taken by container") {
+			t.Fatalf("the loser was told %v, code %q", lost, warmboot.CodeOf(lost))
+		}
+	}
+}
+
+func TestMessagesOfAnyBytesAreStored(t *testing.T) {
+	t.Parallel()
+	s := open(t, database(t))
+	img := image()
+	if err := s.CreateImage(t.Context(), img); err != nil {
+		t.Fatal(err)
+	}
+	c := newContainer(img, "web")
+	if err := s.CreateContainer(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.UpdateContainer(t.Context(), c.ID, func(c *warmboot.Container) error { c.Error = "the guest said \x00\xff"; return nil })
+	if err != nil || got.Error != "the guest said \uFFFD\uFFFD" {
+		t.Errorf("stored %q, %v", got.Error, err)
+	}
+}
+
+func TestOpenTellsWhatIsWrongWithAnAddress(t *testing.T) {
+	t.Parallel()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := l.Addr().String()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cases := map[string]struct {
+		code warmboot.Code
+		says string
+	}{
+		"":                                     {warmboot.Invalid, "no database is named"},
+		"mysql://localhost/x":                  {warmboot.Invalid, "mysql"},
+		"postgres://u:secret@h:port/x":         {warmboot.Invalid, "cannot be understood"},
+		"postgres://u:secret@" + nobody + "/x": {warmboot.Unavailable, "check that PostgreSQL runs"},
+	}
+	if server != nil {
+		cases[server.URL("absent")] = struct {
+			code warmboot.Code
+			says string
+		}{warmboot.Unavailable, "createdb"}
+	}
+	for url, want := range cases {
+		_, err := store.Open(t.Context(), store.Config{URL: url, Log: slog.New(slog.DiscardHandler)})
+		if warmboot.CodeOf(err) != want.code || !strings.Contains(err.Error(), want.says) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%q: %v, code %q", url, err, warmboot.CodeOf(err))
+		}
+	}
+}
