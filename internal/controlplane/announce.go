@@ -26,11 +26,11 @@ func (a *announced) lock(id warmboot.ID) (unlock func()) {
 	return mu.Unlock
 }
 
-func (a *announced) container(c *warmboot.Container) {
+func (a *announced) tellContainer(c *warmboot.Container) {
 	a.events.publish(Event{Type: EventContainer, Entity: c.ID, Name: c.Name, State: string(c.State), BootMethod: c.BootMethod})
 }
 
-func (a *announced) snapshot(id warmboot.ID, state warmboot.SnapshotState) {
+func (a *announced) tellSnapshot(id warmboot.ID, state warmboot.SnapshotState) {
 	a.events.publish(Event{Type: EventSnapshot, Entity: id, State: string(state)})
 }
 
@@ -38,7 +38,7 @@ func (a *announced) CreateContainer(ctx context.Context, c *warmboot.Container) 
 	defer a.lock(c.ID)()
 	err := a.Store.CreateContainer(ctx, c)
 	if err == nil {
-		a.container(c)
+		a.tellContainer(c)
 	}
 	return err
 }
@@ -52,14 +52,14 @@ func (a *announced) UpdateContainer(ctx context.Context, id warmboot.ID, change 
 		return change(c)
 	})
 	if err == nil && (after.State != state || after.BootMethod != method) {
-		a.container(after)
+		a.tellContainer(after)
 	}
 	return after, err
 }
 
 func (a *announced) DeleteContainer(ctx context.Context, id warmboot.ID) error {
 	defer a.lock(id)()
-	before, readErr := a.Store.Container(ctx, id)
+	before, readErr := a.Container(ctx, id)
 	err := a.Store.DeleteContainer(ctx, id)
 	if err == nil && readErr == nil {
 		a.events.publish(Event{Type: EventContainer, Entity: id, Name: before.Name, State: "deleted"})
@@ -71,24 +71,24 @@ func (a *announced) CreateSnapshot(ctx context.Context, s *warmboot.RuntimeSnaps
 	defer a.lock(s.ID)()
 	err := a.Store.CreateSnapshot(ctx, s)
 	if err == nil {
-		a.snapshot(s.ID, s.State)
+		a.tellSnapshot(s.ID, s.State)
 	}
 	return err
 }
 
 func (a *announced) FinishSnapshot(ctx context.Context, s *warmboot.RuntimeSnapshot) error {
 	defer a.lock(s.ID)()
-	others, readErr := a.Store.Snapshots(ctx)
+	others, readErr := a.Snapshots(ctx)
 	if err := a.Store.FinishSnapshot(ctx, s); err != nil {
 		return err
 	}
-	a.snapshot(s.ID, warmboot.SnapshotReady)
+	a.tellSnapshot(s.ID, warmboot.SnapshotReady)
 	if readErr != nil {
 		return nil // what it replaced is not known; the next list shows it
 	}
 	for _, o := range others {
 		if o.ID != s.ID && o.RuntimeImageID == s.RuntimeImageID && (o.State == warmboot.SnapshotReady || o.State == warmboot.SnapshotUnhealthy) {
-			a.snapshot(o.ID, warmboot.SnapshotDeleted)
+			a.tellSnapshot(o.ID, warmboot.SnapshotDeleted)
 		}
 	}
 	return nil
@@ -106,13 +106,13 @@ func (a *announced) DeleteSnapshot(ctx context.Context, id warmboot.ID) error {
 
 // whenChanged publishes a snapshot's state if change has changed it.
 func (a *announced) whenChanged(ctx context.Context, id warmboot.ID, change func() error) error {
-	before, beforeErr := a.Store.Snapshot(ctx, id)
+	before, beforeErr := a.Snapshot(ctx, id)
 	if err := change(); err != nil {
 		return err
 	}
-	after, afterErr := a.Store.Snapshot(ctx, id)
+	after, afterErr := a.Snapshot(ctx, id)
 	if beforeErr == nil && afterErr == nil && before.State != after.State {
-		a.snapshot(id, after.State)
+		a.tellSnapshot(id, after.State)
 	}
 	return nil
 }
@@ -121,7 +121,7 @@ func (a *announced) RecordRestore(ctx context.Context, id warmboot.ID, at time.T
 	defer a.lock(id)()
 	after, err := a.Store.RecordRestore(ctx, id, at, failure)
 	if err == nil && failure != "" && after.State == warmboot.SnapshotUnhealthy && after.FailureStreak == warmboot.UnhealthyAfter {
-		a.snapshot(id, after.State)
+		a.tellSnapshot(id, after.State)
 	}
 	return after, err
 }
