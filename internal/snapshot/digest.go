@@ -48,7 +48,7 @@ func digestAt(path string, pace func(n int) error) (File, error) {
 		}
 		at = data - data%digestBlock
 		n, err := f.ReadAt(block, at)
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return File{}, err
 		}
 		if err := pace(n); err != nil {
