@@ -1,9 +1,11 @@
 package store_test
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -218,8 +220,9 @@ func TestTwoManagersFinishTwoBuilds(t *testing.T) {
 	}
 }
 
-// TestTwoManagersCreateOneName expects that the loser is told who has the name.
-func TestTwoManagersCreateOneName(t *testing.T) {
+// TestTwoManagersWantTheSame has both create containers of one name, or with one port, at once. One gets it, and the other is told
+// who has it.
+func TestTwoManagersWantTheSame(t *testing.T) {
 	t.Parallel()
 	url := database(t)
 	managers := []*store.Store{open(t, url), open(t, url)}
@@ -227,22 +230,32 @@ func TestTwoManagersCreateOneName(t *testing.T) {
 	if err := managers[0].CreateImage(t.Context(), img); err != nil {
 		t.Fatal(err)
 	}
-	for i := range 20 {
-		var wg sync.WaitGroup
-		errs := make([]error, len(managers))
-		for j, m := range managers {
-			wg.Go(func() { errs[j] = m.CreateContainer(t.Context(), newContainer(img, fmt.Sprintf("c%d", i))) })
-		}
-		wg.Wait()
-		lost := errs[0]
-		if lost == nil {
-			lost = errs[1]
-		} else if errs[1] != nil {
-			t.Fatalf("both failed: %v, %v", errs[0], errs[1])
-		}
-		if warmboot.CodeOf(lost) != warmboot.Conflict || !strings.Contains(lost.Error(), "is taken by container") {
-			t.Fatalf("the loser was told %v, code %q", lost, warmboot.CodeOf(lost))
-		}
+	for name, c := range map[string]struct {
+		says string
+		make func(round, manager int) *warmboot.Container
+	}{
+		"name": {"is taken by container", func(round, _ int) *warmboot.Container { return newContainer(img, fmt.Sprintf("c%d", round)) }},
+		"port": {"is published by container", func(round, manager int) *warmboot.Container {
+			c := newContainer(img, fmt.Sprintf("p%d-%d", round, manager))
+			ip := []string{"127.0.0.1", "0.0.0.0"}[manager]
+			c.Spec.PortMappings = []warmboot.PortMapping{{HostIP: netip.MustParseAddr(ip), HostPort: uint16(round + 1), ContainerPort: 80, Protocol: warmboot.TCP}}
+			return c
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for round := range 100 {
+				var errs [2]error
+				var wg sync.WaitGroup
+				for j, m := range managers {
+					wg.Go(func() { errs[j] = m.CreateContainer(t.Context(), c.make(round, j)) })
+				}
+				wg.Wait()
+				lost := cmp.Or(errs[0], errs[1])
+				if (errs[0] == nil) == (errs[1] == nil) || warmboot.CodeOf(lost) != warmboot.Conflict || !strings.Contains(lost.Error(), c.says) {
+					t.Fatalf("round %d: the managers were told %v and %v", round, errs[0], errs[1])
+				}
+			}
+		})
 	}
 }
 

@@ -47,7 +47,7 @@ func TestOpenAgainFindsWhatWasStored(t *testing.T) {
 	if err := first.CreateImage(t.Context(), img); err != nil {
 		t.Fatal(err)
 	}
-	second := open(t, path) // while the first is open, as after a takeover
+	second := open(t, "sqlite:"+path) // while the first is open, as after a takeover
 	if _, err := second.ImageByName(t.Context(), "runtime"); err != nil {
 		t.Fatal(err)
 	}
