@@ -140,7 +140,8 @@ func (r *runner) serve(ctx context.Context, flags []string) error {
 		return &warmboot.Error{Code: warmboot.Internal, Op: op, Err: err}
 	}
 	r.server = exec.Command(r.Binary, append([]string{"serve", "--listen", addr, "--storage-root", r.root}, flags...)...)
-	r.server.Env = append(os.Environ(), fmt.Sprintf("WARMBOOT_UID_BASE=%d", ownerBase), "MANAGER_API_TOKEN=", "CONTAINER_RUNTIME_KERNEL=", "CONTAINER_RUNTIME_ROOTFS=")
+	r.server.Env = append(os.Environ(), fmt.Sprintf("WARMBOOT_UID_BASE=%d", ownerBase), "MANAGER_API_TOKEN=", "CONTAINER_RUNTIME_KERNEL=", "CONTAINER_RUNTIME_ROOTFS=",
+		"DATABASE_URL=", "MANAGER_AUTO_SNAPSHOT=false")
 	r.server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is ours to act on
 	log, err := r.server.StderrPipe()
 	if err != nil {
