@@ -565,19 +565,20 @@ func gateway(t *testing.T, s *server, name string) string {
 	return fmt.Sprintf("%d.%d.%d.%d", b[0], b[1], b[2], b[3])
 }
 
-func fetch(t *testing.T, url string) string {
+// fetch reads a published page. A container that runs may still be about to listen, and nothing tells when it does.
+func fetch(t *testing.T, url string) (text string) {
 	t.Helper()
-	res, err := http.Get(url)
-	if err != nil {
-		t.Error(err)
-		return ""
-	}
-	defer res.Body.Close()
-	text, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Error(err)
-	}
-	return string(text)
+	await(t, 20*time.Second, url+" to answer", func() bool {
+		res, err := http.Get(url)
+		if err != nil {
+			return false
+		}
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		text = string(body)
+		return err == nil
+	})
+	return text
 }
 
 // rewrite puts other bytes into a file that may be read-only, as a failing disk would.
