@@ -71,7 +71,25 @@ func (g *Guest) serveVsock(ctx context.Context) error {
 	if err != nil {
 		return internal("listen on vsock", err)
 	}
-	return g.serveListener(ctx, l)
+	return g.serveListener(ctx, hostOnly{l})
+}
+
+// hostOnly turns away whoever is not the host: with a loopback transport in the kernel, a container could connect as well.
+type hostOnly struct{ net.Listener }
+
+func (l hostOnly) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil || fromHost(conn.RemoteAddr()) {
+			return conn, err
+		}
+		_ = conn.Close()
+	}
+}
+
+func fromHost(a net.Addr) bool {
+	peer, ok := a.(*vsock.Addr)
+	return ok && peer.ContextID == vsock.Host
 }
 
 // serveListener has a conversation with everyone who connects.
