@@ -3,6 +3,8 @@ package warmboot
 import (
 	"net/netip"
 	"regexp"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -19,6 +21,11 @@ const (
 	ContainerFailed   ContainerState = "failed"   // it could not be started; Error says why
 	ContainerDeleting ContainerState = "deleting" // everything of it is being released
 )
+
+// MovingStates are those in which somebody is doing something to a container. If nobody is, whoever was has died.
+func MovingStates() []ContainerState {
+	return []ContainerState{ContainerCreating, ContainerStarting, ContainerStopping, ContainerDeleting}
+}
 
 // CanBecome reports whether a container in state s may move to next.
 func (s ContainerState) CanBecome(next ContainerState) bool {
@@ -53,8 +60,10 @@ type Container struct {
 	Name           string // unique among containers that are not deleted
 	Image          string // OCI reference as the user gave it
 	RuntimeImageID ID
+	HostID         ID // the host that it was placed on
 	Spec           ContainerSpec
 	State          ContainerState
+	Lease          Lease
 	BootMethod     BootMethod // empty until the microVM is up
 	BootReason     string     // why the boot was cold; empty for a warm one
 	VMID           string     // "vm-" and 12 hexadecimal digits; empty when no microVM runs
@@ -65,6 +74,11 @@ type Container struct {
 	CreatedAt      time.Time
 	StartedAt      *time.Time
 	FinishedAt     *time.Time
+	// Private says that the pull of its image had credentials. They are not stored, so only whoever created it can start that again.
+	Private bool
+	// StoppedByUser says that somebody asked for its end, so that its restart policy does not undo that.
+	StoppedByUser bool
+	Restarts      int // how often the restart policy has brought it up again since somebody last started it
 }
 
 // ContainerSpec is what the caller asked to run.
@@ -75,6 +89,81 @@ type ContainerSpec struct {
 	PortMappings  []PortMapping     `json:"port_mappings,omitempty"`
 	CPULimit      float64           `json:"cpu_limit,omitempty"`       // CPUs; 0 means the microVM's own number
 	MemoryLimitMB int               `json:"memory_limit_mb,omitempty"` // MiB; 0 means the microVM's own size
+	RestartPolicy RestartPolicy     `json:"restart_policy,omitzero"`
+	ColdBoot      bool              `json:"cold_boot,omitempty"` // do not use a snapshot
+}
+
+// RestartPolicy says when a container is started again without anybody asking: Docker's rule
+// (https://docs.docker.com/engine/containers/start-containers-automatically/). While the microVM runs, the Docker in it follows the
+// policy; when the microVM or its host has gone down, warmboot does.
+type RestartPolicy struct {
+	Name       RestartName `json:"name,omitempty"`
+	MaxRetries int         `json:"max_retries,omitempty"` // of on-failure; 0: no limit
+}
+
+// RestartName names a restart policy.
+type RestartName string
+
+// The restart policies. None, and the empty one, is never.
+const (
+	RestartNo            RestartName = "no"
+	RestartOnFailure     RestartName = "on-failure"     // ended with an exit code other than 0, or without one
+	RestartAlways        RestartName = "always"         // and one that was stopped, when its host is booted again
+	RestartUnlessStopped RestartName = "unless-stopped" // but not one that was stopped
+)
+
+// ParseRestartPolicy reads Docker's notation: no, always, unless-stopped, on-failure or on-failure:N.
+func ParseRestartPolicy(text string) (RestartPolicy, error) {
+	name, number, limited := strings.Cut(text, ":")
+	p := RestartPolicy{Name: RestartName(name)}
+	if limited {
+		n, err := strconv.Atoi(number)
+		if err != nil || n < 0 || p.Name != RestartOnFailure {
+			return RestartPolicy{}, badRestartPolicy(text)
+		}
+		p.MaxRetries = n
+	}
+	return p, p.Validate()
+}
+
+// Validate reports an Invalid error for a policy that there is not.
+func (p RestartPolicy) Validate() error {
+	switch p.Name {
+	case "", RestartNo, RestartOnFailure, RestartAlways, RestartUnlessStopped:
+		if p.MaxRetries >= 0 && (p.MaxRetries == 0 || p.Name == RestartOnFailure) {
+			return nil
+		}
+	}
+	return badRestartPolicy(p.String())
+}
+
+func badRestartPolicy(text string) error {
+	return Errorf(Invalid, "restart policy", "%.60q is no restart policy; use no, on-failure, on-failure:N, always or unless-stopped", text)
+}
+
+// String is Docker's notation.
+func (p RestartPolicy) String() string {
+	switch {
+	case p.Name == "":
+		return string(RestartNo)
+	case p.MaxRetries > 0:
+		return string(p.Name) + ":" + strconv.Itoa(p.MaxRetries)
+	}
+	return string(p.Name)
+}
+
+// ShouldRestart reports whether a stopped container's policy wants it up again. rebooted says that its host was booted since.
+func (c *Container) ShouldRestart(rebooted bool) bool {
+	switch p := c.Spec.RestartPolicy; p.Name {
+	case RestartAlways:
+		return rebooted || !c.StoppedByUser
+	case RestartUnlessStopped:
+		return !c.StoppedByUser
+	case RestartOnFailure:
+		failed := c.ExitCode == nil || *c.ExitCode != 0
+		return failed && !c.StoppedByUser && (p.MaxRetries == 0 || c.Restarts < p.MaxRetries)
+	}
+	return false
 }
 
 // Protocol is the transport of a published port.

@@ -33,15 +33,21 @@ func (s SnapshotState) CanBecome(next SnapshotState) bool {
 type RuntimeSnapshot struct {
 	ID             ID
 	RuntimeImageID ID
-	SnapshotPath   string // the artifact's directory on the host that holds it
+	HostID         ID     // the host that builds it, or has built it
+	Platform       string // of that host (HostInventory.Platform): hosts of another cannot use it
+	Lease          Lease  // of the manager that has it built
+	SnapshotPath   string // the artifact's directory on the host that built it
 	State          SnapshotState
 	FCVersion      string // the VMM it was made with, "v1.15.1" for Firecracker, "qemu-7.2.22" for QEMU
 	CreatedAt      time.Time
 	SuccessCount   int64 // cumulative
 	FailureCount   int64 // cumulative
 	FailureStreak  int   // failed restores since the last success
-	LastUsedAt     *time.Time
-	Metadata       SnapshotMetadata
+	// Attempt counts the automatic builds in a row that led to this snapshot without a container having started warm from one of
+	// them; 0 for one that somebody asked for.
+	Attempt    int
+	LastUsedAt *time.Time
+	Metadata   SnapshotMetadata
 }
 
 // SnapshotMetadata is what the API tells about a snapshot's content. Sizes are in bytes.
@@ -55,5 +61,6 @@ type SnapshotMetadata struct {
 	BuildSeconds        float64 `json:"build_seconds,omitempty"`
 	ColdBootSeconds     float64 `json:"cold_boot_seconds,omitempty"` // from VMM start to Docker answering, in the build
 	PauseSeconds        float64 `json:"pause_seconds,omitempty"`     // from the pause to files that can be restored from
+	Step                string  `json:"step,omitempty"`              // what the build is doing, while the state is creating
 	Error               string  `json:"error,omitempty"`             // why it is unhealthy
 }

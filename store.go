@@ -5,13 +5,16 @@ import (
 	"time"
 )
 
-// Store keeps images, snapshots and containers. One implementation (internal/store) serves every database; storetest
+// Store keeps what there is, and says who does what with it. One implementation (internal/store) serves every database; storetest
 // holds it to this contract. Every method is one transaction. A missing row is a NotFound error, a name or port that is
 // taken a Conflict, a database that does not answer Unavailable. Returned entities are the caller's own copies.
 type Store interface {
 	ImageStore
 	SnapshotStore
 	ContainerStore
+	HostStore
+	ManagerStore
+	Feed
 }
 
 // ImageStore keeps runtime images.
@@ -28,21 +31,27 @@ type ImageStore interface {
 
 // SnapshotStore keeps runtime snapshots.
 type SnapshotStore interface {
+	// CreateSnapshot stores a new snapshot. While another of the same image and platform is being built it is a Conflict.
 	CreateSnapshot(ctx context.Context, s *RuntimeSnapshot) error
 	Snapshot(ctx context.Context, id ID) (*RuntimeSnapshot, error)
 	// Snapshots are newest first and include deleted ones whose files may still be there.
 	Snapshots(ctx context.Context) ([]*RuntimeSnapshot, error)
-	// FinishSnapshot moves a snapshot from creating to ready with its path, VMM version and metadata, and marks every
-	// other ready or unhealthy snapshot of the same image deleted, at once. A snapshot that is no longer
-	// creating (deleted meanwhile) is a Conflict.
-	FinishSnapshot(ctx context.Context, s *RuntimeSnapshot) error
+	// UpdateSnapshot reads the snapshot, lets change alter it, and stores it, as UpdateContainer does.
+	UpdateSnapshot(ctx context.Context, id ID, change func(*RuntimeSnapshot) error) (*RuntimeSnapshot, error)
+	// FinishSnapshot moves a snapshot from creating to ready with its path, VMM version and metadata, releases its lease, and marks deleted,
+	// at once, every other ready or unhealthy snapshot of the same image that is of the same platform or of one of the
+	// outdated ones. It returns those. A snapshot that is no longer creating (deleted meanwhile), or whose lease is not the
+	// one that s has, is a Conflict.
+	FinishSnapshot(ctx context.Context, s *RuntimeSnapshot, outdated []string) ([]ID, error)
 	// FailSnapshot makes a snapshot unhealthy with a reason, unless it is deleted.
 	FailSnapshot(ctx context.Context, id ID, reason string) error
 	// DeleteSnapshot soft deletes. Deleting a deleted snapshot succeeds.
 	DeleteSnapshot(ctx context.Context, id ID) error
-	// RecordRestore counts one use: a success resets the streak, a failure lengthens it, and the UnhealthyAfter-th in
-	// a row makes a ready snapshot unhealthy. It returns the snapshot as it is after.
-	RecordRestore(ctx context.Context, id ID, at time.Time, failure string) (*RuntimeSnapshot, error)
+	// RecordSuccesses counts n restores that succeeded, the last of them at a time. The streak of failures is over.
+	RecordSuccesses(ctx context.Context, id ID, at time.Time, n int) error
+	// RecordFailure counts a restore that failed: the UnhealthyAfter-th in a row makes a ready snapshot unhealthy. It returns the
+	// snapshot as it is after.
+	RecordFailure(ctx context.Context, id ID, at time.Time, reason string) (*RuntimeSnapshot, error)
 	// ForgetSnapshot removes the row of a deleted snapshot, once its files are gone.
 	ForgetSnapshot(ctx context.Context, id ID) error
 }
@@ -50,6 +59,7 @@ type SnapshotStore interface {
 // ContainerFilter narrows Containers. Zero means all.
 type ContainerFilter struct {
 	States []ContainerState
+	HostID ID
 }
 
 // ContainerStore keeps containers.
@@ -64,10 +74,60 @@ type ContainerStore interface {
 	FindContainer(ctx context.Context, ref string) (*Container, error)
 	// Containers are newest first.
 	Containers(ctx context.Context, f ContainerFilter) ([]*Container, error)
+	// ContainerLoad counts each host's containers that are neither stopped nor failed.
+	ContainerLoad(ctx context.Context) (map[ID]int, error)
 	// UpdateContainer reads the container, lets change alter it, and stores it, all in one transaction. change may be called again,
 	// on a fresh copy, where the database lets another transaction go first. A state that cannot follow the old one (ContainerState.CanBecome) is a Conflict and nothing is stored; so is an error
 	// from change. It returns the container as stored.
 	UpdateContainer(ctx context.Context, id ID, change func(*Container) error) (*Container, error)
-	// DeleteContainer removes the row, its name and its ports.
+	// DeleteContainer removes the row, its name and its ports, and remembers that there was one.
 	DeleteContainer(ctx context.Context, id ID) error
+	// DeletedContainers returns which of the ids are those of containers that were deleted.
+	DeletedContainers(ctx context.Context, ids []ID) (map[ID]bool, error)
+	// ForgetDeletedContainers forgets those that were deleted before a time.
+	ForgetDeletedContainers(ctx context.Context, before time.Time) error
 }
+
+// HostStore keeps hosts.
+type HostStore interface {
+	// CreateHost stores a new host. A taken name is a Conflict.
+	CreateHost(ctx context.Context, h *Host) error
+	Host(ctx context.Context, id ID) (*Host, error)
+	// FindHost finds a host by id or name.
+	FindHost(ctx context.Context, ref string) (*Host, error)
+	// Hosts are in order of their names.
+	Hosts(ctx context.Context) ([]*Host, error)
+	// UpdateHost reads the host, lets change alter it, and stores it, as UpdateContainer does. Beat and LastSeenAt stay.
+	UpdateHost(ctx context.Context, id ID, change func(*Host) error) (*Host, error)
+	// BeatHosts counts a sign of life of each of these hosts. One that is not there is passed over.
+	BeatHosts(ctx context.Context, ids []ID, at time.Time) error
+	// DeleteHost removes a host. While containers, or snapshots that are not deleted, are on it, that is a Conflict.
+	DeleteHost(ctx context.Context, id ID) error
+}
+
+// ManagerStore keeps the managers that share the store. A manager that is not in it is dead: its leases are free.
+type ManagerStore interface {
+	// JoinManagers adds a manager, and removes an earlier one of the same name; all others too where a store serves one manager
+	// only.
+	JoinManagers(ctx context.Context, m *Manager) error
+	// BeatManager counts a sign of life and returns all managers. Once the manager was removed it is a NotFound error.
+	BeatManager(ctx context.Context, id ID) ([]*Manager, error)
+	// RemoveManager removes a manager whose Beat is still what it was; nothing happens if it is not.
+	RemoveManager(ctx context.Context, id ID, beat int64) error
+	// LeaveManagers removes a manager whatever its Beat is.
+	LeaveManagers(ctx context.Context, id ID) error
+}
+
+// Feed carries messages between the managers that share a store. It carries hints: a message may be lost with a connection, so
+// whoever acts on one looks at the entities.
+type Feed interface {
+	// Publish sends messages of at most FeedLimit bytes to all managers, the sender included.
+	Publish(ctx context.Context, messages []string) error
+	// Follow hands over every message that is published, until ctx ends. connected is called first, and again after every
+	// interruption: messages may have been missed before. Where a store serves one manager only, it just waits for the end.
+	Follow(ctx context.Context, connected func(), message func(string)) error
+}
+
+// FeedLimit is how long a message of a Feed may be, in bytes: PostgreSQL's limit for NOTIFY, with some to spare
+// (https://www.postgresql.org/docs/current/sql-notify.html).
+const FeedLimit = 7900

@@ -113,6 +113,7 @@ type CreateContainer struct {
 	RuntimeImageID string            `json:"runtime_image_id,omitempty" format:"uuid" doc:"The newest runtime image if left out."`
 	RegistryAuth   *RegistryAuth     `json:"registry_auth,omitempty"`
 	ColdBoot       bool              `json:"cold_boot,omitempty" doc:"Do not use a snapshot, even if there is one."`
+	RestartPolicy  string            `json:"restart_policy,omitempty" pattern:"^(no|always|unless-stopped|on-failure(:[0-9]{1,6})?)$" doc:"When the container is started again by itself, as in Docker: no, on-failure, on-failure:N, always or unless-stopped; no if left out." example:"unless-stopped"`
 }
 
 // Phase is one timed step of bringing a container up.
@@ -134,6 +135,11 @@ type Container struct {
 	CPULimit       float64           `json:"cpu_limit,omitempty"`
 	MemoryLimitMB  int               `json:"memory_limit_mb,omitempty"`
 	State          string            `json:"state" enum:"creating,running,stopping,stopped,starting,failed,deleting"`
+	HostID         string            `json:"host_id,omitempty" doc:"The host that it was placed on."`
+	Host           string            `json:"host,omitempty" doc:"That host's name."`
+	HostState      string            `json:"host_state,omitempty" enum:"up,down" doc:"Of a host that is down, the container's state is what was last known."`
+	RestartPolicy  string            `json:"restart_policy,omitempty"`
+	Restarts       int               `json:"restarts,omitempty" doc:"How often the restart policy has brought it up again since somebody last started it."`
 	BootMethod     *string           `json:"boot_method" enum:"warm,cold" doc:"Which way the microVM came up; null until it has."`
 	BootReason     string            `json:"boot_reason,omitempty" doc:"Why the boot was cold."`
 	VMID           string            `json:"vm_id,omitempty" example:"vm-3f2a9c0d1e4b"`
@@ -144,6 +150,40 @@ type Container struct {
 	CreatedAt      time.Time         `json:"created_at"`
 	StartedAt      *time.Time        `json:"started_at,omitempty"`
 	FinishedAt     *time.Time        `json:"finished_at,omitempty"`
+}
+
+// Host is a machine that runs microVMs.
+type Host struct {
+	ID         string        `json:"id" format:"uuid"`
+	Name       string        `json:"name"`
+	Address    string        `json:"address,omitempty" doc:"Where its agent is reached; empty for the one inside warmboot serve."`
+	State      string        `json:"state" enum:"up,down" doc:"down: nothing was heard of it for too long. What runs there may go on, and is left alone."`
+	Cordoned   bool          `json:"cordoned" doc:"It gets no new containers and builds."`
+	LastSeenAt *time.Time    `json:"last_seen_at"`
+	CreatedAt  time.Time     `json:"created_at"`
+	Inventory  HostInventory `json:"inventory"`
+}
+
+// HostInventory is what a host's agent tells about it.
+type HostInventory struct {
+	Version       string   `json:"version,omitempty" doc:"Of warmboot."`
+	VMM           string   `json:"vmm"`
+	VMMWhy        string   `json:"vmm_why,omitempty" doc:"One line: why this one, with this accelerator."`
+	Arch          string   `json:"arch,omitempty"`
+	CPU           string   `json:"cpu,omitempty" doc:"What a guest sees."`
+	Platform      string   `json:"platform" doc:"Hosts of one platform can use each other's snapshots."`
+	CPUs          int      `json:"cpus,omitempty"`
+	MemoryBytes   int64    `json:"memory_bytes,omitempty"`
+	DiskBytes     int64    `json:"disk_bytes,omitempty" doc:"Of the storage root's file system."`
+	DiskFreeBytes int64    `json:"disk_free_bytes,omitempty"`
+	MaxVMs        int      `json:"max_vms,omitempty" doc:"How many microVMs it takes at the most."`
+	VMs           int      `json:"vms" doc:"How many there are, those of builds included."`
+	Snapshots     []string `json:"snapshots,omitempty" nullable:"false" doc:"Runtime snapshots whose files it has."`
+}
+
+// DrainHost asks for a host without containers.
+type DrainHost struct {
+	TimeoutSeconds *int `json:"timeout_seconds,omitempty" minimum:"0" maximum:"3600" doc:"How long each command may take to end by itself; 10 if left out."`
 }
 
 // StopContainer asks for a running container's end.
@@ -213,14 +253,14 @@ type Version struct {
 	VMMWhy    string `json:"vmm_why" doc:"One line: why this one, with this accelerator."`
 }
 
-// Event is one event of GET /v1/events: a container or a snapshot is in another state, or another boot method is known.
+// Event is one event of GET /v1/events: a container, a snapshot or a host is in another state, or another boot method is known.
 type Event struct {
 	ID         string    `json:"id"`
-	Type       string    `json:"type" enum:"container,snapshot,reset"`
+	Type       string    `json:"type" enum:"container,snapshot,host,reset"`
 	Time       time.Time `json:"time"`
 	EntityID   string    `json:"entity_id,omitempty"`
 	Name       string    `json:"name,omitempty"`
-	State      string    `json:"state,omitempty" doc:"That of the container or snapshot; deleted for a container that is gone."`
+	State      string    `json:"state,omitempty" doc:"That of the container, snapshot or host; deleted for a container or host that is gone."`
 	BootMethod string    `json:"boot_method,omitempty"`
 }
 

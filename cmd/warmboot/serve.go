@@ -18,6 +18,7 @@ import (
 	"warmboot/internal/controlplane"
 	"warmboot/internal/hostnet"
 	"warmboot/internal/httpapi"
+	"warmboot/internal/jobs"
 	"warmboot/internal/rollback"
 	"warmboot/internal/store"
 	"warmboot/internal/telemetry"
@@ -55,14 +56,17 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 	}
 	undo.Push("close database", db.Close)
 	metrics := telemetry.NewMetrics()
-	svc := controlplane.New(controlplane.Config{
-		Store: db, Host: host, Log: log, SnapshotWait: o.SnapshotWait, MaxSnapshots: o.MaxSnapshots,
-		AutoSnapshot: o.AutoSnapshot, SnapshotTTL: o.SnapshotTTL, Observer: metrics,
-	})
-	undo.Push("end background work", func() error { svc.Close(); return nil })
-	if err := svc.Start(ctx); err != nil {
+	svc, err := startControlPlane(ctx, o, db, localHost{host}, metrics, log, &undo)
+	if err != nil {
 		return err
 	}
+	if err := host.SayHello(ctx, svc); err != nil {
+		return err
+	}
+	reports, endReports := context.WithCancel(context.WithoutCancel(ctx))
+	reporting := make(chan struct{})
+	go func() { defer close(reporting); host.Run(reports, svc) }()
+	undo.Push("end reports of the host", func() error { endReports(); <-reporting; return nil })
 	if err := metrics.Watch(telemetry.Inventory{Service: svc, Slots: host.Slots, Log: log}); err != nil {
 		return err
 	}
@@ -79,7 +83,7 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 		IdleTimeout:       2 * time.Minute,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
-	info, err := host.Info(ctx)
+	info, err := host.Inventory(ctx)
 	if err != nil {
 		return err
 	}
@@ -89,6 +93,8 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 	select {
 	case err := <-failed:
 		return &warmboot.Error{Code: warmboot.Internal, Op: "serve", Err: err}
+	case err := <-svc.Lost():
+		return err
 	case <-ctx.Done():
 	}
 	log.Info("warmboot ends; containers go on running")
@@ -99,6 +105,38 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 		return server.Close()
 	}
 	return nil
+}
+
+// startControlPlane starts the control plane on a database; its end is on undo.
+func startControlPlane(ctx context.Context, o cli.ServeOptions, db *store.Store, hosts controlplane.Hosts, observer controlplane.Observer, log *slog.Logger, undo *rollback.Stack) (*controlplane.Service, error) {
+	sql, postgres := db.SQL()
+	queue, err := jobs.New(ctx, jobs.Config{DB: sql, Postgres: postgres, Log: log})
+	if err != nil {
+		return nil, err
+	}
+	svc := controlplane.New(controlplane.Config{
+		Store: db, Hosts: hosts, Queue: queue, Log: log, Name: o.Name, SnapshotWait: o.SnapshotWait, MaxSnapshots: o.MaxSnapshots,
+		AutoSnapshot: o.AutoSnapshot, SnapshotTTL: o.SnapshotTTL, Observer: observer,
+	})
+	undo.Push("end background work", func() error {
+		svc.Close() // first: jobs that end after it know that they are to be done again
+		return queue.Close(context.WithoutCancel(ctx))
+	})
+	if err := svc.Start(ctx); err != nil {
+		return nil, err
+	}
+	return svc, queue.Start(ctx, svc)
+}
+
+// localHost is the way to the one host that is in this process.
+type localHost struct{ *agent.Agent }
+
+// Host implements controlplane.Hosts.
+func (l localHost) Host(h *warmboot.Host) (controlplane.Host, error) {
+	if h.ID != l.ID {
+		return nil, warmboot.Errorf(warmboot.Unavailable, "reach host", "host %s is inside another `warmboot serve`, which alone can command it (%w); use `warmboot manager` and `warmboot agent` for several hosts", h.Name, controlplane.ErrUnreachable)
+	}
+	return l.Agent, nil
 }
 
 // listen binds the API's address. Without a token only this machine may reach it.
@@ -130,7 +168,7 @@ func openAgent(ctx context.Context, o cli.ServeOptions, log *slog.Logger) (*agen
 	}
 	return agent.Open(ctx, agent.Config{
 		Root: o.StorageRoot, Driver: driver, Log: log, ImageRoots: roots, PlainHTTPRegistries: o.PlainHTTPRegistries,
-		VCPUs: o.VCPUs, MemoryMiB: o.MemoryMiB, OwnerBase: base,
+		VCPUs: o.VCPUs, MemoryMiB: o.MemoryMiB, OwnerBase: base, Name: o.Name, Version: version, MaxVMs: o.MaxVMs,
 	})
 }
 

@@ -8,6 +8,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -44,6 +45,20 @@ type Config struct {
 	// OwnerBase is the first of the user ids that VMMs run as when this process is root; its group is shared by all of them.
 	// DefaultOwnerBase if 0.
 	OwnerBase uint32
+	// ID and Name are this host's; by default they are kept in ROOT/host.json, and the name is the machine's.
+	ID   warmboot.ID
+	Name string
+	// Address is where managers and other hosts reach this agent; empty inside `warmboot serve`.
+	Address string
+	// Version of warmboot, to be told.
+	Version string
+	// MaxVMs is how many microVMs the control plane may place here; by default as many as have four times the memory of this machine
+	// together, because a restored microVM shares most of its memory with others.
+	MaxVMs int
+	// Peers fetches files from other hosts; nil: there are none.
+	Peers Peers
+	// Beat is how often the control plane is told that this host lives: DefaultBeat.
+	Beat time.Duration
 	// KernelArgs are added to the guest's kernel command line.
 	KernelArgs []string
 }
@@ -55,6 +70,7 @@ const (
 	DefaultDiskBytes      = 8 << 30
 	DefaultRestoreTimeout = 20 * time.Second
 	DefaultBootTimeout    = 4 * time.Minute
+	DefaultBeat           = 5 * time.Second
 	// DefaultOwnerBase lies in a range that systemd's allocation of user ids (https://systemd.io/UIDS-GIDS/) leaves unused.
 	DefaultOwnerBase = 1_900_000_000
 )
@@ -66,11 +82,15 @@ type Agent struct {
 	disks    *disk.Store
 	verifier *snapshot.Verifier
 	slots    slots
+	images   *imageIndex
+	commands commands
+	exits    exits
+	bootID   string
 	unlock   func() error
 
 	mu         sync.Mutex // taken before a container's, never after
 	containers map[warmboot.ID]*container
-	builds     map[warmboot.ID]bool // snapshots that are being built
+	builds     map[warmboot.ID]*building // snapshots that are being built or fetched
 }
 
 var _ controlplane.Host = (*Agent)(nil)
@@ -79,7 +99,7 @@ var _ controlplane.Host = (*Agent)(nil)
 // the storage root, and removes what was half made. Only one agent may use a storage root at a time; a second one is a Conflict.
 func Open(ctx context.Context, c Config) (*Agent, error) {
 	setDefaults(&c)
-	a := &Agent{Config: c, verifier: snapshot.NewVerifier(), containers: map[warmboot.ID]*container{}, builds: map[warmboot.ID]bool{}}
+	a := &Agent{Config: c, verifier: snapshot.NewVerifier(), containers: map[warmboot.ID]*container{}, builds: map[warmboot.ID]*building{}}
 	var undo rollback.Stack
 	defer undo.Unwind()
 	if err := a.makeRoot(); err != nil {
@@ -91,7 +111,13 @@ func Open(ctx context.Context, c Config) (*Agent, error) {
 	}
 	a.unlock = unlock
 	undo.Push("lock storage root", unlock)
+	if err := errors.Join(a.identify(), a.limitVMs()); err != nil {
+		return nil, err
+	}
 	if a.caps, err = c.Driver.Probe(ctx); err != nil {
+		return nil, err
+	}
+	if a.images, err = openImageIndex(filepath.Join(c.Root, "images")); err != nil {
 		return nil, err
 	}
 	if a.disks, err = disk.Open(ctx, disk.Config{Dir: filepath.Join(c.Root, "disk-templates"), Driver: a.caps.Driver, Group: a.group()}); err != nil {
@@ -121,6 +147,9 @@ func setDefaults(c *Config) {
 	if c.BootTimeout == 0 {
 		c.BootTimeout = DefaultBootTimeout
 	}
+	if c.Beat == 0 {
+		c.Beat = DefaultBeat
+	}
 	if c.OwnerBase == 0 {
 		c.OwnerBase = DefaultOwnerBase
 	}
@@ -137,15 +166,6 @@ func (a *Agent) Close() error {
 		c.disconnect()
 	}
 	return a.unlock()
-}
-
-// Info tells what the host runs microVMs with.
-func (a *Agent) Info(context.Context) (controlplane.HostInfo, error) {
-	why := a.caps.Driver + " with " + a.caps.Accelerator
-	if a.caps.AcceleratorWhy != "" {
-		why += ": " + a.caps.AcceleratorWhy
-	}
-	return controlplane.HostInfo{VMM: a.caps.FCVersion(), VMMWhy: why}, nil
 }
 
 // Capabilities is what the driver found out about this host.
@@ -213,7 +233,7 @@ func (a *Agent) Containers(context.Context) ([]controlplane.HostContainer, error
 	defer a.mu.Unlock()
 	var all []controlplane.HostContainer
 	for id, c := range a.containers {
-		all = append(all, controlplane.HostContainer{ID: id, Running: c.running()})
+		all = append(all, c.tell(id))
 	}
 	return all, nil
 }

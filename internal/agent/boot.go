@@ -14,18 +14,27 @@ import (
 // WarmBoot restores a container's microVM from a snapshot, makes it a machine of its own, and returns once Docker has answered.
 func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap warmboot.RuntimeSnapshot) (_ controlplane.Booted, err error) {
 	const op = "warm boot"
+	ctx, done, err := a.command(ctx, m.Container)
+	if err != nil {
+		return controlplane.Booted{}, err
+	}
+	defer done()
 	ctx, cancel := context.WithTimeout(ctx, a.RestoreTimeout)
 	defer cancel()
+	if m.Image, err = a.images.local(ctx, m.Image); err != nil {
+		return controlplane.Booted{}, err
+	}
+	path := snapshot.Dir(a.Root, m.Image.ID, snap.ID)
 	l, err := a.launch(m)
 	if err != nil {
 		return controlplane.Booted{}, err
 	}
 	defer func() { err = l.end(err) }()
 	// From here on the snapshot's files stay.
-	if err := l.c.keep(func(r *record) { r.BasedOn = snap.SnapshotPath }); err != nil {
+	if err := l.c.keep(func(r *record) { r.BasedOn = path }); err != nil {
 		return controlplane.Booted{}, err
 	}
-	art, err := a.usableArtifact(m, snap)
+	art, err := a.usableArtifact(m, path)
 	if err != nil {
 		return controlplane.Booted{}, err
 	}
@@ -37,12 +46,11 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 		return controlplane.Booted{}, err
 	}
 	l.c.setDisk(data)
-	boot := art.Metadata.Boot
 	if err := l.start(func() (vmm.Machine, error) {
 		return a.Driver.Restore(ctx, vmm.Snapshot{
 			MemoryFile: art.File(snapshot.MemoryFile), StateFile: art.File(snapshot.StateFile),
 			VCPUs: art.Metadata.Fingerprint.VCPUs, MemoryMiB: art.Metadata.Fingerprint.MemoryMiB,
-			Kernel: boot.Kernel, Initrd: boot.Initrd, KernelArgs: boot.KernelArgs,
+			Kernel: m.Image.KernelPath, Initrd: m.Image.InitrdPath, KernelArgs: art.Metadata.Boot.KernelArgs,
 		}, vmm.RestoreOptions{
 			ID: m.VMID, Dir: l.c.vmDir(), RootDisk: vmm.Disk{Path: m.Image.RootfsPath, Format: vmm.Raw},
 			DataDisk: data, Network: l.net, Owner: a.owner(l.slot),
@@ -68,8 +76,8 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 
 // usableArtifact opens a snapshot and checks that its files are what was written, and that it was made for this host, image and
 // size of machine.
-func (a *Agent) usableArtifact(m controlplane.MachineSpec, snap warmboot.RuntimeSnapshot) (*snapshot.Artifact, error) {
-	art, err := snapshot.Open(snap.SnapshotPath)
+func (a *Agent) usableArtifact(m controlplane.MachineSpec, path string) (*snapshot.Artifact, error) {
+	art, err := snapshot.Open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -82,9 +90,6 @@ func (a *Agent) usableArtifact(m controlplane.MachineSpec, snap warmboot.Runtime
 		}
 		return nil, warmboot.Errorf(warmboot.Incompatible, "use snapshot", "%s", diff)
 	}
-	if err := checkFiles(m.Image); err != nil {
-		return nil, err
-	}
 	return art, a.verifier.Verify(art)
 }
 
@@ -92,9 +97,14 @@ func (a *Agent) usableArtifact(m controlplane.MachineSpec, snap warmboot.Runtime
 // once Docker has answered.
 func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ controlplane.Booted, err error) {
 	const op = "cold boot"
+	ctx, done, err := a.command(ctx, m.Container)
+	if err != nil {
+		return controlplane.Booted{}, err
+	}
+	defer done()
 	ctx, cancel := context.WithTimeout(ctx, a.BootTimeout)
 	defer cancel()
-	if err := checkFiles(m.Image); err != nil {
+	if m.Image, err = a.images.local(ctx, m.Image); err != nil {
 		return controlplane.Booted{}, err
 	}
 	l, err := a.launch(m)
@@ -145,26 +155,6 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 // size is the microVM's that a container needs: never smaller than the default, which is also a snapshot's.
 func (a *Agent) size(s warmboot.ContainerSpec) (vcpus, memoryMiB int) {
 	return max(a.VCPUs, int(math.Ceil(s.CPULimit))), max(a.MemoryMiB, s.MemoryLimitMB)
-}
-
-// checkFiles makes sure that a runtime image's files are still there, as large as they were. Their content was checked when the
-// image was registered.
-func checkFiles(img warmboot.Image) error {
-	var size int64
-	for _, path := range []string{img.KernelPath, img.InitrdPath, img.RootfsPath} {
-		if path == "" {
-			continue
-		}
-		info, err := os.Stat(path)
-		if err != nil {
-			return &warmboot.Error{Code: warmboot.Corrupt, Op: "use runtime image", Msg: "a file of runtime image " + img.Name + " cannot be read; build or register the image again", Err: err}
-		}
-		size += info.Size()
-	}
-	if size != img.SizeBytes {
-		return warmboot.Errorf(warmboot.Corrupt, "use runtime image", "the files of runtime image %s have %d bytes, they had %d when it was registered; build or register the image again", img.Name, size, img.SizeBytes)
-	}
-	return nil
 }
 
 // own gives a file to a VMM's user.

@@ -21,8 +21,12 @@ import (
 // when it returns; on an error so is everything else.
 func (a *Agent) BuildSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot, img warmboot.Image, step func(string)) (_ controlplane.Built, err error) {
 	const op = "build snapshot"
-	defer a.beginBuild(snap.ID)() // the last to run: until then its files are no garbage
-	if err := checkFiles(img); err != nil {
+	ctx, end, err := a.beginBuild(ctx, snap.ID)
+	if err != nil {
+		return controlplane.Built{}, err
+	}
+	defer end() // the last to run: until then its files are no garbage
+	if img, err = a.images.local(ctx, img); err != nil {
 		return controlplane.Built{}, err
 	}
 	if err := a.roomForSnapshot(); err != nil {
@@ -212,11 +216,7 @@ func (a *Agent) snapshotAccess() snapshot.Access {
 // RemoveSnapshot removes a snapshot's files. It is a Conflict while a container's disk, and so maybe its running machine, is based
 // on them.
 func (a *Agent) RemoveSnapshot(_ context.Context, snap warmboot.RuntimeSnapshot) error {
-	// The path is empty if the build's end was never recorded; the files may be there all the same.
-	path := snapshot.Dir(a.Root, snap.RuntimeImageID, snap.ID)
-	if snap.SnapshotPath != "" && snap.SnapshotPath != path {
-		return warmboot.Errorf(warmboot.Invalid, "remove snapshot", "%s is not where this host keeps snapshot %s", snap.SnapshotPath, snap.ID)
-	}
+	path := snapshot.Dir(a.Root, snap.RuntimeImageID, snap.ID) // its row has that of the host that built it
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, c := range a.containers {

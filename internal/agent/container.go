@@ -10,6 +10,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"warmboot"
+	"warmboot/internal/controlplane"
 	"warmboot/internal/guestrpc"
 	"warmboot/internal/rollback"
 	"warmboot/internal/vmm"
@@ -32,6 +33,7 @@ type microVM struct {
 	guest   *guestrpc.Client
 	docker  *client.Client
 	undo    *rollback.Stack // ends the machine and gives back what it took; its disk stays
+	unwatch func()          // ends the wait for the command's end; nil before the command is started
 }
 
 // dataDisk is the machine's writable disk, whatever its format.
@@ -44,6 +46,13 @@ func (c *container) running() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.live != nil
+}
+
+// tell is what the control plane is told of a container.
+func (c *container) tell(id warmboot.ID) controlplane.HostContainer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return controlplane.HostContainer{ID: id, Running: c.live != nil, Generation: c.rec.Generation, Container: c.rec.Container}
 }
 
 // vm returns the running microVM, or a Conflict if there is none.
@@ -61,6 +70,7 @@ func (c *container) disconnect() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.live != nil {
+		c.live.stopWatching()
 		c.live.docker.Close()
 		c.live.guest.Close()
 		c.live = nil
@@ -74,6 +84,7 @@ func (c *container) endVM() error {
 	if c.live == nil {
 		return nil
 	}
+	c.live.stopWatching()
 	err := c.live.undo.Unwind()
 	c.live = nil
 	c.rec.Slot, c.rec.Network, c.rec.Handle = nil, nil, nil
@@ -110,8 +121,13 @@ func (c *container) basedOn() string {
 }
 
 // RemoveContainer ends the machine at once and removes everything of the container. Idempotent.
-func (a *Agent) RemoveContainer(_ context.Context, id warmboot.ID) error {
-	c, err := a.find(id)
+func (a *Agent) RemoveContainer(ctx context.Context, ref controlplane.ContainerRef) error {
+	_, done, err := a.command(ctx, ref)
+	if err != nil {
+		return err
+	}
+	defer done()
+	c, err := a.find(ref.ID)
 	if warmboot.CodeOf(err) == warmboot.NotFound {
 		return nil
 	}

@@ -26,6 +26,11 @@ const ociContainer = "main"
 // StartContainer pulls the image into the container's machine, creates and starts the OCI container. If the machine's disk holds
 // that container already it is only started.
 func (a *Agent) StartContainer(ctx context.Context, c warmboot.Container, auth *controlplane.RegistryAuth, step func(string)) ([]warmboot.Phase, error) {
+	ctx, done, err := a.command(ctx, controlplane.ContainerRef{ID: c.ID, Generation: c.Lease.Generation})
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	own, err := a.find(c.ID)
 	if err != nil {
 		return nil, err
@@ -37,6 +42,12 @@ func (a *Agent) StartContainer(ctx context.Context, c warmboot.Container, auth *
 	ctx, stop := whileAlive(ctx, vm.machine)
 	defer stop()
 	phases, err := a.startContainer(ctx, vm, c, auth, step)
+	if err == nil {
+		err = own.keep(func(r *record) { r.Container = &c })
+	}
+	if err == nil {
+		a.watch(own, vm)
+	}
 	if err != nil && errors.Is(context.Cause(ctx), errVMDied) {
 		err = warmboot.Errorf(warmboot.Unavailable, "start container", "the VMM's process ended while the container was being started; create it again")
 	}
@@ -82,6 +93,7 @@ func ociConfig(c warmboot.Container) (*dockertypes.Config, *dockertypes.HostConf
 	host := &dockertypes.HostConfig{NetworkMode: "host"}
 	host.NanoCPUs = int64(c.Spec.CPULimit * 1e9)
 	host.Memory = int64(c.Spec.MemoryLimitMB) << 20
+	host.RestartPolicy = dockertypes.RestartPolicy{Name: dockertypes.RestartPolicyMode(c.Spec.RestartPolicy.Name), MaximumRetryCount: c.Spec.RestartPolicy.MaxRetries}
 	return config, host
 }
 
@@ -178,50 +190,15 @@ func dockerError(op string, err error) error {
 	return &warmboot.Error{Code: code, Op: op, Err: err}
 }
 
-// WaitExit returns once the container's command has ended, with its exit code, or with an Unavailable error once its machine has
-// died.
-func (a *Agent) WaitExit(ctx context.Context, id warmboot.ID) (int, error) {
-	const op = "wait for container"
-	c, err := a.find(id)
-	if err != nil {
-		return -1, err
-	}
-	vm, err := c.vm()
-	if err != nil {
-		return -1, err
-	}
-	wait := vm.docker.ContainerWait(ctx, ociContainer, client.ContainerWaitOptions{Condition: dockertypes.WaitConditionNotRunning})
-	select {
-	case res := <-wait.Result:
-		if res.Error != nil {
-			return -1, warmboot.Errorf(warmboot.Internal, op, "%s", res.Error.Message)
-		}
-		return int(res.StatusCode), nil
-	case err := <-wait.Error:
-		if ctx.Err() != nil {
-			return -1, ctx.Err()
-		}
-		select {
-		case <-vm.machine.Done(): // the machine's end cuts the connection a moment before it is seen itself
-		case <-time.After(machineEndDelay):
-			return -1, &warmboot.Error{Code: warmboot.Unavailable, Op: op, Msg: "the connection to its microVM was lost", Err: err}
-		case <-ctx.Done():
-			return -1, ctx.Err()
-		}
-	case <-vm.machine.Done():
-	case <-ctx.Done():
-		return -1, ctx.Err()
-	}
-	return -1, warmboot.Errorf(warmboot.Unavailable, op, "its microVM ended unexpectedly; `warmboot start` boots it again from its own disk")
-}
-
-// machineEndDelay is how long after its connections a machine's process may be seen to end.
-const machineEndDelay = 2 * time.Second
-
 // StopContainer lets the command end within grace, keeps its logs, shuts the machine down and keeps its disk. Idempotent; a
 // container without a machine is stopped already. It returns the command's exit code, -1 if it is not known.
-func (a *Agent) StopContainer(ctx context.Context, id warmboot.ID, grace time.Duration) (int, error) {
-	c, err := a.find(id)
+func (a *Agent) StopContainer(ctx context.Context, ref controlplane.ContainerRef, grace time.Duration) (int, error) {
+	ctx, done, err := a.command(ctx, ref)
+	if err != nil {
+		return -1, err
+	}
+	defer done()
+	c, err := a.find(ref.ID)
 	if warmboot.CodeOf(err) == warmboot.NotFound {
 		return -1, nil
 	}
@@ -229,6 +206,9 @@ func (a *Agent) StopContainer(ctx context.Context, id warmboot.ID, grace time.Du
 	if err != nil {
 		return -1, nil // it has none any more
 	}
+	c.mu.Lock()
+	vm.stopWatching()
+	c.mu.Unlock()
 	code := a.stopDocker(ctx, c, vm, grace)
 	if err := c.endVM(); err != nil {
 		return code, &warmboot.Error{Code: warmboot.Internal, Op: "stop container", Err: err}

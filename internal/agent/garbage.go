@@ -147,7 +147,7 @@ func (a *Agent) Discard(_ context.Context, g controlplane.Garbage) error {
 	if !allowed || parts[len(parts)-1] == ".." {
 		return warmboot.Errorf(warmboot.Invalid, op, "%s is nothing that garbage collection may remove", g.Path)
 	}
-	if a.builds[warmboot.ID(name)] {
+	if a.builds[warmboot.ID(name)] != nil {
 		return warmboot.Errorf(warmboot.Conflict, op, "%s belongs to a build that runs", g.Path)
 	}
 	return ioError(op, os.RemoveAll(g.Path))
@@ -157,24 +157,48 @@ func (a *Agent) Discard(_ context.Context, g controlplane.Garbage) error {
 func (a *Agent) building(id warmboot.ID) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.builds[id]
+	return a.builds[id] != nil
 }
 
-// beginBuild keeps garbage collection off a build's files until end.
-func (a *Agent) beginBuild(id warmboot.ID) (end func()) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.builds[id] = true
-	return func() {
+// building is a build, or a fetch, of a snapshot that runs.
+type building struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// beginBuild keeps garbage collection off a build's files until end. A build of the same snapshot that runs already is ended first: whoever
+// had asked for it was taken over.
+func (a *Agent) beginBuild(ctx context.Context, id warmboot.ID) (bctx context.Context, end func(), err error) {
+	for {
 		a.mu.Lock()
-		defer a.mu.Unlock()
-		delete(a.builds, id)
+		other := a.builds[id]
+		if other == nil {
+			break
+		}
+		a.mu.Unlock()
+		other.cancel()
+		select {
+		case <-other.done:
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
 	}
+	defer a.mu.Unlock()
+	bctx, cancel := context.WithCancel(ctx)
+	mine := &building{cancel: cancel, done: make(chan struct{})}
+	a.builds[id] = mine
+	return bctx, func() {
+		cancel()
+		a.mu.Lock()
+		delete(a.builds, id)
+		a.mu.Unlock()
+		close(mine.done)
+	}, nil
 }
 
 // ScrubSnapshot reads a snapshot's files again, slowly, and compares their digests. Damage is a Corrupt error.
 func (a *Agent) ScrubSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot) error {
-	art, err := snapshot.Open(snap.SnapshotPath)
+	art, err := snapshot.Open(snapshot.Dir(a.Root, snap.RuntimeImageID, snap.ID))
 	if err != nil {
 		return err
 	}

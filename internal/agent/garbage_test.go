@@ -21,7 +21,7 @@ func garbageRoot(t *testing.T, files ...string) *Agent {
 	t.Helper()
 	a := &Agent{
 		Config: Config{Root: t.TempDir(), Log: slog.New(slog.DiscardHandler), VCPUs: 1, MemoryMiB: 512},
-		builds: map[warmboot.ID]bool{}, containers: map[warmboot.ID]*container{}, verifier: snapshot.NewVerifier(),
+		builds: map[warmboot.ID]*building{}, containers: map[warmboot.ID]*container{}, verifier: snapshot.NewVerifier(),
 	}
 	for _, f := range files {
 		path := filepath.Join(a.Root, f)
@@ -42,7 +42,10 @@ func TestGarbageIsListedAndOnlyThatIsDiscarded(t *testing.T) {
 	a := garbageRoot(t, dir+string(snap)+"/snapshot.mem", dir+".draft-"+string(building)+"/snapshot.mem", dir+".draft-"+string(dead)+"/snapshot.mem",
 		"builds/"+string(building)+"/qmp", "builds/"+string(dead)+"/qmp", "containers/"+string(c)+"/data.qcow2", "containers/notes/mine",
 		"images/.lock", "images/0123456789abcdef/rootfs.ext4", "images/base-fedcba9876543210/base.ext4", "images/.draft-1/rootfs.ext4")
-	end := a.beginBuild(building)
+	_, end, err := a.beginBuild(t.Context(), building)
+	if err != nil {
+		t.Fatal(err)
+	}
 	all, err := a.Garbage(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -119,7 +122,8 @@ func TestALargerContainerDoesNotMakeASnapshotOutdated(t *testing.T) {
 	a := garbageRoot(t, "img/k", "img/r")
 	a.caps = vmm.Capabilities{Driver: "qemu", Version: "7.2"}
 	img := warmboot.Image{ID: warmboot.NewID(), Digest: "d", KernelPath: filepath.Join(a.Root, "img/k"), RootfsPath: filepath.Join(a.Root, "img/r"), SizeBytes: 10000}
-	d, err := snapshot.NewDraft(a.Root, img.ID, warmboot.NewID(), os.Getegid())
+	snap := warmboot.RuntimeSnapshot{ID: warmboot.NewID(), RuntimeImageID: img.ID}
+	d, err := snapshot.NewDraft(a.Root, img.ID, snap.ID, os.Getegid())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +137,7 @@ func TestALargerContainerDoesNotMakeASnapshotOutdated(t *testing.T) {
 		t.Fatal(err)
 	}
 	try := func(spec warmboot.ContainerSpec) error {
-		_, err := a.usableArtifact(controlplane.MachineSpec{Image: img, Spec: spec}, warmboot.RuntimeSnapshot{SnapshotPath: art.Path})
+		_, err := a.usableArtifact(controlplane.MachineSpec{Image: img, Spec: spec}, art.Path)
 		return err
 	}
 	if err := try(warmboot.ContainerSpec{}); err != nil {
@@ -152,7 +156,7 @@ func TestALargerContainerDoesNotMakeASnapshotOutdated(t *testing.T) {
 	a.MemoryMiB, a.caps.Version = 512, "8.0"
 	check("another VMM", try(warmboot.ContainerSpec{}), false)
 	check("another VMM, and more memory", try(warmboot.ContainerSpec{MemoryLimitMB: 1024}), false)
-	if err := a.ScrubSnapshot(t.Context(), warmboot.RuntimeSnapshot{SnapshotPath: art.Path}); err != nil {
+	if err := a.ScrubSnapshot(t.Context(), snap); err != nil {
 		t.Error(err)
 	}
 }

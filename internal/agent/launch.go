@@ -39,17 +39,21 @@ type launch struct {
 func (a *Agent) launch(m controlplane.MachineSpec) (*launch, error) {
 	const op = "prepare microVM"
 	l := &launch{a: a, hostname: m.Hostname}
-	if known, err := a.find(m.Container); err == nil {
+	id := m.Container.ID
+	if known, err := a.find(id); err == nil {
 		if known.running() {
-			return nil, warmboot.Errorf(warmboot.Conflict, op, "container %s has a microVM already", m.Container)
+			return nil, warmboot.Errorf(warmboot.Conflict, op, "container %s has a microVM already", id)
 		}
 		l.c = known
 	} else {
-		l.c, l.fresh = &container{id: m.Container, dir: a.containerDir(m.Container), rec: record{ID: m.Container}}, true
+		l.c, l.fresh = &container{id: id, dir: a.containerDir(id), rec: record{ID: id}}, true
 		if err := os.Mkdir(l.c.dir, 0o711); err != nil {
 			return nil, ioError(op, err)
 		}
 		a.add(l.c)
+	}
+	if n := a.slots.count(); n >= a.MaxVMs { // several managers may have chosen this host at once
+		return nil, l.end(warmboot.Errorf(warmboot.Exhausted, op, "this host has %d microVMs and takes no more than %d; stop some, or raise --max-vms", n, a.MaxVMs))
 	}
 	var err error
 	if l.slot, err = a.slots.take(); err != nil {
@@ -61,7 +65,9 @@ func (a *Agent) launch(m controlplane.MachineSpec) (*launch, error) {
 	}
 	l.undo.Push("remove VMM's directory", func() error { return os.RemoveAll(l.c.vmDir()) })
 	l.net = network(l.slot, m.Spec.PortMappings)
-	if err := l.c.keep(func(r *record) { r.Slot, r.Network = &l.slot, &l.net }); err != nil {
+	if err := l.c.keep(func(r *record) {
+		r.Slot, r.Network, r.Generation, r.Container = &l.slot, &l.net, m.Container.Generation, nil // not started yet
+	}); err != nil {
 		return nil, l.end(err)
 	}
 	return l, nil

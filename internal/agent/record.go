@@ -13,9 +13,13 @@ import (
 
 // record is ROOT/containers/ID/record.json: what must be known to take charge of a container again.
 type record struct {
-	ID      warmboot.ID `json:"id"`
-	Disk    vmm.Disk    `json:"disk"`
-	BasedOn string      `json:"based_on,omitempty"` // the snapshot whose data disk lies below Disk
+	ID warmboot.ID `json:"id"`
+	// Generation is that of the latest lease that was obeyed.
+	Generation int64 `json:"generation,omitempty"`
+	// Container is what the control plane had started here: enough to tell it again if it has forgotten.
+	Container *warmboot.Container `json:"container,omitempty"`
+	Disk      vmm.Disk            `json:"disk"`
+	BasedOn   string              `json:"based_on,omitempty"` // the snapshot whose data disk lies below Disk
 	// EngineID is what Docker in a clone was given. A clone that died before its disk was written has the snapshot's own
 	// on it, and must not get that when it boots again.
 	EngineID string `json:"engine_id,omitempty"`

@@ -96,7 +96,13 @@ func (a *Agent) adopt(ctx context.Context, c *container) error {
 	if err := l.reconnect(ctx); err != nil {
 		return l.end(err)
 	}
-	return l.end(nil)
+	if err := l.end(nil); err != nil {
+		return err
+	}
+	if c.rec.Container != nil {
+		a.watch(c, c.live)
+	}
+	return nil
 }
 
 func (l *launch) reconnect(ctx context.Context) error {

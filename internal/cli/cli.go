@@ -64,7 +64,9 @@ type ServeOptions struct {
 	ImageRoots          []string      // directories that registered images may lie in, besides the storage root's own
 	// Kernel, Rootfs and Initrd, if set, are registered as a runtime image at the start. Initrd may be empty.
 	Kernel, Rootfs, Initrd string
-	VCPUs, MemoryMiB       int // of a microVM that asks for no more; 0: the default
+	VCPUs, MemoryMiB       int    // of a microVM that asks for no more; 0: the default
+	MaxVMs                 int    // that are placed here; 0: the default
+	Name                   string // of this host and manager; empty: the machine's
 	LogLevel               slog.Level
 	LogFormat              string // "text" or "json"
 }
@@ -165,7 +167,7 @@ now, 9 timed out, 10 corrupt data, 11 incompatible snapshot, 130 interrupted.`,
 	}
 	add(groupContainers, a.runCmd(), a.psCmd(), a.logsCmd(), a.execCmd(), a.stopCmd(), a.startCmd(), a.rmCmd(), a.inspectCmd(), a.eventsCmd())
 	add(groupRuntime, a.imageCmd(), a.snapshotCmd())
-	add(groupMachine, a.serveCmd(), a.gcCmd(), a.doctorCmd(), a.benchCmd(), a.versionCmd())
+	add(groupMachine, a.serveCmd(), a.hostCmd(), a.gcCmd(), a.doctorCmd(), a.benchCmd(), a.versionCmd())
 	return root
 }
 

@@ -29,6 +29,7 @@ import (
 	"warmboot/internal/controlplane"
 	"warmboot/internal/controlplane/hosttest"
 	"warmboot/internal/httpapi"
+	"warmboot/internal/planetest"
 	"warmboot/internal/preflight"
 	"warmboot/internal/store"
 )
@@ -134,10 +135,11 @@ func config() cli.Config {
 
 // server is everything but real machines.
 type server struct {
-	host *hosttest.Host
-	db   *store.Store
-	svc  *controlplane.Service
-	http *httptest.Server
+	host  *hosttest.Host
+	plane *planetest.Plane
+	db    *store.Store
+	svc   *controlplane.Service
+	http  *httptest.Server
 }
 
 // serve starts a server with one runtime image, "base".
@@ -146,11 +148,10 @@ func serve(dir string) (*server, error) {
 	s := &server{host: hosttest.New()}
 	s.host.OnStart = s.onStart
 	var err error
-	if s.db, err = store.Open(context.Background(), store.Config{URL: filepath.Join(dir, ".warmboot.db"), Log: log}); err != nil {
+	if s.plane, err = planetest.Start(context.Background(), planetest.Config{URL: filepath.Join(dir, ".warmboot.db"), Hosts: []*hosttest.Host{s.host}}); err != nil {
 		return nil, err
 	}
-	s.svc = controlplane.New(controlplane.Config{Store: s.db, Host: s.host, Log: log})
-	err = s.svc.Start(context.Background())
+	s.db, s.svc = s.plane.Store, s.plane.Service
 	if err == nil {
 		_, err = s.svc.RegisterImage(context.Background(), warmboot.Image{Name: "base", KernelPath: hosttest.Root + "vmlinuz", RootfsPath: hosttest.Root + "rootfs.ext4"})
 	}
@@ -163,10 +164,10 @@ func serve(dir string) (*server, error) {
 }
 
 func (s *server) close() {
-	s.svc.Close() // first: it ends what requests wait for
+	_ = s.plane.Close() // first: it ends what requests wait for
 	s.http.CloseClientConnections()
 	s.http.Close()
-	_ = s.db.Close() // the directory goes next
+	s.host.Close()
 }
 
 // onStart gives images a meaning: "say" prints its arguments and ends, "exit" ends with the code it is given, "spec" prints what it was asked

@@ -80,6 +80,14 @@ func command(c api.Container) string {
 
 // status is a container's state as people say it.
 func status(c api.Container) string {
+	text := state(c)
+	if c.HostState == string(warmboot.HostDown) {
+		text += " (host " + c.Host + " is down)"
+	}
+	return text
+}
+
+func state(c api.Container) string {
 	switch s := warmboot.ContainerState(c.State); {
 	case s == warmboot.ContainerRunning && c.StartedAt != nil:
 		return "Up " + since(*c.StartedAt)

@@ -22,7 +22,7 @@ type runOptions struct {
 	runtimeImage, memory        string
 	env, envFiles, publish      []string
 	cpus                        float64
-	username                    string
+	username, restart           string
 	passwordStdin               bool
 }
 
@@ -55,6 +55,7 @@ the container is still being brought up, Ctrl-C removes it.`,
 	f.StringVarP(&o.memory, "memory", "m", "", "`amount` of memory, for example 512m; the microVM's own if left out")
 	f.StringVar(&o.entrypoint, "entrypoint", "", "`program` that replaces the image's entrypoint")
 	f.StringVar(&o.runtimeImage, "runtime-image", "", "`name` or id of the runtime image to boot; the newest if left out")
+	f.StringVar(&o.restart, "restart", "", "`policy` by which it is started again by itself: no, on-failure, on-failure:N, always or unless-stopped")
 	f.BoolVar(&o.cold, "cold", false, "boot from the kernel on, even if there is a snapshot")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "do not show how the microVM comes up")
 	f.StringVar(&o.username, "username", "", "`name` for the registry")
@@ -64,6 +65,7 @@ the container is still being brought up, Ctrl-C removes it.`,
 	must(f.MarkHidden("interactive")) // Docker's habit; it gets an answer that helps
 	must(f.MarkHidden("tty"))
 	must(cmd.RegisterFlagCompletionFunc("runtime-image", a.completeImages))
+	must(cmd.RegisterFlagCompletionFunc("restart", cobra.FixedCompletions([]string{"no", "on-failure", "always", "unless-stopped"}, cobra.ShellCompDirectiveNoFileComp)))
 	cmd.ValidArgsFunction = cobra.NoFileCompletions
 	return cmd
 }
@@ -104,7 +106,10 @@ func (a *app) run(ctx context.Context, o runOptions, image string, args []string
 
 // createRequest makes the request out of the flags.
 func (a *app) createRequest(ctx context.Context, cl *client.Client, o runOptions, image string, args []string) (api.CreateContainer, error) {
-	req := api.CreateContainer{Name: o.name, Image: image, Args: args, CPULimit: o.cpus, ColdBoot: o.cold}
+	req := api.CreateContainer{Name: o.name, Image: image, Args: args, CPULimit: o.cpus, ColdBoot: o.cold, RestartPolicy: o.restart}
+	if o.remove && o.restart != "" && o.restart != string(warmboot.RestartNo) {
+		return req, warmboot.Errorf(warmboot.Invalid, "", "--rm and --restart contradict each other: what is removed at its end cannot be started again")
+	}
 	if o.interactive || o.tty {
 		return req, warmboot.Errorf(warmboot.Invalid, "", "run does not connect a terminal or standard input; start the container with -d, then `warmboot exec -it NAME COMMAND`")
 	}

@@ -54,7 +54,7 @@ An interruption ends the server; containers go on running, and the next server t
 			if o.LogFormat != "text" && o.LogFormat != "json" {
 				return invalid("--log-format %s: use text or json", o.LogFormat)
 			}
-			if o.MaxSnapshots < 1 || o.SnapshotWait < 0 || o.VCPUs < 0 || o.MemoryMiB < 0 {
+			if o.MaxSnapshots < 1 || o.SnapshotWait < 0 || o.VCPUs < 0 || o.MemoryMiB < 0 || o.MaxVMs < 0 {
 				return invalid("a number or time of serve's flags is too small; see `warmboot serve --help`")
 			}
 			if (o.Kernel == "") != (o.Rootfs == "") || o.Initrd != "" && o.Kernel == "" {
@@ -80,6 +80,8 @@ An interruption ends the server; containers go on running, and the next server t
 	f.StringVar(&o.Kernel, "kernel", a.Env("CONTAINER_RUNTIME_KERNEL"), "kernel `file` of a runtime image to register (CONTAINER_RUNTIME_KERNEL)")
 	f.StringVar(&o.Rootfs, "rootfs", a.Env("CONTAINER_RUNTIME_ROOTFS"), "root disk `file` of that image, ext4 (CONTAINER_RUNTIME_ROOTFS)")
 	f.StringVar(&o.Initrd, "initrd", a.Env("CONTAINER_RUNTIME_INITRD"), "initrd `file` of that image, if it needs one (CONTAINER_RUNTIME_INITRD)")
+	f.IntVar(&o.MaxVMs, "max-vms", 0, "`number` of microVMs that are placed here; 0: as many as have four times this machine's memory together")
+	f.StringVar(&o.Name, "name", "", "`name` of this host; the machine's if left out")
 	f.IntVar(&o.VCPUs, "vcpus", 0, "`number` of CPUs of a microVM that asks for no more; 0: the default")
 	f.IntVar(&o.MemoryMiB, "memory-mib", 0, "`MiB` of memory of a microVM that asks for no more; 0: the default")
 	f.StringVar(&logLevel, "log-level", "info", "`level` of the log: debug, info, warn or error")

@@ -9,11 +9,11 @@ import (
 	"warmboot"
 )
 
-// announced is a Store that publishes each change of a state once it is stored. All that the control plane changes goes through it, so no
+// announced is a Store that tells each change of a state once it is stored. All that the control plane changes goes through it, so no
 // change can be forgotten.
 type announced struct {
 	warmboot.Store
-	events *events
+	tell func(Event)
 	// order keeps the changes of one entity, and so its events, one after the other.
 	order [64]sync.Mutex
 }
@@ -27,11 +27,11 @@ func (a *announced) lock(id warmboot.ID) (unlock func()) {
 }
 
 func (a *announced) tellContainer(c *warmboot.Container) {
-	a.events.publish(Event{Type: EventContainer, Entity: c.ID, Name: c.Name, State: string(c.State), BootMethod: c.BootMethod})
+	a.tell(Event{Type: EventContainer, Entity: c.ID, Name: c.Name, State: string(c.State), BootMethod: c.BootMethod})
 }
 
 func (a *announced) tellSnapshot(id warmboot.ID, state warmboot.SnapshotState) {
-	a.events.publish(Event{Type: EventSnapshot, Entity: id, State: string(state)})
+	a.tell(Event{Type: EventSnapshot, Entity: id, State: string(state)})
 }
 
 func (a *announced) CreateContainer(ctx context.Context, c *warmboot.Container) error {
@@ -62,7 +62,7 @@ func (a *announced) DeleteContainer(ctx context.Context, id warmboot.ID) error {
 	before, readErr := a.Container(ctx, id)
 	err := a.Store.DeleteContainer(ctx, id)
 	if err == nil && readErr == nil {
-		a.events.publish(Event{Type: EventContainer, Entity: id, Name: before.Name, State: "deleted"})
+		a.tell(Event{Type: EventContainer, Entity: id, Name: before.Name, State: "deleted"})
 	}
 	return err
 }
@@ -76,22 +76,35 @@ func (a *announced) CreateSnapshot(ctx context.Context, s *warmboot.RuntimeSnaps
 	return err
 }
 
-func (a *announced) FinishSnapshot(ctx context.Context, s *warmboot.RuntimeSnapshot) error {
+func (a *announced) UpdateSnapshot(ctx context.Context, id warmboot.ID, change func(*warmboot.RuntimeSnapshot) error) (*warmboot.RuntimeSnapshot, error) {
+	defer a.lock(id)()
+	var state warmboot.SnapshotState
+	var step string
+	after, err := a.Store.UpdateSnapshot(ctx, id, func(s *warmboot.RuntimeSnapshot) error {
+		state, step = s.State, s.Metadata.Step
+		return change(s)
+	})
+	switch {
+	case err != nil:
+	case after.State != state:
+		a.tellSnapshot(id, after.State)
+	case after.Metadata.Step != step:
+		a.tell(Event{Type: eventStep, Entity: id})
+	}
+	return after, err
+}
+
+func (a *announced) FinishSnapshot(ctx context.Context, s *warmboot.RuntimeSnapshot, outdated []string) ([]warmboot.ID, error) {
 	defer a.lock(s.ID)()
-	others, readErr := a.Snapshots(ctx)
-	if err := a.Store.FinishSnapshot(ctx, s); err != nil {
-		return err
+	replaced, err := a.Store.FinishSnapshot(ctx, s, outdated)
+	if err != nil {
+		return nil, err
 	}
 	a.tellSnapshot(s.ID, warmboot.SnapshotReady)
-	if readErr != nil {
-		return nil // what it replaced is not known; the next list shows it
+	for _, id := range replaced {
+		a.tellSnapshot(id, warmboot.SnapshotDeleted)
 	}
-	for _, o := range others {
-		if o.ID != s.ID && o.RuntimeImageID == s.RuntimeImageID && (o.State == warmboot.SnapshotReady || o.State == warmboot.SnapshotUnhealthy) {
-			a.tellSnapshot(o.ID, warmboot.SnapshotDeleted)
-		}
-	}
-	return nil
+	return replaced, nil
 }
 
 func (a *announced) FailSnapshot(ctx context.Context, id warmboot.ID, reason string) error {
@@ -104,7 +117,7 @@ func (a *announced) DeleteSnapshot(ctx context.Context, id warmboot.ID) error {
 	return a.whenChanged(ctx, id, func() error { return a.Store.DeleteSnapshot(ctx, id) })
 }
 
-// whenChanged publishes a snapshot's state if change has changed it.
+// whenChanged tells a snapshot's state if change has changed it.
 func (a *announced) whenChanged(ctx context.Context, id warmboot.ID, change func() error) error {
 	before, beforeErr := a.Snapshot(ctx, id)
 	if err := change(); err != nil {
@@ -117,11 +130,44 @@ func (a *announced) whenChanged(ctx context.Context, id warmboot.ID, change func
 	return nil
 }
 
-func (a *announced) RecordRestore(ctx context.Context, id warmboot.ID, at time.Time, failure string) (*warmboot.RuntimeSnapshot, error) {
+func (a *announced) RecordFailure(ctx context.Context, id warmboot.ID, at time.Time, reason string) (*warmboot.RuntimeSnapshot, error) {
 	defer a.lock(id)()
-	after, err := a.Store.RecordRestore(ctx, id, at, failure)
-	if err == nil && failure != "" && after.State == warmboot.SnapshotUnhealthy && after.FailureStreak == warmboot.UnhealthyAfter {
+	after, err := a.Store.RecordFailure(ctx, id, at, reason)
+	if err == nil && after.State == warmboot.SnapshotUnhealthy && after.FailureStreak == warmboot.UnhealthyAfter {
 		a.tellSnapshot(id, after.State)
 	}
 	return after, err
+}
+
+func (a *announced) CreateHost(ctx context.Context, h *warmboot.Host) error {
+	defer a.lock(h.ID)()
+	err := a.Store.CreateHost(ctx, h)
+	if err == nil {
+		a.tell(Event{Type: EventHost, Entity: h.ID, Name: h.Name, State: string(h.State)})
+	}
+	return err
+}
+
+func (a *announced) UpdateHost(ctx context.Context, id warmboot.ID, change func(*warmboot.Host) error) (*warmboot.Host, error) {
+	defer a.lock(id)()
+	var state warmboot.HostState
+	var cordoned bool
+	after, err := a.Store.UpdateHost(ctx, id, func(h *warmboot.Host) error {
+		state, cordoned = h.State, h.Cordoned
+		return change(h)
+	})
+	if err == nil && (after.State != state || after.Cordoned != cordoned) {
+		a.tell(Event{Type: EventHost, Entity: id, Name: after.Name, State: string(after.State)})
+	}
+	return after, err
+}
+
+func (a *announced) DeleteHost(ctx context.Context, id warmboot.ID) error {
+	defer a.lock(id)()
+	before, readErr := a.Host(ctx, id)
+	err := a.Store.DeleteHost(ctx, id)
+	if err == nil && readErr == nil {
+		a.tell(Event{Type: EventHost, Entity: id, Name: before.Name, State: "deleted"})
+	}
+	return err
 }

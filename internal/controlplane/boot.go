@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,77 +49,115 @@ type bootResult struct {
 
 // boot brings up the machine of a container: from a snapshot if one can be used, else from the kernel on. coldReason, if not
 // empty, forbids the snapshot and says why.
-func (s *Service) boot(ctx context.Context, m MachineSpec, coldReason string) (bootResult, error) {
-	id := m.Container.Short()
+func (s *Service) boot(ctx context.Context, host Host, hostID warmboot.ID, m MachineSpec, coldReason string) (bootResult, error) {
+	id := m.Container.ID.Short()
 	if coldReason == "" {
-		res, reason, err := s.warmBoot(ctx, m)
+		res, reason, err := s.warmBoot(ctx, host, hostID, m)
 		if err != nil {
 			return bootResult{}, err
 		}
 		if reason == "" {
-			s.log.Info(fmt.Sprintf("Container %s VM created: %s via warm boot in %.2fs", id, m.VMID, res.took.Seconds()), "container_id", m.Container, "snapshot_id", res.snap.ID)
+			s.log.Info(fmt.Sprintf("Container %s VM created: %s via warm boot in %.2fs", id, m.VMID, res.took.Seconds()), "container_id", m.Container.ID, "snapshot_id", res.snap.ID)
 			return res, nil
 		}
-		s.log.Warn(fmt.Sprintf("Warm boot failed for container %s, falling back to cold boot: %s", id, reason), "container_id", m.Container)
+		s.log.Warn(fmt.Sprintf("Warm boot failed for container %s, falling back to cold boot: %s", id, reason), "container_id", m.Container.ID)
 		coldReason = reason
 	}
 	start := time.Now()
-	booted, err := s.host.ColdBoot(ctx, m)
+	booted, err := host.ColdBoot(ctx, m)
 	took := time.Since(start)
-	s.observer.Boot(warmboot.BootCold, took, booted.Phases, err)
+	s.Observer.Boot(warmboot.BootCold, took, booted.Phases, err)
 	if err != nil {
 		return bootResult{}, err
 	}
 	s.cold.record(m.Image.ID, took)
-	s.log.Info(fmt.Sprintf("Container %s VM created: %s via cold boot in %.2fs", id, m.VMID, took.Seconds()), "container_id", m.Container)
+	s.log.Info(fmt.Sprintf("Container %s VM created: %s via cold boot in %.2fs", id, m.VMID, took.Seconds()), "container_id", m.Container.ID)
 	return bootResult{method: warmboot.BootCold, reason: coldReason, phases: booted.Phases, took: took}, nil
 }
 
 // warmBoot returns either a machine, or the reason why there is none and a cold boot is next, or an error that a cold boot would meet
 // as well.
-func (s *Service) warmBoot(ctx context.Context, m MachineSpec) (bootResult, string, error) {
-	snap, reason, err := s.usableSnapshot(ctx, m.Image.ID)
+func (s *Service) warmBoot(ctx context.Context, host Host, hostID warmboot.ID, m MachineSpec) (bootResult, string, error) {
+	snap, reason, err := s.usableSnapshot(ctx, m.Image.ID, hostID)
 	if err != nil || snap == nil {
 		return bootResult{}, reason, err
 	}
+	if reason, err := s.fetchSnapshot(ctx, host, hostID, m.Image, snap); err != nil || reason != "" {
+		return bootResult{}, reason, err
+	}
 	start := time.Now()
-	booted, err := s.host.WarmBoot(ctx, m, *snap)
+	booted, err := host.WarmBoot(ctx, m, *snap)
 	took := time.Since(start)
-	s.observer.Boot(warmboot.BootWarm, took, booted.Phases, err)
+	s.Observer.Boot(warmboot.BootWarm, took, booted.Phases, err)
 	switch code := warmboot.CodeOf(err); {
 	case err == nil:
-		s.recordRestore(ctx, snap.ID, "")
-		s.rebuilds.forget(m.Image.ID)
+		s.recordSuccess(ctx, snap)
 		return bootResult{method: warmboot.BootWarm, phases: booted.Phases, snap: snap, took: took}, "", nil
 	case ctx.Err() != nil:
 		return bootResult{}, "", ctx.Err()
-	case code == warmboot.Conflict || code == warmboot.Invalid || code == warmboot.Exhausted:
-		// The port is taken, or the host is full: nothing that a cold boot would do better.
+	case code == warmboot.Conflict || code == warmboot.Invalid || code == warmboot.Exhausted || errors.Is(err, ErrUnreachable):
+		// The port is taken, the host is full or gone: nothing that a cold boot would do better.
 		return bootResult{}, "", err
 	case code == warmboot.Incompatible:
 		// Made for something else: no fault of the snapshot's.
 		if !errors.Is(err, ErrMachineSize) {
 			s.log.Warn(fmt.Sprintf("Snapshot %s does not fit any more (%v): version migration, a new one is built", snap.ID.Short(), err), "snapshot_id", snap.ID)
-			s.rebuildSoon(snap.RuntimeImageID, snap.ID)
+			s.rebuildSoon(snap, s.platformOf(hostID))
 		}
 	default:
-		s.recordRestore(ctx, snap.ID, err.Error())
+		s.recordFailure(ctx, snap, err.Error())
 	}
-	s.observer.Fallback(string(warmboot.CodeOf(err)))
+	s.Observer.Fallback(string(warmboot.CodeOf(err)))
 	return bootResult{}, err.Error(), nil
 }
 
-// recordRestore counts a use of a snapshot. A count that is lost costs little, a container that is lost much: so an error is
-// logged and not returned.
-func (s *Service) recordRestore(ctx context.Context, id warmboot.ID, failure string) {
-	after, err := s.store.RecordRestore(ctx, id, time.Now().UTC(), failure)
-	if err != nil {
-		s.log.Error("The use of a snapshot could not be counted", "snapshot_id", id, "err", err)
+// fetchSnapshot sees to it that a host has a snapshot's files. If it cannot get them in time, it says why, and a cold boot is next.
+func (s *Service) fetchSnapshot(ctx context.Context, host Host, hostID warmboot.ID, img warmboot.Image, snap *warmboot.RuntimeSnapshot) (reason string, err error) {
+	has := func(h *warmboot.Host) bool {
+		return snap.HostID == h.ID || slices.Contains(h.Inventory.Snapshots, snap.ID)
+	}
+	if h := s.hosts.host(hostID); h == nil || has(h) || snap.HostID == "" {
+		return "", nil
+	}
+	fctx, cancel := context.WithTimeout(ctx, s.SnapshotWait)
+	defer cancel()
+	err = host.FetchSnapshot(fctx, *snap, img, s.peers(hostID, has))
+	if err == nil || ctx.Err() != nil || errors.Is(err, ErrUnreachable) {
+		return "", errors.Join(ctx.Err(), err)
+	}
+	s.Observer.Fallback(FallbackNotFetched)
+	return fmt.Sprintf("Runtime snapshot %s could not be fetched from another host: %v", snap.ID.Short(), err), nil
+}
+
+// platformOf is a host's, "" if it is not known.
+func (s *Service) platformOf(id warmboot.ID) string {
+	if h := s.hosts.host(id); h != nil {
+		return h.Inventory.Platform
+	}
+	return ""
+}
+
+// recordSuccess counts a restore. Where it ends a streak of failures it is stored at once; else with others, a moment later.
+func (s *Service) recordSuccess(ctx context.Context, snap *warmboot.RuntimeSnapshot) {
+	if snap.FailureStreak == 0 {
+		s.uses.success(s, snap.ID)
 		return
 	}
-	if failure != "" && after.State == warmboot.SnapshotUnhealthy {
-		s.log.Warn(fmt.Sprintf("Snapshot %s is unhealthy after %d failures in a row; a new one is built", id.Short(), after.FailureStreak), "snapshot_id", id)
-		s.changes.notify(id)
-		s.rebuildSoon(after.RuntimeImageID, id)
+	if err := s.store.RecordSuccesses(ctx, snap.ID, time.Now().UTC(), 1); err != nil {
+		s.log.Error("The use of a snapshot could not be counted", "snapshot_id", snap.ID, "err", err)
+	}
+}
+
+// recordFailure counts a failed restore. A count that is lost costs little, a container that is lost much: so an error is
+// logged and not returned.
+func (s *Service) recordFailure(ctx context.Context, snap *warmboot.RuntimeSnapshot, failure string) {
+	after, err := s.store.RecordFailure(ctx, snap.ID, time.Now().UTC(), failure)
+	if err != nil {
+		s.log.Error("The use of a snapshot could not be counted", "snapshot_id", snap.ID, "err", err)
+		return
+	}
+	if after.State == warmboot.SnapshotUnhealthy {
+		s.log.Warn(fmt.Sprintf("Snapshot %s is unhealthy after %d failures in a row; a new one is built", snap.ID.Short(), after.FailureStreak), "snapshot_id", snap.ID)
+		s.rebuildSoon(after, after.Platform)
 	}
 }

@@ -3,13 +3,13 @@ package controlplane
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
 	petname "github.com/dustinkirkland/golang-petname"
 
 	"warmboot"
+	"warmboot/internal/placement"
 )
 
 // WaitFor is a condition on a container.
@@ -29,11 +29,10 @@ type CreateContainer struct {
 	RuntimeImageID warmboot.ID // the newest if empty
 	Spec           warmboot.ContainerSpec
 	Auth           *RegistryAuth
-	ColdBoot       bool
 }
 
 // CreateContainer stores a container and starts to bring it up. It returns at once; WaitContainer tells when it runs.
-func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (*warmboot.Container, error) {
+func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (_ *warmboot.Container, err error) {
 	img, err := s.runtimeImage(ctx, in.RuntimeImageID)
 	if err != nil {
 		return nil, err
@@ -47,26 +46,65 @@ func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (*war
 	if err := validateImageRef(in.Image); err != nil {
 		return nil, err
 	}
-	if in.Spec.PortMappings, err = s.host.ReservePorts(ctx, in.Spec.PortMappings); err != nil {
+	if err := in.Spec.RestartPolicy.Validate(); err != nil {
 		return nil, err
 	}
-	c := &warmboot.Container{
-		ID: warmboot.NewID(), Name: in.Name, Image: in.Image, RuntimeImageID: img.ID, Spec: in.Spec,
-		State: warmboot.ContainerCreating, CreatedAt: time.Now().UTC(),
-	}
-	tctx, end, err := s.tasks.begin(s.ctx, c.ID, "created")
+	placed, stored, err := s.placeContainer(ctx, img.ID, nil)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.store.CreateContainer(ctx, c); err != nil {
-		end()
+	defer func() { stored(err) }()
+	if in.Spec.PortMappings, err = s.reservePorts(ctx, placed.ID, in.Spec.PortMappings); err != nil {
 		return nil, err
 	}
-	coldReason := ""
-	if in.ColdBoot {
-		coldReason = "A cold boot was asked for"
+	c := &warmboot.Container{
+		ID: warmboot.NewID(), Name: in.Name, Image: in.Image, RuntimeImageID: img.ID, HostID: placed.ID, Spec: in.Spec,
+		State: warmboot.ContainerCreating, CreatedAt: time.Now().UTC(), Lease: warmboot.Lease{}.Take(s.me), Private: in.Auth != nil,
 	}
-	return c, s.bringUp(tctx, end, *c, *img, in.Auth, coldReason)
+	t, err := s.tasks.begin(s.ctx, c.ID, "created")
+	if err != nil {
+		return nil, err
+	}
+	if err = s.store.CreateContainer(ctx, c); err != nil {
+		t.end()
+		return nil, err
+	}
+	s.Step("create: stored")
+	return c, s.bringUp(s.holdOf(t, c), *c, *img, in.Auth)
+}
+
+// placeContainer chooses the host of a container that is to boot from an image. stored must be called once that is stored, or will not be.
+func (s *Service) placeContainer(ctx context.Context, image warmboot.ID, excluded map[warmboot.ID]bool) (_ *warmboot.Host, stored func(error), err error) {
+	all := s.hosts.all()
+	var ready []*warmboot.RuntimeSnapshot
+	if len(all) > 1 { // else there is nothing to choose
+		snaps, err := s.store.Snapshots(ctx)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, snap := range snaps {
+			if snap.RuntimeImageID == image && snap.State == warmboot.SnapshotReady {
+				ready = append(ready, snap)
+			}
+		}
+	}
+	choice, err := placement.Container(all, ready, excluded)
+	if err != nil {
+		return nil, nil, err
+	}
+	return choice.Host, s.hosts.place(choice.Host.ID), nil
+}
+
+// reservePorts asks a host for ports, if any are wanted.
+func (s *Service) reservePorts(ctx context.Context, host warmboot.ID, ports []warmboot.PortMapping) ([]warmboot.PortMapping, error) {
+	if len(ports) == 0 {
+		return nil, nil
+	}
+	h, err := s.reach(host)
+	if err != nil {
+		return nil, err
+	}
+	return h.ReservePorts(ctx, ports)
 }
 
 func (s *Service) runtimeImage(ctx context.Context, id warmboot.ID) (*warmboot.Image, error) {
@@ -74,143 +112,6 @@ func (s *Service) runtimeImage(ctx context.Context, id warmboot.ID) (*warmboot.I
 		return s.newestImage(ctx)
 	}
 	return s.store.Image(ctx, id)
-}
-
-// bringUp boots and starts a container that is in state creating or starting, in the background, as the task that ctx and end
-// are of.
-func (s *Service) bringUp(ctx context.Context, end func(), c warmboot.Container, img warmboot.Image, auth *RegistryAuth, coldReason string) error {
-	err := s.work.start(func() {
-		err := s.provision(ctx, c, img, auth, coldReason)
-		if err != nil {
-			s.provisionFailed(ctx, c, err)
-		}
-		end()
-		if err == nil {
-			s.watch(c.ID)
-		}
-		s.changes.notify(c.ID)
-	})
-	if err != nil {
-		end()
-	}
-	return err
-}
-
-// provision takes a container from creating or starting to running.
-func (s *Service) provision(ctx context.Context, c warmboot.Container, img warmboot.Image, auth *RegistryAuth, coldReason string) error {
-	start := time.Now()
-	vmID := "vm-" + warmboot.NewID().Short()
-	res, err := s.boot(ctx, MachineSpec{Container: c.ID, VMID: vmID, Hostname: hostname(c.Name), Image: img, Spec: c.Spec}, coldReason)
-	if err != nil {
-		return err
-	}
-	booted, err := s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error {
-		c.BootMethod, c.BootReason, c.VMID, c.Phases = res.method, res.reason, vmID, res.phases
-		c.SnapshotID = ""
-		if res.snap != nil {
-			c.SnapshotID = res.snap.ID
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	s.changes.notify(c.ID)
-	phases, err := s.host.StartContainer(ctx, *booted, auth, func(step string) {
-		s.log.Debug(fmt.Sprintf("Container %s: %s", c.ID.Short(), step), "container_id", c.ID)
-	})
-	if err != nil {
-		return err
-	}
-	if _, err := s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error {
-		now := time.Now().UTC()
-		c.State, c.StartedAt, c.FinishedAt, c.ExitCode, c.Error = warmboot.ContainerRunning, &now, nil, nil, ""
-		c.Phases = append(c.Phases, phases...)
-		return nil
-	}); err != nil {
-		return err
-	}
-	took, saved, gain := time.Since(start), "", time.Duration(0)
-	if res.method == warmboot.BootWarm {
-		gain = s.cold.saved(img.ID, res.snap, res.took)
-		saved = fmt.Sprintf(" (saved ~%.0fs)", gain.Seconds())
-	}
-	s.observer.Start(res.method, took, gain, phases)
-	s.log.Info(fmt.Sprintf("Container %s fully provisioned in %.2fs via %s boot%s", c.ID.Short(), took.Seconds(), res.method, saved), "container_id", c.ID)
-	return nil
-}
-
-// provisionFailed releases what a failed create or start has on the host and says why in the row. A start that failed keeps its
-// disk: the container is stopped again, not lost.
-func (s *Service) provisionFailed(ctx context.Context, c warmboot.Container, cause error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-	defer cancel()
-	log := s.log.With("container_id", c.ID)
-	s.observer.StartFailed(warmboot.CodeOf(cause))
-	state, text := warmboot.ContainerFailed, cause.Error()
-	if errors.Is(cause, context.Canceled) {
-		text = "warmboot was asked to end before the container was up; create it again"
-	}
-	var err error
-	if c.State == warmboot.ContainerStarting {
-		state = warmboot.ContainerStopped
-		_, err = s.host.StopContainer(ctx, c.ID, 0)
-	} else {
-		err = s.host.RemoveContainer(ctx, c.ID)
-	}
-	if err != nil {
-		log.Error("What a failed container has on the host could not be released", "err", err)
-	}
-	log.Error(fmt.Sprintf("Container %s could not be started", c.ID.Short()), "err", cause)
-	if _, err := s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error {
-		now := time.Now().UTC()
-		c.State, c.Error, c.FinishedAt, c.VMID = state, text, &now, ""
-		return nil
-	}); err != nil && warmboot.CodeOf(err) != warmboot.Conflict && warmboot.CodeOf(err) != warmboot.NotFound {
-		log.Error("The failure could not be recorded", "err", err)
-	}
-}
-
-// watch waits in the background for a running container's command to end.
-func (s *Service) watch(id warmboot.ID) {
-	// While the Service closes nobody watches; the next Start does.
-	_ = s.work.start(func() {
-		code, err := s.host.WaitExit(s.ctx, id)
-		if s.ctx.Err() != nil {
-			return
-		}
-		ctx, end, busy := s.tasks.begin(s.ctx, id, "cleaned up after its end")
-		if busy != nil {
-			return // whoever stops or deletes it takes care of the rest
-		}
-		defer s.changes.notify(id)
-		defer end()
-		text := ""
-		if err != nil {
-			code, text = -1, err.Error()
-		}
-		if _, stopErr := s.host.StopContainer(ctx, id, 0); stopErr != nil {
-			s.log.Error("The microVM of a container that has ended could not be released", "container_id", id, "err", stopErr)
-		}
-		s.recordEnd(ctx, id, code, text)
-	})
-}
-
-// recordEnd moves a container to stopped. code is -1 if it is not known.
-func (s *Service) recordEnd(ctx context.Context, id warmboot.ID, code int, text string) {
-	_, err := s.store.UpdateContainer(ctx, id, func(c *warmboot.Container) error {
-		now := time.Now().UTC()
-		c.State, c.FinishedAt, c.VMID, c.Error, c.ExitCode = warmboot.ContainerStopped, &now, "", text, nil
-		if code >= 0 {
-			c.ExitCode = &code
-		}
-		return nil
-	})
-	if err != nil {
-		s.log.Error("The end of a container could not be recorded", "container_id", id, "err", err)
-		return
-	}
-	s.log.Info(fmt.Sprintf("Container %s ended", id.Short()), "container_id", id, "exit_code", code, "reason", text)
 }
 
 // Containers lists containers, newest first.
@@ -253,6 +154,9 @@ func (s *Service) WaitContainer(ctx context.Context, ref string, cond WaitFor) (
 	}
 }
 
+// defaultGrace is how long a command may take to end by itself where nobody has said.
+const defaultGrace = 10 * time.Second
+
 // StopContainer lets the command end within grace and shuts the microVM down; disk and logs stay. It returns the container once it
 // is stopped; if the caller goes away before, it is stopped all the same. Stopping a stopped container does nothing.
 func (s *Service) StopContainer(ctx context.Context, ref string, grace time.Duration) (*warmboot.Container, error) {
@@ -263,133 +167,172 @@ func (s *Service) StopContainer(ctx context.Context, ref string, grace time.Dura
 	}
 	switch c.State {
 	case warmboot.ContainerStopped:
-		return c, nil
+		return s.keepStopped(ctx, c)
 	case warmboot.ContainerStopping:
 		return s.WaitContainer(ctx, string(c.ID), WaitStopped)
 	case warmboot.ContainerRunning:
 	default:
 		return nil, warmboot.Errorf(warmboot.Conflict, op, "container %s is %s, not running", c.Name, c.State)
 	}
+	if _, err := s.reach(c.HostID); err != nil {
+		return nil, err
+	}
 	// The state is in the store a moment before the task that brought it there is over.
-	tctx, end, err := s.tasks.after(ctx, s.ctx, c.ID, "stopped")
+	t, err := s.tasks.after(ctx, s.ctx, c.ID, "stopped")
 	if err != nil {
 		return nil, err
 	}
-	ended := false
-	if _, err := s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error {
-		if ended = c.State == warmboot.ContainerStopped; ended {
+	h, c, err := s.acquire(ctx, t, func(c *warmboot.Container) error {
+		switch c.State {
+		case warmboot.ContainerStopped:
+			return errStopped
+		case warmboot.ContainerRunning:
+			c.State, c.StoppedByUser = warmboot.ContainerStopping, true
 			return nil
 		}
-		if c.State != warmboot.ContainerRunning {
-			return warmboot.Errorf(warmboot.Conflict, op, "container %s is %s, not running", c.Name, c.State)
-		}
-		c.State = warmboot.ContainerStopping
-		return nil
-	}); err != nil || ended {
-		end()
-		if err != nil {
-			return nil, err
-		}
-		return s.store.Container(ctx, c.ID)
+		return warmboot.Errorf(warmboot.Conflict, op, "container %s is %s, not running", c.Name, c.State)
+	})
+	if errors.Is(err, errStopped) {
+		return s.store.FindContainer(ctx, ref)
 	}
-	s.changes.notify(c.ID)
+	if err != nil {
+		return nil, err
+	}
 	if err := s.work.start(func() {
-		code, err := s.host.StopContainer(tctx, c.ID, grace)
-		if tctx.Err() == nil {
-			text := ""
-			if err != nil {
-				text = err.Error()
-			}
-			s.recordEnd(tctx, c.ID, code, text)
-		}
-		end()
-		s.changes.notify(c.ID)
+		defer h.end()
+		s.stop(h, c, grace)
 	}); err != nil {
-		end()
+		h.abandon()
+		h.end()
 		return nil, err
 	}
 	return s.WaitContainer(ctx, string(c.ID), WaitStopped)
 }
 
+// errStopped says that a container has stopped by itself before it could be told to.
+var errStopped = errors.New("it is stopped")
+
+// keepStopped notes that somebody wants a container stopped that is: its restart policy must not bring it up again.
+func (s *Service) keepStopped(ctx context.Context, c *warmboot.Container) (*warmboot.Container, error) {
+	if c.StoppedByUser || c.Spec.RestartPolicy.Name == "" || c.Spec.RestartPolicy.Name == warmboot.RestartNo {
+		return c, nil
+	}
+	return s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error {
+		if c.State == warmboot.ContainerStopped {
+			c.StoppedByUser = true
+		}
+		return nil
+	})
+}
+
+// stop carries out what StopContainer has begun. If the host does not answer, it is done when the host is back.
+func (s *Service) stop(h *hold, c *warmboot.Container, grace time.Duration) {
+	host, err := s.reach(c.HostID)
+	code := -1
+	if err == nil {
+		code, err = host.StopContainer(h.ctx, h.ref(), grace)
+	}
+	if h.ctx.Err() != nil || errors.Is(err, ErrUnreachable) {
+		h.abandon()
+		return
+	}
+	s.Step("stop: stopped on host")
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	s.recordEnd(h, code, text, false)
+}
+
 // StartContainer boots a stopped container again, from its own disk. That is a cold boot: the memory of a snapshot would not
 // fit a disk that has changed since.
 func (s *Service) StartContainer(ctx context.Context, ref string) (*warmboot.Container, error) {
+	return s.startAgain(ctx, ref, startedAgain, func(c *warmboot.Container) { c.Restarts = 0 })
+}
+
+// startedAgain is why the boot of a container that has run before is cold.
+const startedAgain = "It was started again, from its own disk"
+
+// startAgain is StartContainer, for whoever asks. note notes who that is.
+func (s *Service) startAgain(ctx context.Context, ref, reason string, note func(*warmboot.Container)) (*warmboot.Container, error) {
 	const op = "start container"
 	c, err := s.store.FindContainer(ctx, ref)
 	if err != nil {
 		return nil, err
+	}
+	refused := func(c *warmboot.Container) error {
+		return warmboot.Errorf(warmboot.Conflict, op, "container %s is %s; only a stopped one can be started", c.Name, c.State)
 	}
 	switch c.State {
 	case warmboot.ContainerRunning:
 		return c, nil
 	case warmboot.ContainerStopped:
 	default:
-		return nil, warmboot.Errorf(warmboot.Conflict, op, "container %s is %s; only a stopped one can be started", c.Name, c.State)
+		return nil, refused(c)
 	}
 	img, err := s.store.Image(ctx, c.RuntimeImageID)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.host.ReservePorts(ctx, c.Spec.PortMappings); err != nil {
+	if _, err := s.reservePorts(ctx, c.HostID, c.Spec.PortMappings); err != nil {
+		return nil, err
+	}
+	if _, err := s.reach(c.HostID); err != nil { // its disk is there and nowhere else
 		return nil, err
 	}
 	// The state is in the store a moment before the task that brought it there is over.
-	tctx, end, err := s.tasks.after(ctx, s.ctx, c.ID, "started")
+	t, err := s.tasks.after(ctx, s.ctx, c.ID, "started")
 	if err != nil {
 		return nil, err
 	}
-	c, err = s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error {
+	h, c, err := s.acquire(ctx, t, func(c *warmboot.Container) error {
 		if c.State != warmboot.ContainerStopped {
-			return warmboot.Errorf(warmboot.Conflict, op, "container %s is %s; only a stopped one can be started", c.Name, c.State)
+			return refused(c)
 		}
-		c.State, c.BootMethod, c.BootReason, c.SnapshotID, c.Phases = warmboot.ContainerStarting, "", "", "", nil
+		c.State, c.BootMethod, c.BootReason, c.SnapshotID, c.Phases, c.StoppedByUser = warmboot.ContainerStarting, "", reason, "", nil, false
+		note(c)
 		return nil
 	})
 	if err != nil {
-		end()
 		return nil, err
 	}
-	s.changes.notify(c.ID)
-	return c, s.bringUp(tctx, end, *c, *img, nil, "It was started again, from its own disk")
+	s.Step("start: stored")
+	return c, s.bringUp(h, *c, *img, nil)
 }
 
 // DeleteContainer removes a container and all that is its. One whose command runs is only removed with force. A create or start
-// that is under way is ended.
+// that is under way is ended, whichever manager is at it. A container on a host that is down can be deleted with force: the host removes
+// what it has of it when it is back.
 func (s *Service) DeleteContainer(ctx context.Context, ref string, force bool) error {
+	const op = "delete container"
 	c, err := s.store.FindContainer(ctx, ref)
 	if err != nil {
 		return err
 	}
 	if !force && (c.State == warmboot.ContainerRunning || c.State == warmboot.ContainerStopping) {
-		return warmboot.Errorf(warmboot.Conflict, "delete container", "container %s is %s; stop it first, or delete it with force", c.Name, c.State)
+		return warmboot.Errorf(warmboot.Conflict, op, "container %s is %s; stop it first, or delete it with force", c.Name, c.State)
 	}
-	tctx, end, err := s.tasks.interrupt(s.ctx, c.ID, "deleted")
+	if !force && !s.canReach(c) {
+		return warmboot.Errorf(warmboot.Unavailable, op, "host %s, which has container %s, is down; delete it with force, or when the host is back", s.HostName(c.HostID), c.Name)
+	}
+	t, err := s.tasks.interrupt(s.ctx, c.ID, "deleted")
 	if err != nil {
 		return err
 	}
-	if _, err := s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error {
-		c.State = warmboot.ContainerDeleting
-		return nil
-	}); err != nil {
-		end()
+	h, c, err := s.acquire(ctx, t, func(c *warmboot.Container) error { c.State = warmboot.ContainerDeleting; return nil })
+	if warmboot.CodeOf(err) == warmboot.Conflict {
+		return s.deleteElsewhere(ctx, ref)
+	}
+	if err != nil {
 		return err
 	}
-	s.changes.notify(c.ID)
 	done := make(chan error, 1)
 	if err := s.work.start(func() {
-		err := s.host.RemoveContainer(tctx, c.ID)
-		if err == nil {
-			err = s.store.DeleteContainer(tctx, c.ID)
-		}
-		if err != nil {
-			s.log.Error("A container could not be deleted; it will be tried again at the next start", "container_id", c.ID, "err", err)
-		}
-		end()
-		s.changes.notify(c.ID)
-		s.collect(s.ctx) // not tctx, which has ended with the task
-		done <- err
+		defer h.end()
+		done <- s.remove(h, c)
 	}); err != nil {
-		end()
+		h.abandon()
+		h.end()
 		return err
 	}
 	select {
@@ -398,6 +341,75 @@ func (s *Service) DeleteContainer(ctx context.Context, ref string, force bool) e
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// deleteElsewhere asks the manager that is doing something to a container to delete it instead, by the container's state, and waits
+// until it is gone.
+func (s *Service) deleteElsewhere(ctx context.Context, ref string) error {
+	c, err := s.store.FindContainer(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if c.State != warmboot.ContainerDeleting {
+		if c, err = s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error { c.State = warmboot.ContainerDeleting; return nil }); err != nil {
+			return err
+		}
+	}
+	for {
+		changed := s.changes.of(c.ID)
+		if _, err := s.store.Container(ctx, c.ID); warmboot.CodeOf(err) == warmboot.NotFound {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.ctx.Done():
+			return errClosing
+		}
+	}
+}
+
+// remove carries out a deletion.
+func (s *Service) remove(h *hold, c *warmboot.Container) error {
+	s.Step("delete: stored")
+	err := s.removeFromHost(h, c)
+	if err != nil {
+		s.log.Error("A container could not be deleted; it is tried again", "container_id", c.ID, "err", err)
+		h.abandon()
+		return err
+	}
+	s.Step("delete: removed from host")
+	ctx, cancel := h.lastWords()
+	defer cancel()
+	if _, err = insist(ctx, func() (struct{}, error) { return struct{}{}, s.store.DeleteContainer(ctx, c.ID) }); warmboot.CodeOf(err) == warmboot.NotFound {
+		err = nil
+	}
+	if err != nil {
+		s.log.Error("The deletion of a container could not be recorded; it is tried again", "container_id", c.ID, "err", err)
+		return err
+	}
+	s.collectSoon()
+	return nil
+}
+
+// removeFromHost removes what a host has of a container. A host that does not answer does so when it says hello again: it then has what
+// was deleted.
+func (s *Service) removeFromHost(h *hold, c *warmboot.Container) error {
+	if c.HostID == "" {
+		return nil
+	}
+	host, err := s.reach(c.HostID)
+	if err == nil {
+		err = host.RemoveContainer(h.ctx, h.ref())
+	}
+	if errors.Is(err, ErrUnreachable) {
+		s.log.Warn("Host "+s.HostName(c.HostID)+" is down; it removes the container when it is back", "container_id", c.ID)
+		return nil
+	}
+	return err
 }
 
 // Logs streams a container's output. A container that never ran has none.
@@ -411,7 +423,11 @@ func (s *Service) Logs(ctx context.Context, ref string, opts LogOptions) (LogRea
 			return nil, err
 		}
 	}
-	return s.host.Logs(ctx, c.ID, opts)
+	host, err := s.reach(c.HostID)
+	if err != nil {
+		return nil, err
+	}
+	return host.Logs(ctx, c.ID, opts)
 }
 
 // Exec runs a command in a running container.
@@ -426,7 +442,11 @@ func (s *Service) Exec(ctx context.Context, ref string, spec ExecSpec) (ExecSess
 	if len(spec.Command) == 0 {
 		return nil, warmboot.Errorf(warmboot.Invalid, "exec", "a command is needed")
 	}
-	return s.host.Exec(ctx, c.ID, spec)
+	host, err := s.reach(c.HostID)
+	if err != nil {
+		return nil, err
+	}
+	return host.Exec(ctx, c.ID, spec)
 }
 
 // hostname is the guest's: the container's name as far as a host name can hold it (RFC 1123).

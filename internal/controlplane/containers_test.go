@@ -225,9 +225,10 @@ func TestFailedPullFailsTheContainer(t *testing.T) {
 	if c.State != warmboot.ContainerFailed || c.Error != "pull: the registry does not have it" {
 		t.Fatalf("%+v", c)
 	}
-	if got, _ := p.svc.Snapshot(t.Context(), snap); got.SuccessCount != 1 || got.FailureCount != 0 {
-		t.Fatalf("the restore, which went well, was counted as %+v", got)
-	}
+	eventually(t, "the restore, which went well, is counted", func() (struct{}, bool) {
+		got, _ := p.svc.Snapshot(t.Context(), snap)
+		return struct{}{}, got.SuccessCount == 1 && got.FailureCount == 0
+	})
 	if left, _ := p.host.Containers(t.Context()); len(left) != 0 {
 		t.Fatalf("left on the host: %v", left)
 	}
@@ -266,7 +267,8 @@ func TestRestartThatFailsKeepsTheDisk(t *testing.T) {
 
 func TestDeleteThatFailsCanBeTriedAgain(t *testing.T) {
 	fail := true
-	p := newPlane(t, func(h *hosttest.Host, _ *controlplane.Config) {
+	p := newPlane(t, func(h *hosttest.Host, c *controlplane.Config) {
+		c.Beat = time.Hour // else it is tried again without being asked
 		h.OnRemove = func(context.Context, warmboot.ID) error {
 			if fail {
 				return errors.New("busy")

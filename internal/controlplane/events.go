@@ -20,19 +20,22 @@ type EventType string
 const (
 	EventContainer EventType = "container"
 	EventSnapshot  EventType = "snapshot"
+	EventHost      EventType = "host"
 	// EventReset tells that events are missing before this one: look at everything anew.
 	EventReset EventType = "reset"
+	// eventStep only wakes those who wait for a build.
+	eventStep EventType = "step"
 )
 
-// Event is a change of the state of a container or a snapshot.
+// Event is a change of the state of a container, a snapshot or a host. As JSON, one manager tells it to the others.
 type Event struct {
-	ID         string // where to go on from
-	Type       EventType
-	Time       time.Time
-	Entity     warmboot.ID
-	Name       string // of a container
-	State      string // "deleted" once a container's row is gone
-	BootMethod warmboot.BootMethod
+	ID         string              `json:"-"` // where to go on from, in this process
+	Type       EventType           `json:"type"`
+	Time       time.Time           `json:"time"`
+	Entity     warmboot.ID         `json:"entity"`
+	Name       string              `json:"name,omitempty"` // of a container or host
+	State      string              `json:"state"`          // "deleted" once a container's or host's row is gone
+	BootMethod warmboot.BootMethod `json:"boot_method,omitempty"`
 }
 
 // events keeps the latest events in a ring that all readers share: a reader costs nothing but its place in it.
@@ -54,7 +57,7 @@ func (e *events) publish(ev Event) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.last++
-	ev.ID, ev.Time = e.id(e.last), time.Now().UTC()
+	ev.ID = e.id(e.last)
 	e.ring[e.last%eventsKept] = ev
 	close(e.more)
 	e.more = make(chan struct{})

@@ -60,7 +60,7 @@ func TestEventsTellEveryChangeOfAState(t *testing.T) {
 			t.Errorf("a reset has the id %s, want that of the latest event, %s", reset.ID, last.ID)
 		}
 	}
-	p.svc.Close()
+	p.stop()
 	_, err = r.Next(t.Context())
 	p.wantCode(err, warmboot.Unavailable)
 }

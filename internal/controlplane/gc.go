@@ -2,7 +2,9 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"warmboot"
@@ -53,23 +55,22 @@ const (
 	CollectForget CollectAction = "forget" // the row of a deleted snapshot without files
 )
 
+// forgetDeletedAfter is how long it is remembered that a container was deleted. A host that was away for longer may bring it back.
+const forgetDeletedAfter = 30 * 24 * time.Hour
+
 // CollectGarbage removes what is of no use any more, and reports it; with dryRun it only reports. In order: snapshots unused for
 // longer than the TTL are deleted; files of deleted snapshots on which no container is based go; so do files of snapshots and
 // containers that nobody knows, what dead builds have left, and old runtime images that nobody has registered. The row of a deleted
-// snapshot stays until the first collection that finds it deleted already, so that it can be looked at meanwhile.
+// snapshot stays until the first collection that finds it deleted already, so that it can be looked at meanwhile. What is on a host that
+// is down waits for it.
 func (s *Service) CollectGarbage(ctx context.Context, dryRun bool) ([]Collected, error) {
 	s.gc.Lock()
 	defer s.gc.Unlock()
-	// The host first: whatever it has, the store knows already, if anybody does.
-	found, err := s.host.Garbage(ctx)
+	c := &collection{s: s, dryRun: dryRun, artifacts: map[warmboot.ID][]onHost{}, basedOn: map[warmboot.ID]bool{}, away: map[warmboot.ID]bool{}}
+	// The hosts first: whatever they have, the store knows already, if anybody does.
+	found, err := c.look(ctx)
 	if err != nil {
 		return nil, err
-	}
-	c := &collection{s: s, dryRun: dryRun, artifacts: map[warmboot.ID]Garbage{}, basedOn: map[warmboot.ID]bool{}}
-	for _, g := range found {
-		if g.Kind == GarbageSnapshot {
-			c.artifacts[g.ID] = g
-		}
 	}
 	containers, err := s.store.Containers(ctx, warmboot.ContainerFilter{})
 	if err != nil {
@@ -92,21 +93,18 @@ func (s *Service) CollectGarbage(ctx context.Context, dryRun bool) ([]Collected,
 		known[snap.ID] = true
 		c.snapshot(ctx, *snap)
 	}
-	used, err := s.host.ImageFiles(ctx, images)
-	if err != nil {
-		return nil, err
+	for _, h := range found {
+		used, err := h.host.ImageFiles(ctx, images)
+		if err != nil {
+			return nil, err
+		}
+		for _, g := range h.garbage {
+			c.rest(ctx, onHost{h.host, g}, known, used)
+		}
 	}
-	for _, g := range found {
-		switch {
-		case g.Kind == GarbageTemporary:
-			c.do(g, CollectRemove, "what a build that ended has left", func() error { return s.host.Discard(ctx, g) })
-		case g.Kind == GarbageContainer && !known[g.ID]:
-			c.do(g, CollectRemove, "nobody knows the container", func() error { return s.host.RemoveContainer(ctx, g.ID) })
-		case g.Kind == GarbageSnapshot && !known[g.ID]:
-			orphan := warmboot.RuntimeSnapshot{ID: g.ID, RuntimeImageID: g.ImageID}
-			c.do(g, CollectRemove, "nobody knows the snapshot", func() error { return s.host.RemoveSnapshot(ctx, orphan) })
-		case g.Kind == GarbageImage && !used[g.Path] && time.Since(g.Modified) > imageKeep:
-			c.do(g, CollectRemove, "no runtime image that is registered needs it", func() error { return s.host.Discard(ctx, g) })
+	if !dryRun {
+		if err := s.store.ForgetDeletedContainers(ctx, time.Now().Add(-forgetDeletedAfter)); err != nil {
+			return nil, err
 		}
 	}
 	return c.done, ctx.Err()
@@ -116,43 +114,102 @@ func (s *Service) CollectGarbage(ctx context.Context, dryRun bool) ([]Collected,
 type collection struct {
 	s         *Service
 	dryRun    bool
-	artifacts map[warmboot.ID]Garbage
-	basedOn   map[warmboot.ID]bool // snapshots that containers stand on
+	artifacts map[warmboot.ID][]onHost // by snapshot
+	away      map[warmboot.ID]bool     // hosts that could not be asked
+	basedOn   map[warmboot.ID]bool     // snapshots that containers stand on
 	done      []Collected
+}
+
+// onHost is a piece of garbage and where it is.
+type onHost struct {
+	host Host
+	Garbage
+}
+
+// lookedAt is a host and what it has.
+type lookedAt struct {
+	host    Host
+	garbage []Garbage
+}
+
+// look asks every host that is up for what it has.
+func (c *collection) look(ctx context.Context) ([]lookedAt, error) {
+	var found []lookedAt
+	for _, h := range c.s.hosts.all() {
+		host, err := c.s.reach(h.ID)
+		var garbage []Garbage
+		if err == nil {
+			garbage, err = host.Garbage(ctx)
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			c.away[h.ID] = true
+			c.s.log.Warn("Host "+h.Name+" could not be asked for its garbage", "host_id", h.ID, "err", err)
+			continue
+		}
+		found = append(found, lookedAt{host, garbage})
+		for _, g := range garbage {
+			if g.Kind == GarbageSnapshot {
+				c.artifacts[g.ID] = append(c.artifacts[g.ID], onHost{host, g})
+			}
+		}
+	}
+	return found, nil
 }
 
 // snapshot decides about one snapshot that the store knows.
 func (c *collection) snapshot(ctx context.Context, snap warmboot.RuntimeSnapshot) {
-	g, onHost := c.artifacts[snap.ID]
-	if !onHost {
-		g = Garbage{Kind: GarbageSnapshot, ID: snap.ID, Path: snap.SnapshotPath}
-	}
-	remove := func() error { return c.s.host.RemoveSnapshot(ctx, snap) }
+	copies := c.artifacts[snap.ID]
+	remove := func(o onHost) error { return o.host.RemoveSnapshot(ctx, snap) }
 	switch snap.State {
 	case warmboot.SnapshotReady, warmboot.SnapshotUnhealthy:
 		unused := time.Since(lastUse(&snap))
-		if unused <= c.s.snapshotTTL || c.basedOn[snap.ID] {
+		if unused <= c.s.SnapshotTTL || c.basedOn[snap.ID] {
 			return
+		}
+		g := Garbage{Kind: GarbageSnapshot, ID: snap.ID, Path: snap.SnapshotPath}
+		for _, o := range copies {
+			g.Bytes += o.Bytes
 		}
 		c.do(g, CollectDelete, fmt.Sprintf("unused for %d days", int(unused.Hours()/24)), func() error {
 			if err := c.s.store.DeleteSnapshot(ctx, snap.ID); err != nil {
 				return err
 			}
-			c.s.changes.notify(snap.ID)
-			if err := remove(); warmboot.CodeOf(err) != warmboot.Conflict { // else a container has just started from it
-				return err
+			for _, o := range copies {
+				if err := remove(o); warmboot.CodeOf(err) != warmboot.Conflict && err != nil { // else a container has just started from it
+					return err
+				}
 			}
 			return nil
 		})
 	case warmboot.SnapshotDeleted:
-		if c.basedOn[snap.ID] {
+		if c.basedOn[snap.ID] || c.away[snap.HostID] {
 			return
 		}
-		if onHost && !c.do(g, CollectRemove, "the snapshot is deleted", remove) {
-			return
+		for _, o := range copies {
+			if !c.do(o.Garbage, CollectRemove, "the snapshot is deleted", func() error { return remove(o) }) {
+				return
+			}
 		}
-		g.Bytes = 0
+		g := Garbage{Kind: GarbageSnapshot, ID: snap.ID, Path: snap.SnapshotPath}
 		c.do(g, CollectForget, "the snapshot is deleted and its files are gone", func() error { return c.s.store.ForgetSnapshot(ctx, snap.ID) })
+	}
+}
+
+// rest decides about what no row of a snapshot stands for.
+func (c *collection) rest(ctx context.Context, g onHost, known map[warmboot.ID]bool, used map[string]bool) {
+	switch {
+	case g.Kind == GarbageTemporary:
+		c.do(g.Garbage, CollectRemove, "what a build that ended has left", func() error { return g.host.Discard(ctx, g.Garbage) })
+	case g.Kind == GarbageContainer && !known[g.ID]:
+		c.do(g.Garbage, CollectRemove, "nobody knows the container", func() error { return g.host.RemoveContainer(ctx, ContainerRef{ID: g.ID}) })
+	case g.Kind == GarbageSnapshot && !known[g.ID]:
+		orphan := warmboot.RuntimeSnapshot{ID: g.ID, RuntimeImageID: g.ImageID}
+		c.do(g.Garbage, CollectRemove, "nobody knows the snapshot", func() error { return g.host.RemoveSnapshot(ctx, orphan) })
+	case g.Kind == GarbageImage && !used[g.Path] && time.Since(g.Modified) > imageKeep:
+		c.do(g.Garbage, CollectRemove, "no runtime image that is registered needs it", func() error { return g.host.Discard(ctx, g.Garbage) })
 	}
 }
 
@@ -207,10 +264,54 @@ func (s *Service) evictSnapshot(ctx context.Context, candidates []*warmboot.Runt
 	if err := s.store.DeleteSnapshot(ctx, oldest.ID); err != nil {
 		return false, err
 	}
-	s.changes.notify(oldest.ID)
 	s.log.Info(fmt.Sprintf("Snapshot %s, the least recently used, makes room for another", oldest.ID.Short()), "snapshot_id", oldest.ID)
-	if err := s.host.RemoveSnapshot(ctx, *oldest); err != nil && warmboot.CodeOf(err) != warmboot.Conflict {
-		return false, err
+	return true, s.removeCopies(ctx, oldest)
+}
+
+// removeCopies removes a deleted snapshot's files from the hosts that have them. What is still in use, or on a host that is down, is left
+// for the next time.
+func (s *Service) removeCopies(ctx context.Context, snap *warmboot.RuntimeSnapshot) error {
+	var errs []error
+	for _, h := range s.hosts.all() {
+		if h.State != warmboot.HostUp || snap.HostID != "" && snap.HostID != h.ID && !slices.Contains(h.Inventory.Snapshots, snap.ID) {
+			continue
+		}
+		host, err := s.reach(h.ID)
+		if err == nil {
+			err = host.RemoveSnapshot(ctx, *snap)
+		}
+		if code := warmboot.CodeOf(err); code != warmboot.Conflict && code != warmboot.Unavailable {
+			errs = append(errs, err)
+		}
 	}
-	return true, nil
+	return errors.Join(errs...)
+}
+
+// collectSoon removes, in the background, the files of deleted snapshots that no machine or disk is based on any more.
+func (s *Service) collectSoon() {
+	if !s.collecting.CompareAndSwap(false, true) {
+		return // what has just become garbage is seen by the collection that is about to begin, or by the next
+	}
+	if err := s.work.start(func() {
+		s.collecting.Store(false)
+		s.collect(s.ctx)
+	}); err != nil {
+		s.collecting.Store(false)
+	}
+}
+
+func (s *Service) collect(ctx context.Context) {
+	all, err := s.store.Snapshots(ctx)
+	if err != nil {
+		s.log.Warn("Deleted snapshots could not be listed", "err", err)
+		return
+	}
+	for _, snap := range all {
+		if snap.State != warmboot.SnapshotDeleted || snap.SnapshotPath == "" {
+			continue
+		}
+		if err := s.removeCopies(ctx, snap); err != nil {
+			s.log.Warn("The files of a deleted snapshot could not be removed", "snapshot_id", snap.ID, "err", err)
+		}
+	}
 }

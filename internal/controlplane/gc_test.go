@@ -41,8 +41,7 @@ func (p *plane) wantCollected(got []string, want ...string) {
 // lastUsed sets when a snapshot was last restored from.
 func (p *plane) lastUsed(id warmboot.ID, at time.Time) {
 	p.t.Helper()
-	_, err := p.store.RecordRestore(p.t.Context(), id, at, "")
-	p.must(err)
+	p.must(p.store.RecordSuccesses(p.t.Context(), id, at, 1))
 }
 
 func TestASnapshotThatNobodyUsesGoesWithItsFilesThenItsRow(t *testing.T) {
@@ -83,7 +82,7 @@ func TestLeftoversGo(t *testing.T) {
 	p := newPlane(t, nil)
 	p.create(controlplane.CreateContainer{})
 	lost := warmboot.NewID()
-	_, err := p.host.ColdBoot(t.Context(), controlplane.MachineSpec{Container: lost})
+	_, err := p.host.ColdBoot(t.Context(), controlplane.MachineSpec{Container: controlplane.ContainerRef{ID: lost}})
 	p.must(err)
 	orphan := warmboot.NewID()
 	_, err = p.host.BuildSnapshot(t.Context(), warmboot.RuntimeSnapshot{ID: orphan}, *p.img, func(string) {})

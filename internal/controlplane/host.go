@@ -8,21 +8,26 @@ import (
 	"warmboot"
 )
 
-// Host is a machine that runs microVMs. Every method that returns an error has released what it took on the host.
+// Host is a machine that runs microVMs. Every method that returns an error has released what it took on the host. Whatever
+// changes a container carries the generation of the lease under which it is asked for: a host that has obeyed a newer one refuses
+// with a Conflict, because who asks was cut off and does not know that another manager has taken over.
 type Host interface {
-	// Info tells what the host can do. It is cheap: the host found it out when it started.
-	Info(ctx context.Context) (HostInfo, error)
+	// Inventory tells what the host can do and has. It is cheap: the host found it out when it started.
+	Inventory(ctx context.Context) (warmboot.HostInventory, error)
 	// InspectImage reads a runtime image's files, checks that they are what they claim to be and lie below an
 	// allowed root, and returns the image with Digest and SizeBytes set.
 	InspectImage(ctx context.Context, img warmboot.Image) (warmboot.Image, error)
+	// FetchImage makes sure that the host has a runtime image's files, getting them from a peer if it has none of its own.
+	FetchImage(ctx context.Context, img warmboot.Image, peers []Peer) error
 	// ReservePorts chooses a free host port wherever one is 0 and reports a Conflict for a port that something on the host
 	// uses already.
 	ReservePorts(ctx context.Context, ports []warmboot.PortMapping) ([]warmboot.PortMapping, error)
 	// BuildSnapshot boots the image, waits for Docker, quiesces and freezes the machine and writes the artifact. step is
-	// called as the build goes on. Only one build of one snapshot id may run.
+	// called as the build goes on. A build of the same snapshot that runs already is ended first.
 	BuildSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot, img warmboot.Image, step func(string)) (Built, error)
+	// FetchSnapshot gets a snapshot's files from a peer, checks them, and has them when it returns.
+	FetchSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot, img warmboot.Image, peers []Peer) error
 	// RemoveSnapshot removes a snapshot's files, if there are any. It is a Conflict while a machine restored from it lives.
-	// A snapshot without a path is one whose build finished just as warmboot ended: its files are where the build put them.
 	RemoveSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot) error
 	// WarmBoot restores a machine from a snapshot, gives it its own identity, and returns once Docker has answered. A
 	// snapshot that does not fit this host, image or machine size is an Incompatible error (with ErrMachineSize in it, if only the size differs), damaged files are Corrupt.
@@ -31,16 +36,13 @@ type Host interface {
 	// once Docker has answered.
 	ColdBoot(ctx context.Context, m MachineSpec) (Booted, error)
 	// StartContainer pulls the image into the machine of container c, creates and starts the OCI container. If the
-	// machine's disk holds that container already it is only started.
+	// machine's disk holds that container already it is only started. From then on the host reports its end (Reports).
 	StartContainer(ctx context.Context, c warmboot.Container, auth *RegistryAuth, step func(string)) ([]warmboot.Phase, error)
-	// WaitExit returns once the command of container id has ended, with its exit code, or with an Unavailable error
-	// once its machine has died.
-	WaitExit(ctx context.Context, id warmboot.ID) (int, error)
 	// StopContainer lets the command end within grace, keeps its logs, shuts the machine down and keeps its disk.
 	// Idempotent; a container without a machine is stopped already. It returns the command's exit code, -1 if unknown.
-	StopContainer(ctx context.Context, id warmboot.ID, grace time.Duration) (int, error)
+	StopContainer(ctx context.Context, ref ContainerRef, grace time.Duration) (int, error)
 	// RemoveContainer ends the machine at once and removes everything of the container. Idempotent.
-	RemoveContainer(ctx context.Context, id warmboot.ID) error
+	RemoveContainer(ctx context.Context, ref ContainerRef) error
 	// Logs streams the command's output, oldest first; of a stopped container too.
 	Logs(ctx context.Context, id warmboot.ID, opts LogOptions) (LogReader, error)
 	// Exec runs a command in a running container.
@@ -54,20 +56,63 @@ type Host interface {
 	Discard(ctx context.Context, g Garbage) error
 	// ScrubSnapshot reads a snapshot's files again and checks their digests. Damage is a Corrupt error.
 	ScrubSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot) error
-	// Containers lists the ids of all containers of which the host still has anything.
+	// Containers lists all containers of which the host still has anything.
 	Containers(ctx context.Context) ([]HostContainer, error)
 }
 
-// HostInfo is what a host tells about itself.
-type HostInfo struct {
-	VMM    string // "qemu-7.2.22", as in fc_version
-	VMMWhy string // one line: why this VMM and accelerator
+// Hosts is the way to hosts.
+type Hosts interface {
+	// Host returns a host to command. One that cannot be reached from here is an Unavailable error.
+	Host(h *warmboot.Host) (Host, error)
+}
+
+// Reports is what a host tells the control plane. A Service is one.
+type Reports interface {
+	// HostHello introduces a host, when its agent has started and whenever HostBeat asks for it. Once it returns, the control plane has
+	// compared what the host has with what it knows.
+	HostHello(ctx context.Context, h Hello) error
+	// HostBeat is a sign of life; inventory is nil if nothing has changed. A NotFound error asks for a HostHello.
+	HostBeat(ctx context.Context, host warmboot.ID, inventory *warmboot.HostInventory) error
+	// ContainerEnded tells that a container's command, or its machine, has ended by itself. It is told again until it succeeds.
+	ContainerEnded(ctx context.Context, host warmboot.ID, end Ended) error
+}
+
+// Hello introduces a host.
+type Hello struct {
+	ID         warmboot.ID
+	Name       string
+	Address    string // host:port of its agent; empty for one inside `warmboot serve`
+	Inventory  warmboot.HostInventory
+	Containers []HostContainer
+}
+
+// Ended tells how a container has ended.
+type Ended struct {
+	Container warmboot.ID
+	Code      int    // of the command; -1 if it is not known
+	Reason    string // why it is not known: what happened to the machine
+}
+
+// Peer is another host, from which files can be fetched.
+type Peer struct {
+	ID      warmboot.ID
+	Address string
+}
+
+// ContainerRef is a container to command.
+type ContainerRef struct {
+	ID         warmboot.ID
+	Generation int64 // of the lease under which it is asked for; 0 asks without one, for what nobody knows
 }
 
 // HostContainer is what a host has of a container.
 type HostContainer struct {
-	ID      warmboot.ID
-	Running bool // its machine runs
+	ID         warmboot.ID
+	Running    bool  // its machine runs
+	Generation int64 // of the latest lease that the host has obeyed
+	// Container is what the host was told to start, once its command has been started: enough to know it by if the store has forgotten
+	// it.
+	Container *warmboot.Container
 }
 
 // Built is a finished snapshot artifact.
@@ -79,7 +124,7 @@ type Built struct {
 
 // MachineSpec is a machine for one container.
 type MachineSpec struct {
-	Container warmboot.ID
+	Container ContainerRef
 	VMID      string
 	Hostname  string
 	Image     warmboot.Image

@@ -7,11 +7,14 @@ import (
 	"warmboot"
 )
 
-// RegisterImage checks the image's files on the host and stores it under a fresh id. An image of the same name and content
+// RegisterImage checks the image's files on a host that has them and stores it under a fresh id. An image of the same name and content
 // is returned as it is, so that registering twice does no harm; another content under a taken name is a Conflict.
 func (s *Service) RegisterImage(ctx context.Context, img warmboot.Image) (*warmboot.Image, error) {
-	img, err := s.host.InspectImage(ctx, img)
+	host, err := s.someHost()
 	if err != nil {
+		return nil, err
+	}
+	if img, err = host.InspectImage(ctx, img); err != nil {
 		return nil, err
 	}
 	if known, err := s.store.ImageByName(ctx, img.Name); err == nil && known.Digest == img.Digest {
@@ -22,8 +25,10 @@ func (s *Service) RegisterImage(ctx context.Context, img warmboot.Image) (*warmb
 		return nil, err
 	}
 	s.log.Info("Runtime image "+img.Name+" registered", "image_id", img.ID, "digest", img.Digest)
-	if s.autoSnapshot {
-		s.rebuildSoon(img.ID, "")
+	if s.AutoSnapshot {
+		for platform := range s.platforms() {
+			s.queueRebuild(Rebuild{Image: img.ID, Platform: platform, Attempt: 1})
+		}
 	}
 	return &img, nil
 }

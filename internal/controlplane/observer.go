@@ -28,6 +28,8 @@ const (
 	FallbackNone      = "no_snapshot"
 	FallbackUnhealthy = "unhealthy"
 	FallbackCreating  = "still_creating"
+	// The snapshot's files could not be got from another host.
+	FallbackNotFetched = "not_fetched"
 )
 
 // unobserved is the Observer of a Service that was given none.

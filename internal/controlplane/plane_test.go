@@ -16,15 +16,25 @@ import (
 	"warmboot"
 	"warmboot/internal/controlplane"
 	"warmboot/internal/controlplane/hosttest"
+	"warmboot/internal/planetest"
 	"warmboot/internal/store"
+	"warmboot/internal/store/pgtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+var postgres pgtest.Shared
 
-// plane is a Service on a real store and a host in memory.
+func TestMain(m *testing.M) {
+	postgres.Start()
+	goleak.VerifyTestMain(m, goleak.IgnoreCurrent(), goleak.Cleanup(postgres.End))
+}
+
+// plane is a control plane on a real store and a host in memory.
 type plane struct {
 	t     *testing.T
+	shape func(*controlplane.Config)
 	svc   *controlplane.Service
+	stop  func()
+	url   string
 	store *store.Store
 	host  *hosttest.Host
 	log   *logLines
@@ -35,33 +45,52 @@ type plane struct {
 func newPlane(t *testing.T, shape func(*hosttest.Host, *controlplane.Config)) *plane {
 	t.Helper()
 	t.Parallel()
-	st, err := store.Open(t.Context(), store.Config{URL: filepath.Join(t.TempDir(), "warmboot.db"), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
+	p := &plane{t: t, host: hosttest.New(), log: &logLines{}, url: filepath.Join(t.TempDir(), "warmboot.db")}
+	t.Cleanup(p.host.Close)
+	p.shape = func(c *controlplane.Config) {
+		if shape != nil {
+			shape(p.host, c)
+		}
 	}
-	t.Cleanup(func() { _ = st.Close() })
-	p := &plane{t: t, store: st, host: hosttest.New(), log: &logLines{}}
-	config := controlplane.Config{Store: st, Host: p.host, Log: slog.New(p.log)}
-	if shape != nil {
-		shape(p.host, &config)
-	}
-	p.svc = controlplane.New(config)
-	t.Cleanup(p.svc.Close)
-	if err := p.svc.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	p.img, err = p.svc.RegisterImage(t.Context(), warmboot.Image{Name: "runtime", KernelPath: hosttest.Root + "vmlinuz", RootfsPath: hosttest.Root + "rootfs.ext4"})
+	p.start()
+	var err error
+	p.img, err = p.svc.RegisterImage(t.Context(), runtimeImage("runtime"))
 	p.must(err)
 	return p
 }
 
-// restart replaces the Service by a new one on the same store and host, as after a crash.
+func runtimeImage(name string) warmboot.Image {
+	return warmboot.Image{Name: name, KernelPath: hosttest.Root + "vmlinuz", RootfsPath: hosttest.Root + "rootfs.ext4"}
+}
+
+// start starts a control plane on the database, and lets the host join.
+func (p *plane) start() {
+	p.t.Helper()
+	started, err := planetest.Start(p.t.Context(), planetest.Config{URL: p.url, Hosts: []*hosttest.Host{p.host}, Log: slog.New(p.log), Shape: p.shape})
+	p.must(err)
+	p.svc, p.store = started.Service, started.Store
+	p.stop = func() {
+		if err := started.Close(); err != nil {
+			p.t.Error(err)
+		}
+	}
+	p.t.Cleanup(p.stop)
+}
+
+// restart replaces the Service by a new one on the same store and host.
 func (p *plane) restart() {
 	p.t.Helper()
-	p.svc.Close()
-	p.svc = controlplane.New(controlplane.Config{Store: p.store, Host: p.host, Log: slog.New(p.log)})
-	p.t.Cleanup(p.svc.Close)
-	p.must(p.svc.Start(p.t.Context()))
+	p.stop()
+	p.start()
+}
+
+// offline does something to the store while no Service runs.
+func (p *plane) offline(f func(*store.Store)) {
+	p.t.Helper()
+	st, err := store.Open(p.t.Context(), store.Config{URL: p.url, Log: slog.New(slog.DiscardHandler)})
+	p.must(err)
+	f(st)
+	p.must(st.Close())
 }
 
 func (p *plane) must(err error) {

@@ -8,9 +8,9 @@ type Readiness struct {
 	Err  error
 }
 
-// Ready asks the store and the host whether they answer.
+// Ready asks whether the store answers and a host is up.
 func (s *Service) Ready(ctx context.Context) []Readiness {
 	_, storeErr := s.store.Images(ctx)
-	_, hostErr := s.host.Info(ctx)
+	_, hostErr := s.someHost()
 	return []Readiness{{"store", storeErr}, {"host", hostErr}}
 }

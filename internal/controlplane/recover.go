@@ -2,103 +2,257 @@ package controlplane
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"warmboot"
 )
 
-// Start takes up what an earlier process left: containers whose microVM still runs are watched again, what was half made is
-// released and reported, and what the host has but nobody knows is removed.
-func (s *Service) Start(ctx context.Context) error {
-	onHost, err := s.host.Containers(ctx)
+// maxTakeovers is how often a create or start is taken up before it counts as failed: one that always takes its manager down with it
+// must not do that for ever.
+const maxTakeovers = 50
+
+// takeOver takes up what nobody is doing although the store says that somebody is: a manager has died, or could not tell the store how
+// something ended. What is on a host that is down waits for that. death says that there is a reason to look closely.
+func (s *Service) takeOver(ctx context.Context, death bool) error {
+	if death {
+		if err := s.rescueJobs(ctx); err != nil {
+			return err
+		}
+	}
+	moving, err := s.store.Containers(ctx, warmboot.ContainerFilter{States: warmboot.MovingStates()})
+	if err != nil {
+		return err
+	}
+	for _, c := range moving {
+		if c.Lease.HeldByOther(s.me) || s.tasks.busy(c.ID) || !s.canReach(c) {
+			continue
+		}
+		if err := s.resume(ctx, c); err != nil && warmboot.CodeOf(err) != warmboot.Conflict && warmboot.CodeOf(err) != warmboot.NotFound {
+			return err
+		}
+	}
+	return s.takeOverBuilds(ctx, death)
+}
+
+// rescueJobs lets the jobs of dead managers be done again.
+func (s *Service) rescueJobs(ctx context.Context) error {
+	all, err := s.store.BeatManager(ctx, s.me)
+	if err != nil {
+		return err
+	}
+	var alive []warmboot.ID
+	for _, m := range all {
+		alive = append(alive, m.ID)
+	}
+	return s.Queue.Rescue(ctx, alive)
+}
+
+// canReach reports whether something can be done about a container. One without a host has nothing anywhere.
+func (s *Service) canReach(c *warmboot.Container) bool {
+	if c.HostID == "" {
+		return true
+	}
+	_, err := s.reach(c.HostID)
+	return err == nil
+}
+
+// resume goes on with what was being done to a container. It is a Conflict if somebody does already.
+func (s *Service) resume(ctx context.Context, c *warmboot.Container) error {
+	t, err := s.tasks.begin(s.ctx, c.ID, "taken over")
+	if err != nil {
+		return err
+	}
+	h, now, err := s.acquire(ctx, t, func(now *warmboot.Container) error {
+		if now.State != c.State {
+			return warmboot.Errorf(warmboot.Conflict, "take over container", "container %s is %s by now", now.Name, now.State)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.log.Info(fmt.Sprintf("Container %s is %s and nobody sees to it: it is taken over", c.ID.Short(), c.State), "container_id", c.ID, "generation", h.lease.Generation)
+	err = s.work.start(func() {
+		defer h.end()
+		s.resumed(h, now)
+	})
+	if err != nil {
+		h.abandon()
+		h.end()
+	}
+	return err
+}
+
+func (s *Service) resumed(h *hold, c *warmboot.Container) {
+	switch c.State {
+	case warmboot.ContainerDeleting:
+		s.remove(h, c)
+	case warmboot.ContainerStopping:
+		s.stop(h, c, defaultGrace)
+	case warmboot.ContainerCreating, warmboot.ContainerStarting:
+		img, err := s.store.Image(h.ctx, c.RuntimeImageID)
+		switch {
+		case err != nil:
+		case c.State == warmboot.ContainerCreating && c.Private:
+			err = warmboot.Errorf(warmboot.Canceled, "create container", "warmboot ended before the container was up, and the registry's credentials, which are never stored, ended with it; create it again")
+		case h.lease.Generation > maxTakeovers+1:
+			err = warmboot.Errorf(warmboot.Internal, "create container", "it was taken up %d times, and each time warmboot ended before the container was up; look at the log, and create it again", maxTakeovers)
+		default:
+			err = s.clear(h, c)
+		}
+		if err != nil {
+			s.notBroughtUp(h, c, err)
+			return
+		}
+		s.provision(h, c, img, nil)
+	}
+}
+
+// clear releases what an earlier attempt to bring a container up has left on its host.
+func (s *Service) clear(h *hold, c *warmboot.Container) error {
+	host, err := s.reach(c.HostID)
+	if err != nil {
+		return err
+	}
+	if c.State == warmboot.ContainerStarting { // its disk stays
+		_, err = host.StopContainer(h.ctx, h.ref(), 0)
+		return err
+	}
+	return host.RemoveContainer(h.ctx, h.ref())
+}
+
+// reconcile compares what a host says that it has with what the store says. rebooted says that all its machines are gone for that.
+func (s *Service) reconcile(ctx context.Context, hello Hello, rebooted bool) error {
+	host, err := s.reach(hello.ID)
+	if err != nil {
+		return err
+	}
+	rows, err := s.store.Containers(ctx, warmboot.ContainerFilter{HostID: hello.ID})
 	if err != nil {
 		return err
 	}
 	have := map[warmboot.ID]HostContainer{}
-	for _, h := range onHost {
+	for _, h := range hello.Containers {
 		have[h.ID] = h
 	}
-	if err := s.recoverSnapshots(ctx); err != nil {
-		return err
-	}
-	all, err := s.store.Containers(ctx, warmboot.ContainerFilter{})
-	if err != nil {
-		return err
-	}
-	for _, c := range all {
-		if err := s.recoverContainer(ctx, c, have[c.ID]); err != nil {
+	for _, c := range rows {
+		if err := s.reconcileContainer(ctx, host, c, have[c.ID], rebooted); err != nil {
 			return err
 		}
 		delete(have, c.ID)
 	}
-	for id := range have {
-		s.log.Warn("The host has a container that nobody knows; it is removed", "container_id", id)
-		if err := s.host.RemoveContainer(ctx, id); err != nil {
-			s.log.Error("It could not be removed", "container_id", id, "err", err)
-		}
-	}
-	s.collect(ctx)
-	if err := s.resumeRebuilds(ctx); err != nil {
-		return err
-	}
-	return s.work.start(s.upkeep)
+	return s.reconcileUnknown(ctx, host, hello, have)
 }
 
-// recoverSnapshots ends the builds that died with the process that ran them.
-func (s *Service) recoverSnapshots(ctx context.Context) error {
-	snaps, err := s.store.Snapshots(ctx)
-	if err != nil {
-		return err
-	}
-	for _, snap := range snaps {
-		if snap.State != warmboot.SnapshotCreating {
-			continue
-		}
-		// The files may be whole, and the row not told.
-		if err := s.host.RemoveSnapshot(ctx, *snap); err != nil {
-			s.log.Error("What a build that was cut short has left could not be removed", "snapshot_id", snap.ID, "err", err)
-		}
-		if err := s.store.FailSnapshot(ctx, snap.ID, "warmboot ended while the snapshot was being built; rebuild it"); err != nil {
+// reconcileContainer sees to one container of a host that has said hello. What is moving is left to those who move it.
+func (s *Service) reconcileContainer(ctx context.Context, host Host, c *warmboot.Container, h HostContainer, rebooted bool) error {
+	if h.Generation > c.Lease.Generation {
+		// The store is older than the host remembers: it was restored from a backup.
+		if _, err := s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error {
+			c.Lease.Generation = max(c.Lease.Generation, h.Generation)
+			return nil
+		}); err != nil {
 			return err
 		}
 	}
+	switch {
+	case c.State == warmboot.ContainerRunning && h.Running:
+		s.log.Info("Container "+c.ID.Short()+" is still running", "container_id", c.ID)
+	case c.State == warmboot.ContainerRunning:
+		reason := "its microVM ended while warmboot was not running"
+		if rebooted {
+			reason = "its host was booted again"
+		}
+		if err := s.ended(ctx, Ended{Container: c.ID, Code: -1, Reason: reason}, rebooted); warmboot.CodeOf(err) != warmboot.Unavailable { // else somebody else is at it
+			return err
+		}
+	case c.State == warmboot.ContainerStopped && rebooted && c.ShouldRestart(true):
+		s.restart(c.ID, true)
+	case (c.State == warmboot.ContainerStopped || c.State == warmboot.ContainerFailed) && h.Running: // its release failed, or was cut short
+		t, err := s.tasks.begin(s.ctx, c.ID, "released")
+		if err != nil {
+			return nil //nolint:nilerr // whoever does something to it sees to the rest
+		}
+		hold, _, err := s.acquire(ctx, t, func(*warmboot.Container) error { return nil })
+		if err != nil {
+			return ignoreConflict(err)
+		}
+		defer hold.end()
+		defer hold.abandon()
+		if _, err := host.StopContainer(ctx, hold.ref(), 0); err != nil {
+			s.log.Error("The microVM of a container that has ended could not be released", "container_id", c.ID, "err", err)
+		}
+	}
 	return nil
 }
 
-func (s *Service) recoverContainer(ctx context.Context, c *warmboot.Container, h HostContainer) error {
-	id := c.ID
-	switch c.State {
-	case warmboot.ContainerRunning, warmboot.ContainerStopping:
-		if h.Running && c.State == warmboot.ContainerRunning {
-			s.log.Info("Container "+id.Short()+" is still running", "container_id", id)
-			s.watch(id)
-			return nil
-		}
-		text := ""
-		if c.State == warmboot.ContainerRunning {
-			text = "its microVM ended while warmboot was not running"
-		}
-		code, err := s.host.StopContainer(ctx, id, 0)
-		if err != nil {
-			s.log.Error("A container that has ended could not be released", "container_id", id, "err", err)
-		}
-		s.recordEnd(ctx, id, code, text)
-	case warmboot.ContainerCreating, warmboot.ContainerStarting:
-		s.provisionFailed(ctx, *c, context.Canceled)
-	case warmboot.ContainerStopped, warmboot.ContainerFailed:
-		if h.Running { // its release failed, or was cut short
-			if _, err := s.host.StopContainer(ctx, id, 0); err != nil {
-				s.log.Error("The microVM of a container that has ended could not be released", "container_id", id, "err", err)
+// reconcileUnknown sees to what a host has and the store does not know as this host's: what was deleted, or placed elsewhere, while the
+// host was away is removed there. What the store has never deleted it must have forgotten, as when it was restored from a backup: if it
+// runs, it is known again.
+func (s *Service) reconcileUnknown(ctx context.Context, host Host, hello Hello, unknown map[warmboot.ID]HostContainer) error {
+	if len(unknown) == 0 {
+		return nil
+	}
+	var ids []warmboot.ID
+	for id := range unknown {
+		ids = append(ids, id)
+	}
+	deleted, err := s.store.DeletedContainers(ctx, ids)
+	if err != nil {
+		return err
+	}
+	for id, h := range unknown {
+		row, err := s.store.Container(ctx, id)
+		switch {
+		case err == nil && row.HostID == "": // of a time when there was but one host
+			if _, err := s.store.UpdateContainer(ctx, id, func(c *warmboot.Container) error { c.HostID = hello.ID; return nil }); err != nil {
+				return err
 			}
+			row.HostID = hello.ID
+			if err := s.reconcileContainer(ctx, host, row, h, false); err != nil {
+				return err
+			}
+			continue
+		case err != nil && warmboot.CodeOf(err) != warmboot.NotFound:
+			return err
 		}
-	case warmboot.ContainerDeleting:
-		rctx, cancel := context.WithTimeout(ctx, time.Minute)
-		defer cancel()
-		if err := s.host.RemoveContainer(rctx, id); err != nil {
-			s.log.Error("A container could not be deleted", "container_id", id, "err", err)
-			return nil
+		if err != nil && !deleted[id] && h.Running && h.Container != nil {
+			if err := s.adopt(ctx, hello, h); err != nil {
+				s.log.Error("A container that runs and nobody knows could not be taken in; it is left alone", "container_id", id, "err", err)
+			}
+			continue
 		}
-		return s.store.DeleteContainer(ctx, id)
+		s.log.Warn("Host "+hello.Name+" has a container that nobody wants; it is removed", "container_id", id)
+		if err := host.RemoveContainer(ctx, ContainerRef{ID: id}); err != nil {
+			s.log.Error("It could not be removed", "container_id", id, "err", err)
+		}
 	}
 	return nil
+}
+
+// adopt stores a container that runs on a host and is not in the store.
+func (s *Service) adopt(ctx context.Context, hello Hello, h HostContainer) error {
+	c := *h.Container
+	now := time.Now().UTC()
+	c.HostID, c.State, c.Lease, c.StartedAt, c.FinishedAt = hello.ID, warmboot.ContainerRunning, warmboot.Lease{Generation: h.Generation}, &now, nil
+	if c.CreatedAt.IsZero() {
+		c.CreatedAt = now
+	}
+	err := s.store.CreateContainer(ctx, &c)
+	if warmboot.CodeOf(err) == warmboot.Conflict { // the name has been given to another
+		c.Name = fmt.Sprintf("%.50s-%s", c.Name, c.ID.Short())
+		err = s.store.CreateContainer(ctx, &c)
+	}
+	if err == nil {
+		s.log.Warn(fmt.Sprintf("Container %s (%s) runs on host %s and was not known any more; it is known again. Was the database restored from a backup?", c.Name, c.ID.Short(), hello.Name), "container_id", c.ID)
+	}
+	return err
+}
+
+func ignoreConflict(err error) error {
+	if warmboot.CodeOf(err) == warmboot.Conflict || warmboot.CodeOf(err) == warmboot.NotFound {
+		return nil
+	}
+	return err
 }

@@ -9,6 +9,7 @@ import (
 	"warmboot"
 	"warmboot/internal/controlplane"
 	"warmboot/internal/controlplane/hosttest"
+	"warmboot/internal/store"
 )
 
 // heldBuilds makes builds stand still until they are let go on or canceled.
@@ -63,6 +64,10 @@ func TestDeleteWhileBuilding(t *testing.T) {
 	p := newPlane(t, heldBuilds(goOn))
 	id, err := p.svc.BuildSnapshot(t.Context(), p.img.ID)
 	p.must(err)
+	eventually(t, "it is built", func() (struct{}, bool) {
+		_, _, builds := p.host.Counts()
+		return struct{}{}, builds == 1
+	})
 	p.must(p.svc.DeleteSnapshot(t.Context(), id))
 	p.must(p.svc.DeleteSnapshot(t.Context(), id))
 	// A new build does not join the one that comes to nothing.
@@ -145,14 +150,23 @@ func TestLimitOfSnapshots(t *testing.T) {
 	})
 }
 
-func TestCloseUndoesABuild(t *testing.T) {
-	p := newPlane(t, heldBuilds(nil))
+func TestABuildThatCloseUndoesIsTakenUp(t *testing.T) {
+	goOn := make(chan struct{})
+	p := newPlane(t, heldBuilds(goOn))
 	id, err := p.svc.BuildSnapshot(t.Context(), p.img.ID)
 	p.must(err)
-	p.svc.Close()
-	snap, err := p.store.Snapshot(t.Context(), id)
+	eventually(t, "it is built", func() (struct{}, bool) {
+		_, _, builds := p.host.Counts()
+		return struct{}{}, builds == 1
+	})
+	p.stop()
+	var snap *warmboot.RuntimeSnapshot
+	p.offline(func(st *store.Store) { snap, err = st.Snapshot(t.Context(), id) })
 	p.must(err)
-	if snap.State != warmboot.SnapshotUnhealthy || p.host.HasSnapshot(id) {
+	if snap.State != warmboot.SnapshotCreating || snap.Lease.Held || snap.Metadata.Step != "" || p.host.HasSnapshot(id) {
 		t.Fatalf("%+v", snap)
 	}
+	close(goOn)
+	p.start()
+	p.waitState(id, warmboot.SnapshotReady)
 }

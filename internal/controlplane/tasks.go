@@ -35,48 +35,80 @@ func (c *changes) notify(id warmboot.ID) {
 	}
 }
 
-// tasks holds the one thing that is being done to each container. The zero value is ready.
+// notifyAll is for when changes may have been missed.
+func (c *changes) notifyAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, ch := range c.next {
+		close(ch)
+	}
+	c.next = nil
+}
+
+// tasks holds the one thing that this process is doing to each container. Between managers leases do the same. The zero value is ready.
 type tasks struct {
 	mu      sync.Mutex
 	running map[warmboot.ID]*task
 }
 
+// task is something that is being done to a container.
 type task struct {
+	id     warmboot.ID
 	verb   string // "created", "stopped": for the text of a Conflict
+	ctx    context.Context
 	cancel context.CancelFunc
 	done   chan struct{}
+	all    *tasks
 }
 
-// begin registers a task on a container; end must be called when it is over. While another task runs it is a Conflict.
-func (t *tasks) begin(parent context.Context, id warmboot.ID, verb string) (ctx context.Context, end func(), err error) {
+// begin registers a task on a container; its end must be called when it is over. While another task runs it is a Conflict.
+func (t *tasks) begin(parent context.Context, id warmboot.ID, verb string) (task, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if other := t.running[id]; other != nil {
-		return nil, nil, busy(id, other)
+		return task{}, busy(id, other)
 	}
 	if t.running == nil {
 		t.running = map[warmboot.ID]*task{}
 	}
 	ctx, cancel := context.WithCancel(parent)
-	mine := &task{verb: verb, cancel: cancel, done: make(chan struct{})}
-	t.running[id] = mine
-	return ctx, func() {
-		t.mu.Lock()
-		delete(t.running, id)
-		t.mu.Unlock()
-		cancel()
-		close(mine.done)
-	}, nil
+	mine := task{id: id, verb: verb, ctx: ctx, cancel: cancel, done: make(chan struct{}), all: t}
+	t.running[id] = &mine
+	return mine, nil
+}
+
+func (t task) end() {
+	t.all.mu.Lock()
+	delete(t.all.running, t.id)
+	t.all.mu.Unlock()
+	t.cancel()
+	close(t.done)
+}
+
+// busy reports whether something is being done to a container.
+func (t *tasks) busy(id warmboot.ID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.running[id] != nil
+}
+
+// cancel ends what is being done to a container, unless it is the verb given.
+func (t *tasks) cancel(id warmboot.ID, except string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if running := t.running[id]; running != nil && running.verb != except {
+		running.cancel()
+	}
 }
 
 // after begins a task once what runs on the container has ended. It gives up when ctx ends.
-func (t *tasks) after(ctx, parent context.Context, id warmboot.ID, verb string) (context.Context, func(), error) {
+func (t *tasks) after(ctx, parent context.Context, id warmboot.ID, verb string) (task, error) {
 	return t.beginOver(ctx, parent, id, verb, func(*task) error { return nil })
 }
 
 // interrupt cancels what runs on the container, waits for its end, and begins a task in its place. A task of the same verb
 // is not interrupted: that is a Conflict.
-func (t *tasks) interrupt(parent context.Context, id warmboot.ID, verb string) (context.Context, func(), error) {
+func (t *tasks) interrupt(parent context.Context, id warmboot.ID, verb string) (task, error) {
 	return t.beginOver(parent, parent, id, verb, func(other *task) error {
 		if other.verb == verb {
 			return busy(id, other)
@@ -87,11 +119,11 @@ func (t *tasks) interrupt(parent context.Context, id warmboot.ID, verb string) (
 }
 
 // beginOver waits for the task that is in the way, after handing it to meet, which may refuse to wait.
-func (t *tasks) beginOver(ctx, parent context.Context, id warmboot.ID, verb string, meet func(*task) error) (context.Context, func(), error) {
+func (t *tasks) beginOver(ctx, parent context.Context, id warmboot.ID, verb string, meet func(*task) error) (task, error) {
 	for {
-		tctx, end, err := t.begin(parent, id, verb)
+		mine, err := t.begin(parent, id, verb)
 		if err == nil {
-			return tctx, end, nil
+			return mine, nil
 		}
 		t.mu.Lock()
 		other := t.running[id]
@@ -100,12 +132,12 @@ func (t *tasks) beginOver(ctx, parent context.Context, id warmboot.ID, verb stri
 			continue
 		}
 		if err := meet(other); err != nil {
-			return nil, nil, err
+			return task{}, err
 		}
 		select {
 		case <-other.done:
 		case <-ctx.Done():
-			return nil, nil, ctx.Err()
+			return task{}, ctx.Err()
 		}
 	}
 }

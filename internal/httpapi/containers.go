@@ -45,7 +45,7 @@ func (s *server) containerRoutes(a huma.API) {
 			if err != nil {
 				return nil, err
 			}
-			return items(all, containerOut), nil
+			return items(all, s.containerOut), nil
 		})
 	op(a, "get-container", http.MethodGet, base+"/{id}", tag, "Get a container", "",
 		func(ctx context.Context, in *ContainerRef) (*answer[api.Item[api.Container]], error) {
@@ -53,7 +53,7 @@ func (s *server) containerRoutes(a huma.API) {
 			if err != nil {
 				return nil, err
 			}
-			return item(containerOut(c)), nil
+			return item(s.containerOut(c)), nil
 		})
 	op(a, "delete-container", http.MethodDelete, base+"/{id}", tag, "Delete a container", "Removes its microVM, disk and logs. A create or start that is under way is ended.",
 		func(ctx context.Context, in *struct {
@@ -75,7 +75,7 @@ func (s *server) containerRoutes(a huma.API) {
 			if err != nil {
 				return nil, err
 			}
-			return item(containerOut(c)), nil
+			return item(s.containerOut(c)), nil
 		})
 	op(a, "start-container", http.MethodPost, base+"/{id}/start", tag, "Start a stopped container", "From its own disk, by a cold boot. Answers at once.",
 		func(ctx context.Context, in *ContainerRef) (*answer[api.Created], error) {
@@ -100,6 +100,6 @@ func (s *server) containerRoutes(a huma.API) {
 			if err != nil {
 				return nil, err
 			}
-			return item(containerOut(c)), nil
+			return item(s.containerOut(c)), nil
 		})
 }

@@ -67,6 +67,7 @@ func (s *server) routes(mux *http.ServeMux, c Config) {
 			Tags: []*huma.Tag{
 				{Name: "Containers", Description: "Each runs in a microVM of its own."},
 				{Name: "Runtime snapshots", Description: "Frozen microVMs with Docker running, from which containers start."},
+				{Name: "Hosts", Description: "The machines that run microVMs."},
 				{Name: "Images", Description: "Runtime images: kernel, initrd and root disk of the microVMs."},
 				{Name: "Server"},
 			},
@@ -86,13 +87,18 @@ func (s *server) routes(mux *http.ServeMux, c Config) {
 	s.execRoute(a, mux)
 	s.snapshotRoutes(a)
 	s.imageRoutes(a)
+	s.hostRoutes(a)
 	s.gcRoute(a)
 	op(a, "get-version", http.MethodGet, "/v1/version", "Server", "Tell what is serving", "", func(ctx context.Context, _ *struct{}) (*answer[api.Version], error) {
-		info, err := s.svc.HostInfo(ctx)
+		v := api.Version{Version: s.version, GoVersion: runtime.Version()}
+		hosts, err := s.svc.Hosts(ctx)
 		if err != nil {
 			return nil, err
 		}
-		return &answer[api.Version]{api.Version{Version: s.version, GoVersion: runtime.Version(), VMM: info.VMM, VMMWhy: info.VMMWhy}}, nil
+		if len(hosts) > 0 {
+			v.VMM, v.VMMWhy = hosts[0].Inventory.VMM, hosts[0].Inventory.VMMWhy
+		}
+		return &answer[api.Version]{v}, nil
 	})
 	op(a, "get-health", http.MethodGet, "/healthz", "Server", "Tell that the server answers", "Needs no token.", func(context.Context, *struct{}) (*answer[api.OK], error) {
 		return &answer[api.OK]{api.OK{OK: true}}, nil

@@ -25,6 +25,7 @@ import (
 	"warmboot/internal/controlplane"
 	"warmboot/internal/controlplane/hosttest"
 	"warmboot/internal/httpapi"
+	"warmboot/internal/planetest"
 	"warmboot/internal/store"
 )
 
@@ -53,22 +54,21 @@ func newRig(t *testing.T, shape func(*hosttest.Host, *httpapi.Config)) *rig {
 func newObservedRig(t *testing.T, observer controlplane.Observer, shape func(*hosttest.Host, *httpapi.Config)) *rig {
 	t.Helper()
 	t.Parallel()
-	st, err := store.Open(t.Context(), store.Config{URL: filepath.Join(t.TempDir(), "warmboot.db"), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = st.Close() })
-	r := &rig{t: t, host: hosttest.New(), store: st, log: &syncBuffer{}}
+	r := &rig{t: t, host: hosttest.New(), log: &syncBuffer{}}
+	t.Cleanup(r.host.Close)
 	log := r.logger()
-	r.svc = controlplane.New(controlplane.Config{Store: st, Host: r.host, Log: log, Observer: observer})
-	t.Cleanup(r.svc.Close)
-	config := httpapi.Config{Service: r.svc, Log: log, Version: "1.2.3"}
+	config := httpapi.Config{Log: log, Version: "1.2.3"}
 	if shape != nil {
 		shape(r.host, &config)
 	}
-	if err := r.svc.Start(t.Context()); err != nil {
+	p, err := planetest.Start(t.Context(), planetest.Config{
+		URL: filepath.Join(t.TempDir(), "warmboot.db"), Hosts: []*hosttest.Host{r.host}, Log: log, Shape: func(c *controlplane.Config) { c.Observer = observer },
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = p.Close() })
+	r.svc, r.store, config.Service = p.Service, p.Store, p.Service
 	r.server = httptest.NewServer(httpapi.New(config))
 	t.Cleanup(r.server.Close)
 	if r.client, err = client.New(client.Config{Addr: r.server.URL, Token: config.Token, HTTP: r.server.Client()}); err != nil {

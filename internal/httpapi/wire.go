@@ -41,17 +41,21 @@ func (s *server) snapshotOut(snap *warmboot.RuntimeSnapshot) api.Snapshot {
 		Metadata: api.SnapshotMetadata{
 			SizeBytes: m.SizeBytes, MemSizeBytes: m.MemSizeBytes, CompressedSizeBytes: m.CompressedSizeBytes, Compressed: m.Compressed,
 			DockerVersion: m.DockerVersion, VCPUs: m.VCPUs, BuildSeconds: m.BuildSeconds, ColdBootSeconds: m.ColdBootSeconds,
-			PauseSeconds: m.PauseSeconds, Step: s.svc.SnapshotStep(snap.ID), Error: m.Error,
+			PauseSeconds: m.PauseSeconds, Step: m.Step, Error: m.Error,
 		},
 	}
 }
 
-func containerOut(c *warmboot.Container) api.Container {
+func (s *server) containerOut(c *warmboot.Container) api.Container {
 	out := api.Container{
 		ID: string(c.ID), Name: c.Name, Image: c.Image, RuntimeImageID: string(c.RuntimeImageID),
 		Command: c.Spec.Command, Args: c.Spec.Args, EnvVars: c.Spec.EnvVars, CPULimit: c.Spec.CPULimit, MemoryLimitMB: c.Spec.MemoryLimitMB,
 		State: string(c.State), BootReason: c.BootReason, VMID: c.VMID, SnapshotID: string(c.SnapshotID),
 		ExitCode: c.ExitCode, Error: c.Error, CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, FinishedAt: c.FinishedAt,
+		HostID: string(c.HostID), Host: s.svc.HostName(c.HostID), HostState: string(s.svc.HostState(c.HostID)), Restarts: c.Restarts,
+	}
+	if c.Spec.RestartPolicy.Name != "" {
+		out.RestartPolicy = c.Spec.RestartPolicy.String()
 	}
 	if c.BootMethod != "" {
 		method := string(c.BootMethod)
@@ -66,12 +70,34 @@ func containerOut(c *warmboot.Container) api.Container {
 	return out
 }
 
+func hostOut(h *warmboot.Host) api.Host {
+	i := h.Inventory
+	out := api.Host{
+		ID: string(h.ID), Name: h.Name, Address: h.Address, State: string(h.State), Cordoned: h.Cordoned, LastSeenAt: h.LastSeenAt, CreatedAt: h.CreatedAt,
+		Inventory: api.HostInventory{
+			Version: i.Version, VMM: i.VMM, VMMWhy: i.VMMWhy, Arch: i.Arch, CPU: i.CPU, Platform: i.Platform, CPUs: i.CPUs, MemoryBytes: i.MemoryBytes,
+			DiskBytes: i.DiskBytes, DiskFreeBytes: i.DiskFree, MaxVMs: i.MaxVMs, VMs: i.VMs,
+		},
+	}
+	for _, id := range i.Snapshots {
+		out.Inventory.Snapshots = append(out.Inventory.Snapshots, string(id))
+	}
+	return out
+}
+
 // createIn reads what the schema cannot express.
 func createIn(in api.CreateContainer) (controlplane.CreateContainer, error) {
 	const op = "create container"
 	out := controlplane.CreateContainer{
-		Name: in.Name, Image: in.Image, ColdBoot: in.ColdBoot,
-		Spec: warmboot.ContainerSpec{Command: in.Command, Args: in.Args, EnvVars: in.EnvVars, CPULimit: in.CPULimit, MemoryLimitMB: in.MemoryLimitMB},
+		Name: in.Name, Image: in.Image,
+		Spec: warmboot.ContainerSpec{Command: in.Command, Args: in.Args, EnvVars: in.EnvVars, CPULimit: in.CPULimit, MemoryLimitMB: in.MemoryLimitMB, ColdBoot: in.ColdBoot},
+	}
+	if in.RestartPolicy != "" {
+		policy, err := warmboot.ParseRestartPolicy(in.RestartPolicy)
+		if err != nil {
+			return out, err
+		}
+		out.Spec.RestartPolicy = policy
 	}
 	if in.RuntimeImageID != "" {
 		id, err := warmboot.ParseID(in.RuntimeImageID)

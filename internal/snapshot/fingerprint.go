@@ -1,6 +1,9 @@
 package snapshot
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"fmt"
 
 	"warmboot/internal/vmm"
@@ -30,6 +33,18 @@ func FingerprintOf(c vmm.Capabilities, imageDigest string, vcpus, memoryMiB int)
 		Accelerator: c.Accelerator, MachineType: c.MachineType, Arch: c.Arch, CPUModel: c.CPUModel,
 		KernelRelease: c.KernelRelease, ImageDigest: imageDigest, VCPUs: vcpus, MemoryMiB: memoryMiB,
 	}
+}
+
+// Platform stands for the fingerprint without its image: snapshots of one platform can be used by the hosts of that platform. It is the
+// beginning of a SHA-256, in hexadecimal.
+func (f Fingerprint) Platform() string {
+	f.ImageDigest = ""
+	text, err := json.Marshal(f)
+	if err != nil {
+		panic(err) // strings and numbers only
+	}
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:8])
 }
 
 // Mismatch tells in words the first difference between the snapshot's fingerprint f and that of a machine wanted

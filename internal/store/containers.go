@@ -4,21 +4,27 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"warmboot"
 )
 
 const (
-	containerColumns = `id, name, image, runtime_image_id, spec, state, boot_method, boot_reason, vm_id, snapshot_id, phases, exit_code, error, created_at, started_at, finished_at`
-	selectContainer  = `SELECT ` + containerColumns + ` FROM containers`
+	containerColumns = `id, name, image, runtime_image_id, host_id, spec, state, lease_owner, lease_generation, boot_method, boot_reason, vm_id, snapshot_id, phases, exit_code, error, private, stopped_by_user, restarts, created_at, started_at, finished_at`
+	selectContainer  = `SELECT ` + containerColumns + `, ` + leaseHeld + ` FROM containers`
+	// leaseHeld is true if the owner of the row's lease lives. NULL is in nothing.
+	leaseHeld = `COALESCE(lease_owner IN (SELECT id FROM managers), FALSE)`
 )
 
 func scanContainer(row scanner) (*warmboot.Container, error) {
 	c := &warmboot.Container{}
-	return c, row.Scan(&c.ID, &c.Name, &c.Image, &c.RuntimeImageID, jsonInto{&c.Spec}, &c.State, textInto[warmboot.BootMethod]{&c.BootMethod}, &c.BootReason, &c.VMID,
-		textInto[warmboot.ID]{&c.SnapshotID}, jsonInto{&c.Phases}, &c.ExitCode, &c.Error, timeInto{&c.CreatedAt}, optTimeInto{&c.StartedAt}, optTimeInto{&c.FinishedAt})
+	return c, row.Scan(&c.ID, &c.Name, &c.Image, &c.RuntimeImageID, textInto[warmboot.ID]{&c.HostID}, jsonInto{&c.Spec}, &c.State,
+		textInto[warmboot.ID]{&c.Lease.Owner}, &c.Lease.Generation, textInto[warmboot.BootMethod]{&c.BootMethod}, &c.BootReason, &c.VMID,
+		textInto[warmboot.ID]{&c.SnapshotID}, jsonInto{&c.Phases}, &c.ExitCode, &c.Error, &c.Private, &c.StoppedByUser, &c.Restarts,
+		timeInto{&c.CreatedAt}, optTimeInto{&c.StartedAt}, optTimeInto{&c.FinishedAt}, &c.Lease.Held)
 }
 
 // CreateContainer implements warmboot.ContainerStore.
@@ -38,10 +44,14 @@ func (s *Store) CreateContainer(ctx context.Context, c *warmboot.Container) erro
 		if !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, `INSERT INTO containers (`+containerColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
-			string(c.ID), c.Name, c.Image, string(c.RuntimeImageID), asJSON(c.Spec), string(c.State), orNull(c.BootMethod), plain(c.BootReason), c.VMID,
-			orNull(c.SnapshotID), asJSON(c.Phases), c.ExitCode, plain(c.Error), stamp(c.CreatedAt), stampOrNull(c.StartedAt), stampOrNull(c.FinishedAt)); err != nil {
+		if _, err := tx.ExecContext(ctx, `INSERT INTO containers (`+containerColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)`,
+			string(c.ID), c.Name, c.Image, string(c.RuntimeImageID), orNull(c.HostID), asJSON(c.Spec), string(c.State), orNull(c.Lease.Owner), c.Lease.Generation,
+			orNull(c.BootMethod), plain(c.BootReason), c.VMID, orNull(c.SnapshotID), asJSON(c.Phases), c.ExitCode, plain(c.Error),
+			c.Private, c.StoppedByUser, c.Restarts, stamp(c.CreatedAt), stampOrNull(c.StartedAt), stampOrNull(c.FinishedAt)); err != nil {
 			return err
+		}
+		if c.State == warmboot.ContainerStopped || c.State == warmboot.ContainerFailed {
+			return nil // it holds no ports
 		}
 		return s.claimPorts(ctx, tx, op, c)
 	})
@@ -100,20 +110,52 @@ func (s *Store) FindContainer(ctx context.Context, ref string) (*warmboot.Contai
 
 // Containers implements warmboot.ContainerStore.
 func (s *Store) Containers(ctx context.Context, f warmboot.ContainerFilter) ([]*warmboot.Container, error) {
-	query, args := selectContainer, []any{}
+	var where []string
+	var args []any
 	if len(f.States) > 0 {
-		query += ` WHERE state IN (`
-		for i, state := range f.States {
-			if i > 0 {
-				query += `, `
-			}
-			query += `$` + strconv.Itoa(i+1)
-			args = append(args, string(state))
-		}
-		query += `)`
+		where = append(where, `state IN (`+places(&args, f.States)+`)`)
+	}
+	if f.HostID != "" {
+		where = append(where, `host_id = `+places(&args, []warmboot.ID{f.HostID}))
+	}
+	query := selectContainer
+	if len(where) > 0 {
+		query += ` WHERE ` + strings.Join(where, ` AND `)
 	}
 	all, err := list(ctx, s.read, scanContainer, query+` ORDER BY created_at DESC, id DESC`, args...)
 	return all, s.fail(ctx, "list containers", err)
+}
+
+// ContainerLoad implements warmboot.ContainerStore.
+func (s *Store) ContainerLoad(ctx context.Context) (map[warmboot.ID]int, error) {
+	const op = "count containers"
+	type load struct {
+		host warmboot.ID
+		n    int
+	}
+	all, err := list(ctx, s.read, func(row scanner) (l load, err error) { return l, row.Scan(&l.host, &l.n) },
+		`SELECT host_id, COUNT(*) FROM containers WHERE host_id IS NOT NULL AND state NOT IN ('stopped', 'failed') GROUP BY host_id`)
+	if err != nil {
+		return nil, s.fail(ctx, op, err)
+	}
+	loads := map[warmboot.ID]int{}
+	for _, l := range all {
+		loads[l.host] = l.n
+	}
+	return loads, nil
+}
+
+// places adds values to args and returns the places that stand for them in a statement: "$3, $4".
+func places[T ~string](args *[]any, values []T) string {
+	var b strings.Builder
+	for i, v := range values {
+		if i > 0 {
+			b.WriteString(`, `)
+		}
+		*args = append(*args, string(v))
+		b.WriteString(`$` + strconv.Itoa(len(*args)))
+	}
+	return b.String()
 }
 
 // UpdateContainer implements warmboot.ContainerStore. A container's id and time of creation cannot be altered. Others
@@ -125,19 +167,20 @@ func (s *Store) UpdateContainer(ctx context.Context, id warmboot.ID, change func
 		if c, err = s.container(ctx, tx, id, s.dialect.forUpdate); err != nil {
 			return err
 		}
-		before := c.State
+		before, host := c.State, c.HostID
 		if err := change(c); err != nil {
 			return err
 		}
 		if c.State != before && !before.CanBecome(c.State) {
 			return warmboot.Errorf(warmboot.Conflict, op, "container %s is %s and cannot become %s", c.Name, before, c.State)
 		}
-		if _, err = tx.ExecContext(ctx, `UPDATE containers SET name = $1, image = $2, runtime_image_id = $3, spec = $4, state = $5, boot_method = $6, boot_reason = $7, vm_id = $8, snapshot_id = $9, phases = $10, exit_code = $11, error = $12, started_at = $13, finished_at = $14 WHERE id = $15`,
-			c.Name, c.Image, string(c.RuntimeImageID), asJSON(c.Spec), string(c.State), orNull(c.BootMethod), plain(c.BootReason), c.VMID,
-			orNull(c.SnapshotID), asJSON(c.Phases), c.ExitCode, plain(c.Error), stampOrNull(c.StartedAt), stampOrNull(c.FinishedAt), string(id)); err != nil {
+		if _, err = tx.ExecContext(ctx, `UPDATE containers SET name = $1, image = $2, runtime_image_id = $3, host_id = $4, spec = $5, state = $6, lease_owner = $7, lease_generation = $8, boot_method = $9, boot_reason = $10,
+				vm_id = $11, snapshot_id = $12, phases = $13, exit_code = $14, error = $15, private = $16, stopped_by_user = $17, restarts = $18, started_at = $19, finished_at = $20 WHERE id = $21`,
+			c.Name, c.Image, string(c.RuntimeImageID), orNull(c.HostID), asJSON(c.Spec), string(c.State), orNull(c.Lease.Owner), c.Lease.Generation, orNull(c.BootMethod), plain(c.BootReason),
+			c.VMID, orNull(c.SnapshotID), asJSON(c.Phases), c.ExitCode, plain(c.Error), c.Private, c.StoppedByUser, c.Restarts, stampOrNull(c.StartedAt), stampOrNull(c.FinishedAt), string(id)); err != nil {
 			return err
 		}
-		if before != c.State {
+		if before != c.State || host != c.HostID {
 			if err := s.movePorts(ctx, tx, op, c); err != nil {
 				return err
 			}
@@ -161,6 +204,34 @@ func (s *Store) DeleteContainer(ctx context.Context, id warmboot.ID) error {
 		if n, err := res.RowsAffected(); err != nil || n == 0 {
 			return errors.Join(err, noContainer(string(id)))
 		}
-		return nil
+		_, err = tx.ExecContext(ctx, `INSERT INTO deleted_containers (id, deleted_at) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING`, string(id), stamp(time.Now()))
+		return err
 	})
+}
+
+// DeletedContainers implements warmboot.ContainerStore.
+func (s *Store) DeletedContainers(ctx context.Context, ids []warmboot.ID) (map[warmboot.ID]bool, error) {
+	const op = "find deleted containers"
+	deleted := map[warmboot.ID]bool{}
+	for some := range slices.Chunk(ids, maxPlaces) {
+		var args []any
+		found, err := list(ctx, s.read, func(row scanner) (id warmboot.ID, err error) { return id, row.Scan(&id) },
+			`SELECT id FROM deleted_containers WHERE id IN (`+places(&args, some)+`)`, args...)
+		if err != nil {
+			return nil, s.fail(ctx, op, err)
+		}
+		for _, id := range found {
+			deleted[id] = true
+		}
+	}
+	return deleted, nil
+}
+
+// maxPlaces is how many values are put into one statement; SQLite takes 32766, PostgreSQL 65535.
+const maxPlaces = 1000
+
+// ForgetDeletedContainers implements warmboot.ContainerStore.
+func (s *Store) ForgetDeletedContainers(ctx context.Context, before time.Time) error {
+	_, err := s.write.ExecContext(ctx, `DELETE FROM deleted_containers WHERE deleted_at < $1`, stamp(before))
+	return s.fail(ctx, "forget deleted containers", err)
 }

@@ -33,6 +33,7 @@ var postgresDialect = dialect{
 	forUpdate:     " FOR UPDATE",
 	forShare:      " FOR SHARE",
 	lockPorts:     lockPostgresPorts,
+	listen:        listenPostgres,
 	again:         postgresAgain,
 	classify:      classifyPostgres,
 }
@@ -42,10 +43,11 @@ const (
 	deadAfter        = 15 * time.Second // a server that acknowledges nothing for so long is gone
 )
 
-func openPostgres(url string) (write, read *sql.DB, err error) {
+// postgresConfig is how to connect.
+func postgresConfig(url string) (*pgx.ConnConfig, error) {
 	c, err := pgx.ParseConfig(url)
 	if err != nil { // its text leaves the password out
-		return nil, nil, warmboot.Errorf(warmboot.Invalid, opOpen, "the database's address cannot be understood: %w; it should look like postgres://user:password@host:5432/name", err)
+		return nil, warmboot.Errorf(warmboot.Invalid, opOpen, "the database's address cannot be understood: %w; it should look like postgres://user:password@host:5432/name", err)
 	}
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = 5 * time.Second
@@ -59,6 +61,14 @@ func openPostgres(url string) (write, read *sql.DB, err error) {
 		if _, set := c.RuntimeParams[name]; !set {
 			c.RuntimeParams[name] = value
 		}
+	}
+	return c, nil
+}
+
+func openPostgres(url string) (write, read *sql.DB, err error) {
+	c, err := postgresConfig(url)
+	if err != nil {
+		return nil, nil, err
 	}
 	db := stdlib.OpenDB(*c)
 	db.SetMaxOpenConns(maxPostgresConns)
@@ -80,6 +90,34 @@ func dialer() *net.Dialer {
 				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(deadAfter.Milliseconds()))
 			}), err)
 		},
+	}
+}
+
+// listenPostgres has a connection of its own: one of a pool would be given to others.
+func listenPostgres(ctx context.Context, url string, connected func(), message func(string)) error {
+	c, err := postgresConfig(url)
+	if err != nil {
+		return err
+	}
+	conn, err := pgx.ConnectConfig(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = conn.Close(cctx)
+	}()
+	if _, err := conn.Exec(ctx, "LISTEN "+feedChannel); err != nil {
+		return err
+	}
+	connected()
+	for {
+		n, err := conn.WaitForNotification(ctx)
+		if err != nil {
+			return err
+		}
+		message(n.Payload)
 	}
 }
 

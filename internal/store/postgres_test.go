@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,8 +20,8 @@ import (
 
 func TestPostgresKeepsTheContract(t *testing.T) {
 	t.Parallel()
-	needPostgres(t)
-	storetest.Run(t, func(t *testing.T) warmboot.Store { return open(t, database(t)) })
+	postgres.Need(t)
+	storetest.Run(t, func(t *testing.T) warmboot.Store { return open(t, postgres.Database(t)) })
 }
 
 func newContainer(img *warmboot.Image, name string) *warmboot.Container {
@@ -31,7 +32,7 @@ func newContainer(img *warmboot.Image, name string) *warmboot.Container {
 // it is back every create has happened exactly once, without anything of ours being started again.
 func TestDatabaseGoneInTheMiddleOfCreates(t *testing.T) {
 	t.Parallel()
-	needPostgres(t)
+	postgres.Need(t)
 	for name, end := range map[string]func(*pgtest.Server) error{"stopped": (*pgtest.Server).Stop, "crashed": (*pgtest.Server).Crash} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -123,7 +124,7 @@ func createThroughOutage(t *testing.T, own *pgtest.Server, end func(*pgtest.Serv
 // TestTwoManagersShareOneDatabase has both start on an empty database at once, and then count in the same container.
 func TestTwoManagersShareOneDatabase(t *testing.T) {
 	t.Parallel()
-	url := database(t)
+	url := postgres.Database(t)
 	var managers [2]*store.Store
 	var wg sync.WaitGroup
 	for i := range managers {
@@ -178,7 +179,7 @@ func TestTwoManagersShareOneDatabase(t *testing.T) {
 // TestTwoManagersFinishTwoBuilds has both make another snapshot of one image ready.
 func TestTwoManagersFinishTwoBuilds(t *testing.T) {
 	t.Parallel()
-	url := database(t)
+	url := postgres.Database(t)
 	managers := []*store.Store{open(t, url), open(t, url)}
 	for range 20 {
 		img := image()
@@ -187,13 +188,13 @@ func TestTwoManagersFinishTwoBuilds(t *testing.T) {
 			t.Fatal(err)
 		}
 		var wg sync.WaitGroup
-		for _, m := range managers {
-			snap := &warmboot.RuntimeSnapshot{ID: warmboot.NewID(), RuntimeImageID: img.ID, State: warmboot.SnapshotCreating, CreatedAt: time.Now()}
+		for i, m := range managers {
+			snap := &warmboot.RuntimeSnapshot{ID: warmboot.NewID(), RuntimeImageID: img.ID, Platform: strconv.Itoa(i), State: warmboot.SnapshotCreating, CreatedAt: time.Now()}
 			if err := m.CreateSnapshot(t.Context(), snap); err != nil {
 				t.Fatal(err)
 			}
 			wg.Go(func() {
-				if err := m.FinishSnapshot(t.Context(), snap); err != nil {
+				if _, err := m.FinishSnapshot(t.Context(), snap, []string{"0", "1"}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -224,7 +225,7 @@ func TestTwoManagersFinishTwoBuilds(t *testing.T) {
 // who has it.
 func TestTwoManagersWantTheSame(t *testing.T) {
 	t.Parallel()
-	url := database(t)
+	url := postgres.Database(t)
 	managers := []*store.Store{open(t, url), open(t, url)}
 	img := image()
 	if err := managers[0].CreateImage(t.Context(), img); err != nil {
@@ -261,7 +262,7 @@ func TestTwoManagersWantTheSame(t *testing.T) {
 
 func TestMessagesOfAnyBytesAreStored(t *testing.T) {
 	t.Parallel()
-	s := open(t, database(t))
+	s := open(t, postgres.Database(t))
 	img := image()
 	if err := s.CreateImage(t.Context(), img); err != nil {
 		t.Fatal(err)
@@ -295,8 +296,8 @@ func TestOpenTellsWhatIsWrongWithAnAddress(t *testing.T) {
 		"postgres://u:secret@h:port/x":         {warmboot.Invalid, "cannot be understood"},
 		"postgres://u:secret@" + nobody + "/x": {warmboot.Unavailable, "check that PostgreSQL runs"},
 	}
-	if server != nil {
-		cases[server.URL("absent")] = struct {
+	if url := postgres.URL("absent"); url != "" {
+		cases[url] = struct {
 			code warmboot.Code
 			says string
 		}{warmboot.Unavailable, "createdb"}

@@ -10,14 +10,14 @@ import (
 )
 
 const (
-	snapshotColumns = `id, runtime_image_id, snapshot_path, state, fc_version, created_at, success_count, failure_count, failure_streak, last_used_at, metadata`
-	selectSnapshot  = `SELECT ` + snapshotColumns + ` FROM runtime_snapshots`
+	snapshotColumns = `id, runtime_image_id, host_id, platform, lease_owner, lease_generation, snapshot_path, state, fc_version, created_at, success_count, failure_count, failure_streak, attempt, last_used_at, metadata`
+	selectSnapshot  = `SELECT ` + snapshotColumns + `, ` + leaseHeld + ` FROM runtime_snapshots`
 )
 
 func scanSnapshot(row scanner) (*warmboot.RuntimeSnapshot, error) {
 	s := &warmboot.RuntimeSnapshot{}
-	return s, row.Scan(&s.ID, textInto[warmboot.ID]{&s.RuntimeImageID}, &s.SnapshotPath, &s.State, &s.FCVersion, timeInto{&s.CreatedAt},
-		&s.SuccessCount, &s.FailureCount, &s.FailureStreak, optTimeInto{&s.LastUsedAt}, jsonInto{&s.Metadata})
+	return s, row.Scan(&s.ID, textInto[warmboot.ID]{&s.RuntimeImageID}, textInto[warmboot.ID]{&s.HostID}, &s.Platform, textInto[warmboot.ID]{&s.Lease.Owner}, &s.Lease.Generation,
+		&s.SnapshotPath, &s.State, &s.FCVersion, timeInto{&s.CreatedAt}, &s.SuccessCount, &s.FailureCount, &s.FailureStreak, &s.Attempt, optTimeInto{&s.LastUsedAt}, jsonInto{&s.Metadata}, &s.Lease.Held)
 }
 
 // CreateSnapshot implements warmboot.SnapshotStore.
@@ -27,9 +27,18 @@ func (s *Store) CreateSnapshot(ctx context.Context, snap *warmboot.RuntimeSnapsh
 		if _, err := s.image(ctx, tx, `id`, string(snap.RuntimeImageID), s.dialect.forShare); err != nil {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO runtime_snapshots (`+snapshotColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
-			string(snap.ID), string(snap.RuntimeImageID), snap.SnapshotPath, string(snap.State), snap.FCVersion, stamp(snap.CreatedAt),
-			snap.SuccessCount, snap.FailureCount, snap.FailureStreak, stampOrNull(snap.LastUsedAt), asJSON(snap.Metadata))
+		var building warmboot.ID
+		err := tx.QueryRowContext(ctx, `SELECT id FROM runtime_snapshots WHERE runtime_image_id = $1 AND platform = $2 AND state = 'creating'`, string(snap.RuntimeImageID), snap.Platform).Scan(&building)
+		if err == nil && snap.State == warmboot.SnapshotCreating {
+			return warmboot.Errorf(warmboot.Conflict, op, "snapshot %s of this image is being built already", building)
+		}
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `INSERT INTO runtime_snapshots (`+snapshotColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
+			string(snap.ID), string(snap.RuntimeImageID), orNull(snap.HostID), snap.Platform, orNull(snap.Lease.Owner), snap.Lease.Generation,
+			snap.SnapshotPath, string(snap.State), snap.FCVersion, stamp(snap.CreatedAt),
+			snap.SuccessCount, snap.FailureCount, snap.FailureStreak, snap.Attempt, stampOrNull(snap.LastUsedAt), asJSON(snap.Metadata))
 		return err
 	})
 }
@@ -43,12 +52,16 @@ func (s *Store) snapshot(ctx context.Context, q querier, id warmboot.ID, lock st
 	const op = "find snapshot"
 	snap, err := scanSnapshot(q.QueryRowContext(ctx, selectSnapshot+` WHERE id = $1`+lock, string(id)))
 	if errors.Is(err, sql.ErrNoRows) {
-		return nil, warmboot.Errorf(warmboot.NotFound, op, "there is no runtime snapshot %s; `warmboot snapshot ls` lists them", id)
+		return nil, noSnapshot(op, id)
 	}
 	if err != nil {
 		return nil, s.fail(ctx, op, err)
 	}
 	return snap, nil
+}
+
+func noSnapshot(op string, id warmboot.ID) error {
+	return warmboot.Errorf(warmboot.NotFound, op, "there is no runtime snapshot %s; `warmboot snapshot ls` lists them", id)
 }
 
 // Snapshots implements warmboot.SnapshotStore.
@@ -57,30 +70,54 @@ func (s *Store) Snapshots(ctx context.Context) ([]*warmboot.RuntimeSnapshot, err
 	return all, s.fail(ctx, "list snapshots", err)
 }
 
+// UpdateSnapshot implements warmboot.SnapshotStore.
+func (s *Store) UpdateSnapshot(ctx context.Context, id warmboot.ID, change func(*warmboot.RuntimeSnapshot) error) (*warmboot.RuntimeSnapshot, error) {
+	const op = "update snapshot"
+	return s.changeSnapshot(ctx, op, id, func(_ *sql.Tx, snap *warmboot.RuntimeSnapshot) error {
+		before := snap.State
+		if err := change(snap); err != nil {
+			return err
+		}
+		if snap.State != before && !before.CanBecome(snap.State) {
+			return warmboot.Errorf(warmboot.Conflict, op, "snapshot %s is %s and cannot become %s", id, before, snap.State)
+		}
+		return nil
+	})
+}
+
 // FinishSnapshot implements warmboot.SnapshotStore.
-func (s *Store) FinishSnapshot(ctx context.Context, snap *warmboot.RuntimeSnapshot) error {
+func (s *Store) FinishSnapshot(ctx context.Context, snap *warmboot.RuntimeSnapshot, outdated []string) ([]warmboot.ID, error) {
 	const op = "finish snapshot"
+	var replaced []warmboot.ID
 	_, err := s.changeSnapshot(ctx, op, snap.ID, func(tx *sql.Tx, now *warmboot.RuntimeSnapshot) error {
 		if now.State != warmboot.SnapshotCreating {
 			return warmboot.Errorf(warmboot.Conflict, op, "snapshot %s is %s, no longer being built", snap.ID, now.State)
 		}
-		now.State, now.SnapshotPath, now.FCVersion, now.Metadata = warmboot.SnapshotReady, snap.SnapshotPath, snap.FCVersion, snap.Metadata
+		if !now.Lease.Is(snap.Lease) {
+			return warmboot.Errorf(warmboot.Conflict, op, "another manager has taken over the build of snapshot %s", snap.ID)
+		}
+		now.State, now.SnapshotPath, now.FCVersion, now.Metadata, now.Lease = warmboot.SnapshotReady, snap.SnapshotPath, snap.FCVersion, snap.Metadata, now.Lease.Release()
 		// Two builds of one image that end at once take turns, so that the second sees that the first is ready.
 		if err := lockImage(ctx, tx, now.RuntimeImageID, s.dialect.forUpdate); err != nil {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, `UPDATE runtime_snapshots SET state = 'deleted' WHERE runtime_image_id = $1 AND id <> $2 AND state IN ('ready', 'unhealthy')`,
-			string(now.RuntimeImageID), string(now.ID))
+		args := []any{string(now.RuntimeImageID), string(now.ID)}
+		others := ` WHERE runtime_image_id = $1 AND id <> $2 AND state IN ('ready', 'unhealthy') AND platform IN (` + places(&args, append(outdated, now.Platform)) + `)`
+		var err error
+		if replaced, err = list(ctx, tx, func(row scanner) (id warmboot.ID, err error) { return id, row.Scan(&id) }, `SELECT id FROM runtime_snapshots`+others, args...); err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `UPDATE runtime_snapshots SET state = 'deleted'`+others, args...)
 		return err
 	})
-	return err
+	return replaced, err
 }
 
 // FailSnapshot implements warmboot.SnapshotStore.
 func (s *Store) FailSnapshot(ctx context.Context, id warmboot.ID, reason string) error {
 	_, err := s.changeSnapshot(ctx, "fail snapshot", id, func(_ *sql.Tx, snap *warmboot.RuntimeSnapshot) error {
 		if snap.State != warmboot.SnapshotDeleted {
-			snap.State, snap.Metadata.Error = warmboot.SnapshotUnhealthy, plain(reason)
+			snap.State, snap.Metadata.Error, snap.Lease = warmboot.SnapshotUnhealthy, plain(reason), snap.Lease.Release()
 		}
 		return nil
 	})
@@ -96,20 +133,30 @@ func (s *Store) DeleteSnapshot(ctx context.Context, id warmboot.ID) error {
 	return err
 }
 
-// RecordRestore implements warmboot.SnapshotStore. A snapshot deleted meanwhile is still counted, and stays deleted.
-func (s *Store) RecordRestore(ctx context.Context, id warmboot.ID, at time.Time, failure string) (*warmboot.RuntimeSnapshot, error) {
+// RecordSuccesses implements warmboot.SnapshotStore.
+func (s *Store) RecordSuccesses(ctx context.Context, id warmboot.ID, at time.Time, n int) error {
+	const op = "count restores"
+	return s.tx(ctx, op, func(tx *sql.Tx) error {
+		res, err := tx.ExecContext(ctx, `UPDATE runtime_snapshots SET success_count = success_count + $1, failure_streak = 0, last_used_at = $2 WHERE id = $3`, n, stamp(at), string(id))
+		if err != nil {
+			return err
+		}
+		if found, err := res.RowsAffected(); err != nil || found == 0 {
+			return errors.Join(err, noSnapshot(op, id))
+		}
+		return nil
+	})
+}
+
+// RecordFailure implements warmboot.SnapshotStore. A snapshot deleted meanwhile is still counted, and stays deleted.
+func (s *Store) RecordFailure(ctx context.Context, id warmboot.ID, at time.Time, reason string) (*warmboot.RuntimeSnapshot, error) {
 	return s.changeSnapshot(ctx, "count restore", id, func(_ *sql.Tx, snap *warmboot.RuntimeSnapshot) error {
 		used := at.UTC().Truncate(time.Microsecond)
 		snap.LastUsedAt = &used
-		if failure == "" {
-			snap.SuccessCount++
-			snap.FailureStreak = 0
-			return nil
-		}
 		snap.FailureCount++
 		snap.FailureStreak++
 		if snap.FailureStreak >= warmboot.UnhealthyAfter && snap.State == warmboot.SnapshotReady {
-			snap.State, snap.Metadata.Error = warmboot.SnapshotUnhealthy, plain(failure)
+			snap.State, snap.Metadata.Error = warmboot.SnapshotUnhealthy, plain(reason)
 		}
 		return nil
 	})
@@ -125,9 +172,9 @@ func (s *Store) changeSnapshot(ctx context.Context, op string, id warmboot.ID, c
 		if err := change(tx, snap); err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE runtime_snapshots SET snapshot_path = $1, state = $2, fc_version = $3, success_count = $4, failure_count = $5, failure_streak = $6, last_used_at = $7, metadata = $8 WHERE id = $9`,
-			snap.SnapshotPath, string(snap.State), snap.FCVersion, snap.SuccessCount, snap.FailureCount, snap.FailureStreak,
-			stampOrNull(snap.LastUsedAt), asJSON(snap.Metadata), string(id))
+		_, err = tx.ExecContext(ctx, `UPDATE runtime_snapshots SET host_id = $1, platform = $2, lease_owner = $3, lease_generation = $4, snapshot_path = $5, state = $6, fc_version = $7, success_count = $8, failure_count = $9, failure_streak = $10, attempt = $11, last_used_at = $12, metadata = $13 WHERE id = $14`,
+			orNull(snap.HostID), snap.Platform, orNull(snap.Lease.Owner), snap.Lease.Generation, snap.SnapshotPath, string(snap.State), snap.FCVersion,
+			snap.SuccessCount, snap.FailureCount, snap.FailureStreak, snap.Attempt, stampOrNull(snap.LastUsedAt), asJSON(snap.Metadata), string(id))
 		return err
 	})
 	if err != nil {

@@ -34,6 +34,8 @@ type Config struct {
 // Store is a warmboot.Store. It is safe for concurrent use, and so are several of them on one database.
 type Store struct {
 	dialect dialect
+	url     string
+	log     *slog.Logger
 	// write and read are one pool where the database lets writers and readers alone.
 	write, read *sql.DB
 }
@@ -44,7 +46,7 @@ const opOpen = "open database"
 
 // Open opens the database, making it or bringing its schema up to date as needed.
 func Open(ctx context.Context, c Config) (*Store, error) {
-	s := &Store{dialect: sqliteDialect}
+	s := &Store{dialect: sqliteDialect, url: c.URL, log: c.Log}
 	path := strings.TrimPrefix(c.URL, "sqlite:")
 	switch scheme, _, _ := strings.Cut(c.URL, "://"); {
 	case scheme == "postgres" || scheme == "postgresql":
@@ -90,6 +92,10 @@ func (s *Store) migrate(ctx context.Context, log *slog.Logger) error {
 	}
 	return nil
 }
+
+// SQL is the database for others that keep things in it, and whether it is PostgreSQL. Writing is allowed; on SQLite all writers share
+// its one connection.
+func (s *Store) SQL() (db *sql.DB, postgres bool) { return s.write, s.dialect.listen != nil }
 
 // Close closes the database.
 func (s *Store) Close() error { return errors.Join(s.read.Close(), s.write.Close()) }

@@ -133,7 +133,7 @@ func TestClosedAndBusyDatabasesAreUnavailable(t *testing.T) {
 func BenchmarkCreateContainer(b *testing.B) {
 	b.Run("SQLite", func(b *testing.B) { benchmarkCreate(b, filepath.Join(b.TempDir(), "warmboot.db")) })
 	b.Run("PostgreSQL", func(b *testing.B) {
-		needPostgres(b)
+		postgres.Need(b)
 		durable, err := pgtest.Start("fsync=on")
 		if err != nil {
 			b.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"warmboot/internal/controlplane"
 	"warmboot/internal/disk"
 	"warmboot/internal/guestrpc"
+	"warmboot/internal/planetest"
 	"warmboot/internal/snapshot"
 	"warmboot/internal/store"
 	"warmboot/internal/telemetry"
@@ -54,19 +55,24 @@ func newStack(t *testing.T, root string, uidBase uint32) *stack {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if s.store, err = store.Open(t.Context(), store.Config{URL: filepath.Join(root, "warmboot.db"), Log: log}); err != nil {
+	plane, err := planetest.Start(t.Context(), planetest.Config{URL: filepath.Join(root, "warmboot.db"), Reach: reach{s.agent}, Log: log})
+	if err != nil {
 		t.Fatal(err)
 	}
-	s.svc = controlplane.New(controlplane.Config{Store: s.store, Host: s.agent, Log: log})
-	if err := s.svc.Start(t.Context()); err != nil {
+	s.store, s.svc = plane.Store, plane.Service
+	if err := s.agent.SayHello(t.Context(), s.svc); err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	reported := make(chan struct{})
+	go func() { defer close(reported); s.agent.Run(ctx, s.svc) }()
 	t.Cleanup(func() {
-		s.svc.Close()
-		if err := s.agent.Close(); err != nil {
+		cancel()
+		<-reported
+		if err := plane.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := s.store.Close(); err != nil {
+		if err := s.agent.Close(); err != nil {
 			t.Error(err)
 		}
 		if t.Failed() {
@@ -81,13 +87,22 @@ func newStack(t *testing.T, root string, uidBase uint32) *stack {
 	return s
 }
 
+// reach is the way to an agent in this process.
+type reach struct{ *agent.Agent }
+
+func (r reach) Host(*warmboot.Host) (controlplane.Host, error) { return r.Agent, nil }
+
 // freeze makes a snapshot as the agent does, but sabotages the guest before the pause. The result is a ready snapshot that looks
 // right from outside.
 func (s *stack) freeze(t *testing.T, sabotage string) warmboot.RuntimeSnapshot {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
-	snap := warmboot.RuntimeSnapshot{ID: warmboot.NewID(), RuntimeImageID: s.img.ID, State: warmboot.SnapshotCreating, FCVersion: s.agent.Capabilities().FCVersion(), CreatedAt: time.Now().UTC()}
+	here, err := s.agent.Inventory(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	snap := warmboot.RuntimeSnapshot{ID: warmboot.NewID(), RuntimeImageID: s.img.ID, HostID: s.agent.ID, Platform: here.Platform, State: warmboot.SnapshotCreating, FCVersion: s.agent.Capabilities().FCVersion(), CreatedAt: time.Now().UTC()}
 	group := int(s.uidBase)
 	owner := vmm.Owner{UID: s.uidBase + 1<<15, GID: s.uidBase}
 	draft, err := snapshot.NewDraft(s.root, s.img.ID, snap.ID, group)
@@ -174,7 +189,7 @@ func (s *stack) freeze(t *testing.T, sabotage string) warmboot.RuntimeSnapshot {
 	if err := s.store.CreateSnapshot(ctx, &snap); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.store.FinishSnapshot(ctx, &snap); err != nil {
+	if _, err := s.store.FinishSnapshot(ctx, &snap, nil); err != nil {
 		t.Fatal(err)
 	}
 	return snap

@@ -25,6 +25,12 @@ const Root = "/srv/images/"
 
 // Host is a controlplane.Host. Make it with New. The On fields are set before the host is used; a nil one does nothing.
 type Host struct {
+	ID       warmboot.ID
+	Name     string
+	Platform string // of its inventory; hosts of one platform can use each other's snapshots
+	MaxVMs   int
+	BootID   string
+
 	OnBuild func(ctx context.Context, snap warmboot.RuntimeSnapshot) error
 	OnWarm  func(ctx context.Context, m controlplane.MachineSpec, snap warmboot.RuntimeSnapshot) error
 	OnCold  func(ctx context.Context, m controlplane.MachineSpec) error
@@ -35,8 +41,14 @@ type Host struct {
 	OnRemove func(ctx context.Context, id warmboot.ID) error
 	// OnScrub runs when a snapshot's files are read again.
 	OnScrub func(ctx context.Context, snap warmboot.RuntimeSnapshot) error
+	// OnFetch runs when a snapshot's files are to be got from another host.
+	OnFetch func(ctx context.Context, snap warmboot.RuntimeSnapshot, peers []controlplane.Peer) error
 
+	closed     chan struct{}
 	mu         sync.Mutex
+	reports    func() controlplane.Reports // who is told what happens here
+	away       bool                        // it cannot be reached
+	newest     map[warmboot.ID]int64       // the latest lease obeyed, by container
 	nextPort   uint16
 	used       map[uint16]bool // host ports that something else uses
 	machines   map[warmboot.ID]*machine
@@ -49,8 +61,9 @@ type Host struct {
 // machine is what the host has of a container.
 type machine struct {
 	running  bool
-	snapshot warmboot.ID // it was restored from; its files must stay
-	created  bool        // Docker knows the container
+	started  *warmboot.Container // once its command is
+	snapshot warmboot.ID         // it was restored from; its files must stay
+	created  bool                // Docker knows the container
 	exited   chan struct{}
 	code     int
 	crashed  bool
@@ -60,12 +73,124 @@ type machine struct {
 
 // New returns a host without machines.
 func New() *Host {
-	return &Host{nextPort: 40000, used: map[uint16]bool{}, machines: map[warmboot.ID]*machine{}, snapshots: map[warmboot.ID]bool{}}
+	return &Host{
+		ID: warmboot.NewID(), Name: "box", Platform: "p", BootID: "first", closed: make(chan struct{}),
+		nextPort: 40000, used: map[uint16]bool{}, machines: map[warmboot.ID]*machine{}, snapshots: map[warmboot.ID]bool{}, newest: map[warmboot.ID]int64{},
+	}
 }
 
-// Info implements controlplane.Host.
-func (h *Host) Info(context.Context) (controlplane.HostInfo, error) {
-	return controlplane.HostInfo{VMM: VMM, VMMWhy: "kept in memory by a test"}, nil
+// Close ends what the host does by itself.
+func (h *Host) Close() { close(h.closed) }
+
+// Hosts is the way to some of these hosts.
+type Hosts []*Host
+
+// Host implements controlplane.Hosts.
+func (all Hosts) Host(h *warmboot.Host) (controlplane.Host, error) {
+	for _, host := range all {
+		if host.ID == h.ID {
+			return host, host.reachable()
+		}
+	}
+	return nil, warmboot.Errorf(warmboot.Unavailable, "reach host", "%w", controlplane.ErrUnreachable)
+}
+
+// Join introduces the host and lets it report to whoever reports gives from then on.
+func (h *Host) Join(ctx context.Context, reports func() controlplane.Reports) error {
+	h.mu.Lock()
+	h.reports = reports
+	h.mu.Unlock()
+	return h.SayHello(ctx)
+}
+
+// SayHello introduces the host again, as after a restart of its agent.
+func (h *Host) SayHello(ctx context.Context) error {
+	if err := h.reachable(); err != nil {
+		return err
+	}
+	inv, _ := h.Inventory(ctx)
+	all, _ := h.Containers(ctx)
+	return h.reports().HostHello(ctx, controlplane.Hello{ID: h.ID, Name: h.Name, Address: h.Name + ":7000", Inventory: inv, Containers: all})
+}
+
+// Beat gives a sign of life.
+func (h *Host) Beat(ctx context.Context) error {
+	if err := h.reachable(); err != nil {
+		return err
+	}
+	inv, _ := h.Inventory(ctx)
+	return h.reports().HostBeat(ctx, h.ID, &inv)
+}
+
+// Away makes the host unreachable, or reachable again. What runs there goes on.
+func (h *Host) Away(away bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.away = away
+}
+
+func (h *Host) reachable() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.away {
+		return warmboot.Errorf(warmboot.Unavailable, "reach host", "%w", controlplane.ErrUnreachable)
+	}
+	return nil
+}
+
+// Reboot ends every machine, as a power cut does.
+func (h *Host) Reboot() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.BootID += "+"
+	for _, m := range h.machines {
+		if m.running {
+			m.crashed, m.running = true, false
+			close(m.more)
+			m.more = make(chan struct{})
+		}
+	}
+}
+
+// obey refuses what is asked for under an older lease than one that was obeyed.
+func (h *Host) obey(ref controlplane.ContainerRef) error {
+	if err := h.reachable(); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if ref.Generation != 0 && ref.Generation < h.newest[ref.ID] {
+		return warmboot.Errorf(warmboot.Conflict, "obey", "lease %d of container %s has come after %d", h.newest[ref.ID], ref.ID, ref.Generation)
+	}
+	h.newest[ref.ID] = max(h.newest[ref.ID], ref.Generation)
+	return nil
+}
+
+// Inventory implements controlplane.Host.
+func (h *Host) Inventory(context.Context) (warmboot.HostInventory, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	inv := warmboot.HostInventory{
+		VMM: VMM, VMMWhy: "kept in memory by a test", Platform: h.Platform, MaxVMs: h.MaxVMs, VMs: len(h.machines), BootID: h.BootID,
+		Snapshots: slices.Sorted(maps.Keys(h.snapshots)),
+	}
+	return inv, nil
+}
+
+// FetchImage implements controlplane.Host. Images are everywhere.
+func (h *Host) FetchImage(context.Context, warmboot.Image, []controlplane.Peer) error { return nil }
+
+// FetchSnapshot implements controlplane.Host.
+func (h *Host) FetchSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot, _ warmboot.Image, peers []controlplane.Peer) error {
+	if h.OnFetch != nil {
+		if err := h.OnFetch(ctx, snap, peers); err != nil {
+			return err
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.snapshots[snap.ID] = true
+	return nil
 }
 
 // InspectImage implements controlplane.Host. The content of an image is its paths.
@@ -143,6 +268,12 @@ func (h *Host) RemoveSnapshot(_ context.Context, snap warmboot.RuntimeSnapshot) 
 
 // WarmBoot implements controlplane.Host.
 func (h *Host) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap warmboot.RuntimeSnapshot) (controlplane.Booted, error) {
+	if err := h.obey(m.Container); err != nil {
+		return controlplane.Booted{}, err
+	}
+	if err := h.room(); err != nil {
+		return controlplane.Booted{}, err
+	}
 	if h.OnWarm != nil {
 		if err := h.OnWarm(ctx, m, snap); err != nil {
 			return controlplane.Booted{}, err
@@ -154,7 +285,7 @@ func (h *Host) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap wa
 		return controlplane.Booted{}, warmboot.Errorf(warmboot.Corrupt, "restore snapshot", "the files of snapshot %s are gone", snap.ID)
 	}
 	h.warm++
-	h.machines[m.Container] = newMachine(snap.ID)
+	h.machines[m.Container.ID] = newMachine(snap.ID)
 	return controlplane.Booted{Phases: []warmboot.Phase{
 		{Name: warmboot.PhaseDisk, Duration: 10 * time.Millisecond}, {Name: warmboot.PhaseVMM, Duration: 60 * time.Millisecond},
 		{Name: warmboot.PhaseRestore, Duration: 80 * time.Millisecond}, {Name: warmboot.PhaseReidentify, Duration: 20 * time.Millisecond},
@@ -164,6 +295,12 @@ func (h *Host) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap wa
 
 // ColdBoot implements controlplane.Host.
 func (h *Host) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (controlplane.Booted, error) {
+	if err := h.obey(m.Container); err != nil {
+		return controlplane.Booted{}, err
+	}
+	if err := h.room(); err != nil {
+		return controlplane.Booted{}, err
+	}
 	if h.OnCold != nil {
 		if err := h.OnCold(ctx, m); err != nil {
 			return controlplane.Booted{}, err
@@ -173,14 +310,30 @@ func (h *Host) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (contro
 	defer h.mu.Unlock()
 	h.cold++
 	fresh := newMachine("")
-	if old := h.machines[m.Container]; old != nil {
+	if old := h.machines[m.Container.ID]; old != nil {
 		fresh.created, fresh.logs, fresh.snapshot = old.created, old.logs, old.snapshot
 	}
-	h.machines[m.Container] = fresh
+	h.machines[m.Container.ID] = fresh
 	return controlplane.Booted{Phases: []warmboot.Phase{
 		{Name: warmboot.PhaseDisk, Duration: 10 * time.Millisecond}, {Name: warmboot.PhaseVMM, Duration: 60 * time.Millisecond},
 		{Name: warmboot.PhaseBoot, Duration: 4 * time.Second}, {Name: warmboot.PhaseDocker, Duration: 9 * time.Second},
 	}}, nil
+}
+
+// room refuses one machine too many.
+func (h *Host) room() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	running := 0
+	for _, m := range h.machines {
+		if m.running {
+			running++
+		}
+	}
+	if h.MaxVMs > 0 && running >= h.MaxVMs {
+		return warmboot.Errorf(warmboot.Exhausted, "prepare microVM", "this host takes no more than %d microVMs", h.MaxVMs)
+	}
+	return nil
 }
 
 func newMachine(snapshot warmboot.ID) *machine {
@@ -189,6 +342,9 @@ func newMachine(snapshot warmboot.ID) *machine {
 
 // StartContainer implements controlplane.Host.
 func (h *Host) StartContainer(ctx context.Context, c warmboot.Container, _ *controlplane.RegistryAuth, step func(string)) ([]warmboot.Phase, error) {
+	if err := h.obey(controlplane.ContainerRef{ID: c.ID, Generation: c.Lease.Generation}); err != nil {
+		return nil, err
+	}
 	step("pulling " + c.Image)
 	if h.OnStart != nil {
 		if err := h.OnStart(ctx, c); err != nil {
@@ -201,6 +357,8 @@ func (h *Host) StartContainer(ctx context.Context, c warmboot.Container, _ *cont
 	if m == nil || !m.running {
 		return nil, warmboot.Errorf(warmboot.Unavailable, "start container", "container %s has no machine", c.ID)
 	}
+	m.started = &c
+	go h.report(c.ID, m)
 	if m.created {
 		return []warmboot.Phase{{Name: warmboot.PhaseStart, Duration: 300 * time.Millisecond}}, nil
 	}
@@ -208,29 +366,41 @@ func (h *Host) StartContainer(ctx context.Context, c warmboot.Container, _ *cont
 	return []warmboot.Phase{{Name: warmboot.PhasePull, Duration: time.Second}, {Name: warmboot.PhaseStart, Duration: 300 * time.Millisecond}}, nil
 }
 
-// WaitExit implements controlplane.Host.
-func (h *Host) WaitExit(ctx context.Context, id warmboot.ID) (int, error) {
-	h.mu.Lock()
-	m := h.machines[id]
-	h.mu.Unlock()
-	if m == nil {
-		return -1, warmboot.Errorf(warmboot.NotFound, "wait", "the host has no container %s", id)
-	}
+// report tells the end of a command that ends by itself, again and again until it is taken note of.
+func (h *Host) report(id warmboot.ID, m *machine) {
 	select {
 	case <-m.exited:
+	case <-h.closed:
+		return
+	}
+	for {
 		h.mu.Lock()
-		defer h.mu.Unlock()
+		end, told, reports := controlplane.Ended{Container: id, Code: m.code}, !m.running && !m.crashed || h.machines[id] != m, h.reports
 		if m.crashed {
-			return -1, warmboot.Errorf(warmboot.Unavailable, "wait", "the microVM ended unexpectedly")
+			end.Code, end.Reason = -1, "wait: the microVM ended unexpectedly"
 		}
-		return m.code, nil
-	case <-ctx.Done():
-		return -1, ctx.Err()
+		h.mu.Unlock()
+		if told || reports == nil {
+			return // it was stopped or removed
+		}
+		r := reports()
+		if r == nil || h.reachable() == nil && r.ContainerEnded(context.Background(), h.ID, end) == nil {
+			return
+		}
+		select {
+		case <-time.After(5 * time.Millisecond): // nothing tells when the control plane is ready to listen
+		case <-h.closed:
+			return
+		}
 	}
 }
 
 // StopContainer implements controlplane.Host. A command that is told to end does so at once, with exit code 143.
-func (h *Host) StopContainer(ctx context.Context, id warmboot.ID, _ time.Duration) (int, error) {
+func (h *Host) StopContainer(ctx context.Context, ref controlplane.ContainerRef, _ time.Duration) (int, error) {
+	if err := h.obey(ref); err != nil {
+		return -1, err
+	}
+	id := ref.ID
 	if h.OnStop != nil {
 		if err := h.OnStop(ctx, id); err != nil {
 			return -1, err
@@ -242,8 +412,8 @@ func (h *Host) StopContainer(ctx context.Context, id warmboot.ID, _ time.Duratio
 	if m == nil {
 		return -1, nil
 	}
-	m.end(143)
 	m.running = false
+	m.end(143)
 	return m.code, nil
 }
 
@@ -260,7 +430,11 @@ func (m *machine) end(code int) {
 }
 
 // RemoveContainer implements controlplane.Host.
-func (h *Host) RemoveContainer(ctx context.Context, id warmboot.ID) error {
+func (h *Host) RemoveContainer(ctx context.Context, ref controlplane.ContainerRef) error {
+	if err := h.obey(ref); err != nil {
+		return err
+	}
+	id := ref.ID
 	if h.OnRemove != nil {
 		if err := h.OnRemove(ctx, id); err != nil {
 			return err
@@ -268,10 +442,11 @@ func (h *Host) RemoveContainer(ctx context.Context, id warmboot.ID) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if m := h.machines[id]; m != nil {
+	m := h.machines[id]
+	delete(h.machines, id)
+	if m != nil {
 		m.end(137)
 	}
-	delete(h.machines, id)
 	return nil
 }
 
@@ -281,7 +456,7 @@ func (h *Host) Containers(context.Context) ([]controlplane.HostContainer, error)
 	defer h.mu.Unlock()
 	var all []controlplane.HostContainer
 	for _, id := range slices.Sorted(maps.Keys(h.machines)) {
-		all = append(all, controlplane.HostContainer{ID: id, Running: h.machines[id].running})
+		all = append(all, controlplane.HostContainer{ID: id, Running: h.machines[id].running, Generation: h.newest[id], Container: h.machines[id].started})
 	}
 	return all, nil
 }

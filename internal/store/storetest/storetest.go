@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -28,6 +29,8 @@ func Run(t *testing.T, open func(t *testing.T) warmboot.Store) {
 		{"DeleteImage", testDeleteImage},
 		{"SnapshotRoundTrip", testSnapshotRoundTrip},
 		{"FinishSnapshotReplacesOthers", testFinishSnapshot},
+		{"OneBuildAtATime", testOneBuildAtATime},
+		{"BuildIsTakenOver", testBuildIsTakenOver},
 		{"SnapshotStates", testSnapshotStates},
 		{"RecordRestore", testRecordRestore},
 		{"SnapshotModel", testSnapshotModel},
@@ -41,6 +44,14 @@ func Run(t *testing.T, open func(t *testing.T) warmboot.Store) {
 		{"Ports", testPorts},
 		{"PortsAreFreeOnceStopped", testPortsOfStopped},
 		{"ConcurrentPortClaims", testConcurrentPortClaims},
+		{"PortsAreOfAHost", testPortsOfHosts},
+		{"ContainerModel", testContainerModel},
+		{"DeletedContainers", testDeletedContainers},
+		{"Hosts", testHosts},
+		{"DeleteHost", testDeleteHost},
+		{"Managers", testManagers},
+		{"Leases", testLeases},
+		{"Feed", testFeed},
 		{"CanceledContext", testCanceledContext},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -93,9 +104,29 @@ func newImage(t *testing.T, s warmboot.Store, name string) *warmboot.Image {
 
 func newSnapshot(t *testing.T, s warmboot.Store, img *warmboot.Image) *warmboot.RuntimeSnapshot {
 	t.Helper()
-	snap := &warmboot.RuntimeSnapshot{ID: warmboot.NewID(), RuntimeImageID: img.ID, State: warmboot.SnapshotCreating, FCVersion: "qemu-7.2.22", CreatedAt: now()}
+	snap := snapshot(img, "p")
 	must(t, s.CreateSnapshot(t.Context(), snap))
 	return snap
+}
+
+// snapshot is one that is not stored yet.
+func snapshot(img *warmboot.Image, platform string) *warmboot.RuntimeSnapshot {
+	return &warmboot.RuntimeSnapshot{ID: warmboot.NewID(), RuntimeImageID: img.ID, Platform: platform, State: warmboot.SnapshotCreating, FCVersion: "qemu-7.2.22", CreatedAt: now()}
+}
+
+// finish makes a snapshot ready.
+func finish(t *testing.T, s warmboot.Store, snap *warmboot.RuntimeSnapshot, outdated ...string) []warmboot.ID {
+	t.Helper()
+	replaced, err := s.FinishSnapshot(t.Context(), snap, outdated)
+	must(t, err)
+	return replaced
+}
+
+func snapshotState(t *testing.T, s warmboot.Store, id warmboot.ID) warmboot.SnapshotState {
+	t.Helper()
+	got, err := s.Snapshot(t.Context(), id)
+	must(t, err)
+	return got.State
 }
 
 // container is one that is not stored yet.
@@ -186,6 +217,7 @@ func testSnapshotRoundTrip(t *testing.T, s warmboot.Store) {
 	used := now()
 	snap := &warmboot.RuntimeSnapshot{
 		ID: warmboot.NewID(), RuntimeImageID: img.ID, SnapshotPath: "/srv/fc/runtime-snapshots/x", State: warmboot.SnapshotReady, FCVersion: "v1.15.1",
+		HostID: newHost(t, s, "a").ID, Platform: "f00d", Lease: warmboot.Lease{Owner: warmboot.NewID(), Generation: 4}, Attempt: 3,
 		CreatedAt: now(), SuccessCount: 42, FailureCount: 7, FailureStreak: 2, LastUsedAt: &used,
 		Metadata: warmboot.SnapshotMetadata{SizeBytes: 900_000_000, MemSizeBytes: 512_000_000, CompressedSizeBytes: 1, Compressed: true, DockerVersion: "26.1.5", VCPUs: 2, BuildSeconds: 21.5, ColdBootSeconds: 15.25, PauseSeconds: .25, Error: "no"},
 	}
@@ -206,33 +238,91 @@ func testSnapshotRoundTrip(t *testing.T, s warmboot.Store) {
 func testFinishSnapshot(t *testing.T, s warmboot.Store) {
 	ctx := t.Context()
 	img, other := newImage(t, s, "runtime"), newImage(t, s, "other")
-	finish := func(snap *warmboot.RuntimeSnapshot) {
-		snap.SnapshotPath, snap.FCVersion, snap.Metadata.SizeBytes = "/srv/fc/"+string(snap.ID), "qemu-8.0.0", 900
-		must(t, s.FinishSnapshot(ctx, snap))
+	done := func(img *warmboot.Image, platform string) *warmboot.RuntimeSnapshot {
+		snap := snapshot(img, platform)
+		must(t, s.CreateSnapshot(ctx, snap))
+		finish(t, s, snap)
+		return snap
 	}
-	state := func(snap *warmboot.RuntimeSnapshot) warmboot.SnapshotState {
-		got, err := s.Snapshot(ctx, snap.ID)
-		must(t, err)
-		return got.State
-	}
-	elsewhere, ready, sick, building, next := newSnapshot(t, s, other), newSnapshot(t, s, img), newSnapshot(t, s, img), newSnapshot(t, s, img), newSnapshot(t, s, img)
-	finish(elsewhere)
-	finish(ready)
+	elsewhere, foreign, outdated, ready := done(other, "p"), done(img, "q"), done(img, "old"), done(img, "p")
+	sick := newSnapshot(t, s, img)
 	must(t, s.FailSnapshot(ctx, sick.ID, "no Docker"))
-	finish(next)
+	next := newSnapshot(t, s, img)
+	next.SnapshotPath, next.FCVersion, next.Metadata.SizeBytes = "/srv/fc/"+string(next.ID), "qemu-8.0.0", 900
+	replaced := finish(t, s, next, "old", "unheard of")
 
+	slices.Sort(replaced)
+	want := []warmboot.ID{outdated.ID, ready.ID, sick.ID}
+	slices.Sort(want)
+	wantEqual(t, replaced, want)
 	got, err := s.Snapshot(ctx, next.ID)
 	must(t, err)
 	next.State = warmboot.SnapshotReady
 	wantEqual(t, got, next)
-	wantEqual(t, []warmboot.SnapshotState{state(elsewhere), state(ready), state(sick), state(building)},
-		[]warmboot.SnapshotState{warmboot.SnapshotReady, warmboot.SnapshotDeleted, warmboot.SnapshotDeleted, warmboot.SnapshotCreating})
+	for id, want := range map[warmboot.ID]warmboot.SnapshotState{
+		elsewhere.ID: warmboot.SnapshotReady, foreign.ID: warmboot.SnapshotReady, outdated.ID: warmboot.SnapshotDeleted, ready.ID: warmboot.SnapshotDeleted, sick.ID: warmboot.SnapshotDeleted,
+	} {
+		wantEqual(t, snapshotState(t, s, id), want)
+	}
 
+	building := newSnapshot(t, s, img)
 	must(t, s.DeleteSnapshot(ctx, building.ID))
-	wantCode(t, s.FinishSnapshot(ctx, building), warmboot.Conflict, "deleted")
-	wantEqual(t, state(next), warmboot.SnapshotReady) // a finish that was refused has not marked anything
+	_, err = s.FinishSnapshot(ctx, building, nil)
+	wantCode(t, err, warmboot.Conflict, "deleted")
+	wantEqual(t, snapshotState(t, s, next.ID), warmboot.SnapshotReady) // a finish that was refused has not marked anything
 	building.ID = warmboot.NewID()
-	wantCode(t, s.FinishSnapshot(ctx, building), warmboot.NotFound)
+	_, err = s.FinishSnapshot(ctx, building, nil)
+	wantCode(t, err, warmboot.NotFound)
+}
+
+func testOneBuildAtATime(t *testing.T, s warmboot.Store) {
+	ctx := t.Context()
+	img := newImage(t, s, "runtime")
+	const builders = 8
+	errs := make([]error, builders)
+	var wg sync.WaitGroup
+	for i := range builders {
+		wg.Go(func() { errs[i] = s.CreateSnapshot(ctx, snapshot(img, "p")) })
+	}
+	wg.Wait()
+	began := 0
+	for _, err := range errs {
+		if err == nil {
+			began++
+			continue
+		}
+		wantCode(t, err, warmboot.Conflict, "being built")
+	}
+	wantEqual(t, began, 1)
+	must(t, s.CreateSnapshot(ctx, snapshot(img, "q")))
+	all, err := s.Snapshots(ctx)
+	must(t, err)
+	must(t, s.DeleteSnapshot(ctx, all[1].ID))
+	must(t, s.CreateSnapshot(ctx, snapshot(img, "p")))
+}
+
+// testBuildIsTakenOver lets a builder that has lost its lease come back.
+func testBuildIsTakenOver(t *testing.T, s warmboot.Store) {
+	ctx := t.Context()
+	first, second := newManager(t, s, "first"), newManager(t, s, "second")
+	snap := newSnapshot(t, s, newImage(t, s, "runtime"))
+	take := func(m *warmboot.Manager) *warmboot.RuntimeSnapshot {
+		got, err := s.UpdateSnapshot(ctx, snap.ID, func(snap *warmboot.RuntimeSnapshot) error {
+			snap.Lease = snap.Lease.Take(m.ID)
+			return nil
+		})
+		must(t, err)
+		return got
+	}
+	late, now := take(first), take(second)
+	_, err := s.FinishSnapshot(ctx, late, nil)
+	wantCode(t, err, warmboot.Conflict, "taken over")
+	finish(t, s, now)
+	got, err := s.Snapshot(ctx, snap.ID)
+	must(t, err)
+	wantEqual(t, got.Lease, warmboot.Lease{Generation: 2})
+	_, err = s.UpdateSnapshot(ctx, snap.ID, func(snap *warmboot.RuntimeSnapshot) error { snap.State = warmboot.SnapshotCreating; return nil })
+	wantCode(t, err, warmboot.Conflict, "ready", "creating")
 }
 
 func testSnapshotStates(t *testing.T, s warmboot.Store) {
@@ -255,14 +345,15 @@ func testSnapshotStates(t *testing.T, s warmboot.Store) {
 	for _, err := range []error{s.ForgetSnapshot(ctx, snap.ID), s.DeleteSnapshot(ctx, snap.ID), s.FailSnapshot(ctx, snap.ID, "")} {
 		wantCode(t, err, warmboot.NotFound, string(snap.ID))
 	}
-	_, err = s.RecordRestore(ctx, snap.ID, now(), "")
+	wantCode(t, s.RecordSuccesses(ctx, snap.ID, now(), 1), warmboot.NotFound)
+	_, err = s.RecordFailure(ctx, snap.ID, now(), "")
 	wantCode(t, err, warmboot.NotFound)
 }
 
 func testRecordRestore(t *testing.T, s warmboot.Store) {
 	ctx := t.Context()
 	snap := newSnapshot(t, s, newImage(t, s, "runtime"))
-	must(t, s.FinishSnapshot(ctx, snap))
+	finish(t, s, snap)
 	at := now()
 	for i, use := range []struct {
 		failure string
@@ -277,9 +368,16 @@ func testRecordRestore(t *testing.T, s warmboot.Store) {
 		{"Docker dead", warmboot.RuntimeSnapshot{State: warmboot.SnapshotUnhealthy, SuccessCount: 2, FailureCount: 5, FailureStreak: 3, Metadata: warmboot.SnapshotMetadata{Error: "Docker dead"}}},
 	} {
 		at = at.Add(time.Minute)
-		got, err := s.RecordRestore(ctx, snap.ID, at, use.failure)
+		var got *warmboot.RuntimeSnapshot
+		var err error
+		if use.failure == "" {
+			must(t, s.RecordSuccesses(ctx, snap.ID, at, 1))
+			got, err = s.Snapshot(ctx, snap.ID)
+		} else {
+			got, err = s.RecordFailure(ctx, snap.ID, at, use.failure)
+		}
 		must(t, err)
-		use.want.ID, use.want.RuntimeImageID, use.want.FCVersion, use.want.CreatedAt, use.want.LastUsedAt = snap.ID, snap.RuntimeImageID, snap.FCVersion, snap.CreatedAt, &at
+		use.want.ID, use.want.RuntimeImageID, use.want.Platform, use.want.FCVersion, use.want.CreatedAt, use.want.LastUsedAt = snap.ID, snap.RuntimeImageID, snap.Platform, snap.FCVersion, snap.CreatedAt, &at
 		wantEqual(t, got, &use.want)
 		stored, err := s.Snapshot(ctx, snap.ID)
 		must(t, err)
@@ -297,8 +395,10 @@ func testContainerRoundTrip(t *testing.T, s warmboot.Store) {
 		ID: warmboot.NewID(), Name: "web", Image: "registry:5000/team/app:1.2", RuntimeImageID: img.ID, State: warmboot.ContainerStopped,
 		Spec: warmboot.ContainerSpec{
 			Command: []string{"sh", "-c"}, Args: []string{"echo \"ü\"; exit 3"}, EnvVars: map[string]string{"A": "1"}, CPULimit: 1.5, MemoryLimitMB: 256,
-			PortMappings: []warmboot.PortMapping{port("127.0.0.1", 8080, warmboot.TCP), port("::1", 53, warmboot.UDP)},
+			PortMappings:  []warmboot.PortMapping{port("127.0.0.1", 8080, warmboot.TCP), port("::1", 53, warmboot.UDP)},
+			RestartPolicy: warmboot.RestartPolicy{Name: warmboot.RestartOnFailure, MaxRetries: 3},
 		},
+		HostID: newHost(t, s, "a").ID, Lease: warmboot.Lease{Owner: warmboot.NewID(), Generation: 7}, Private: true, StoppedByUser: true, Restarts: 2,
 		BootMethod: warmboot.BootWarm, BootReason: "x", VMID: "vm-3f2a9c0d1e4b", SnapshotID: warmboot.NewID(),
 		Phases: []warmboot.Phase{{Name: warmboot.PhaseDisk, Duration: 1234567}}, ExitCode: &code, Error: "e",
 		CreatedAt: now(), StartedAt: &started, FinishedAt: &finished,

@@ -1,0 +1,152 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"warmboot/api"
+	"warmboot/client"
+)
+
+func (a *app) hostCmd() *cobra.Command {
+	cmd := &cobra.Command{Use: "host", Aliases: []string{"hosts"}, Short: "Hosts: the machines that run microVMs", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd.AddCommand(a.hostListCmd(), a.hostInspectCmd(),
+		a.cordonCmd("cordon", "Keep new containers and builds away from hosts; what is there goes on", true),
+		a.cordonCmd("uncordon", "Let new containers and builds come to hosts again", false),
+		a.drainCmd(), a.hostRemoveCmd())
+	return cmd
+}
+
+func (a *app) hostListCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list", "ps"},
+		Short:   "List hosts",
+		Args:    cobra.NoArgs,
+		RunE: a.do(func(ctx context.Context, _ []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			list, err := cl.Hosts(ctx)
+			if err != nil {
+				return err
+			}
+			return printList(a, list,
+				column[api.Host]{"NAME", func(h api.Host) string { return h.Name }},
+				column[api.Host]{"STATUS", hostStatus},
+				column[api.Host]{"VMS", func(h api.Host) string { return fmt.Sprintf("%d/%d", h.Inventory.VMs, h.Inventory.MaxVMs) }},
+				column[api.Host]{"VMM", func(h api.Host) string { return h.Inventory.VMM }},
+				column[api.Host]{"CPUS", func(h api.Host) string { return fmt.Sprint(h.Inventory.CPUs) }},
+				column[api.Host]{"MEMORY", func(h api.Host) string { return size(h.Inventory.MemoryBytes) }},
+				column[api.Host]{"DISK FREE", func(h api.Host) string { return size(h.Inventory.DiskFreeBytes) }},
+				column[api.Host]{"SNAPSHOTS", func(h api.Host) string { return fmt.Sprint(len(h.Inventory.Snapshots)) }},
+				column[api.Host]{"PLATFORM", func(h api.Host) string { return h.Inventory.Platform }},
+				column[api.Host]{"ADDRESS", func(h api.Host) string {
+					if h.Address == "" {
+						return "-"
+					}
+					return h.Address
+				}},
+			)
+		}),
+	}
+}
+
+// hostStatus is a host's state as people say it.
+func hostStatus(h api.Host) string {
+	text := "Up"
+	if h.State != "up" {
+		text = "Down"
+		if h.LastSeenAt != nil {
+			text += " since " + since(*h.LastSeenAt)
+		}
+	}
+	if h.Cordoned {
+		text += ", cordoned"
+	}
+	return text
+}
+
+func (a *app) hostInspectCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:               "inspect HOST...",
+		Short:             "Show all about hosts, in JSON",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.complete(hostNames),
+		RunE: a.do(func(ctx context.Context, refs []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			found := []api.Host{}
+			var errs []error
+			for _, ref := range refs {
+				h, err := cl.Host(ctx, ref)
+				if err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				found = append(found, h)
+			}
+			return errors.Join(append(errs, a.printJSON(found))...)
+		}),
+	}
+}
+
+func (a *app) cordonCmd(verb, short string, cordoned bool) *cobra.Command {
+	return &cobra.Command{
+		Use:               verb + " HOST...",
+		Short:             short,
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.complete(hostNames),
+		RunE: a.do(func(ctx context.Context, refs []string) error {
+			return each(a, refs, func(cl *client.Client, ref string) (api.Host, error) { return cl.CordonHost(ctx, ref, cordoned) })
+		}),
+	}
+}
+
+func (a *app) drainCmd() *cobra.Command {
+	var seconds int
+	cmd := &cobra.Command{
+		Use:   "drain HOST...",
+		Short: "Cordon hosts and stop their containers",
+		Long: `Cordon hosts and stop their containers, and return once none runs there. Disks and logs stay where they are: a container can be
+started again on its host only.`,
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.complete(hostNames),
+		RunE: a.do(func(ctx context.Context, refs []string) error {
+			return each(a, refs, func(cl *client.Client, ref string) (api.Host, error) {
+				return cl.DrainHost(ctx, ref, time.Duration(seconds)*time.Second)
+			})
+		}),
+	}
+	cmd.Flags().IntVarP(&seconds, "time", "t", 10, "`seconds` that each command has to end by itself")
+	return cmd
+}
+
+func (a *app) hostRemoveCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:               "rm HOST...",
+		Aliases:           []string{"remove"},
+		Short:             "Forget hosts that have no containers and snapshots any more",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.complete(hostNames),
+		RunE: a.do(func(ctx context.Context, refs []string) error {
+			return each(a, refs, func(cl *client.Client, ref string) (string, error) { return ref, cl.DeleteHost(ctx, ref) })
+		}),
+	}
+}
+
+func hostNames(ctx context.Context, cl *client.Client) []string {
+	var names []string
+	list, _ := cl.Hosts(ctx)
+	for _, h := range list {
+		names = append(names, h.Name)
+	}
+	return names
+}

@@ -1,0 +1,188 @@
+package controlplane
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"warmboot"
+)
+
+// bringUp boots and starts a container that is in state creating or starting, in the background.
+func (s *Service) bringUp(h *hold, c warmboot.Container, img warmboot.Image, auth *RegistryAuth) error {
+	err := s.work.start(func() {
+		defer h.end()
+		s.provision(h, &c, &img, auth)
+	})
+	if err != nil {
+		h.abandon()
+		h.end()
+	}
+	return err
+}
+
+// provision takes a container from creating or starting to running, or says why not. Where a host that has just been chosen cannot
+// boot it, another is chosen; the disk of one that is started again is on its host and nowhere else.
+func (s *Service) provision(h *hold, c *warmboot.Container, img *warmboot.Image, auth *RegistryAuth) {
+	excluded := map[warmboot.ID]bool{}
+	for {
+		started, err := s.provisionOn(h, c, img, auth)
+		switch {
+		case err == nil:
+			return
+		case started || c.State != warmboot.ContainerCreating || h.ctx.Err() != nil || !worthAnotherHost(err):
+			s.notBroughtUp(h, c, err)
+			return
+		}
+		excluded[c.HostID] = true
+		next, placeErr := s.placeElsewhere(h, c, excluded)
+		if placeErr != nil {
+			s.notBroughtUp(h, c, err)
+			return
+		}
+		s.log.Warn(fmt.Sprintf("Container %s goes to host %s, because host %s did not bring it up: %v", c.ID.Short(), s.HostName(next.HostID), s.HostName(c.HostID), err), "container_id", c.ID)
+		c = next
+	}
+}
+
+// worthAnotherHost reports whether an error tells of the host and not of the container.
+func worthAnotherHost(err error) bool {
+	return errors.Is(err, ErrUnreachable) || warmboot.CodeOf(err) == warmboot.Exhausted
+}
+
+// placeElsewhere chooses another host. What the one before may still have of the container it removes when it says hello again: its
+// row is another host's then.
+func (s *Service) placeElsewhere(h *hold, c *warmboot.Container, excluded map[warmboot.ID]bool) (_ *warmboot.Container, err error) {
+	next, stored, err := s.placeContainer(h.ctx, c.RuntimeImageID, excluded)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { stored(err) }()
+	if _, err := s.reservePorts(h.ctx, next.ID, c.Spec.PortMappings); err != nil {
+		return nil, err
+	}
+	return h.update(h.ctx, func(c *warmboot.Container) error { c.HostID = next.ID; return nil })
+}
+
+// provisionOn brings a container up on its host. started tells whether its command may have been started.
+func (s *Service) provisionOn(h *hold, c *warmboot.Container, img *warmboot.Image, auth *RegistryAuth) (started bool, err error) {
+	start := time.Now()
+	host, err := s.reach(c.HostID)
+	if err != nil {
+		return false, err
+	}
+	if err := s.fetchImage(h.ctx, host, c.HostID, img); err != nil {
+		return false, err
+	}
+	vmID := "vm-" + warmboot.NewID().Short()
+	res, err := s.boot(h.ctx, host, c.HostID, MachineSpec{Container: h.ref(), VMID: vmID, Hostname: hostname(c.Name), Image: *img, Spec: c.Spec}, coldReason(c))
+	if err != nil {
+		return false, err
+	}
+	s.Step("create: booted")
+	booted, err := h.update(h.ctx, func(c *warmboot.Container) error {
+		c.BootMethod, c.BootReason, c.VMID, c.Phases, c.SnapshotID = res.method, res.reason, vmID, res.phases, ""
+		if res.snap != nil {
+			c.SnapshotID = res.snap.ID
+		}
+		return nil
+	})
+	if err != nil {
+		return false, err
+	}
+	phases, err := host.StartContainer(h.ctx, *booted, auth, func(step string) {
+		s.log.Debug(fmt.Sprintf("Container %s: %s", c.ID.Short(), step), "container_id", c.ID)
+	})
+	if err != nil {
+		return true, err
+	}
+	s.Step("create: started")
+	// Not h.release: if the store is away for long the container goes on running, and the store is told when it is back.
+	if _, err := h.update(h.ctx, func(c *warmboot.Container) error {
+		now := time.Now().UTC()
+		c.State, c.StartedAt, c.FinishedAt, c.ExitCode, c.Error = warmboot.ContainerRunning, &now, nil, nil, ""
+		c.Phases = slices.Concat(res.phases, phases)
+		c.Lease = c.Lease.Release()
+		return nil
+	}); err != nil {
+		return true, err
+	}
+	took, saved, gain := time.Since(start), "", time.Duration(0)
+	if res.method == warmboot.BootWarm {
+		gain = s.cold.saved(img.ID, res.snap, res.took)
+		saved = fmt.Sprintf(" (saved ~%.0fs)", gain.Seconds())
+	}
+	s.Observer.Start(res.method, took, gain, phases)
+	s.log.Info(fmt.Sprintf("Container %s fully provisioned in %.2fs via %s boot%s", c.ID.Short(), took.Seconds(), res.method, saved), "container_id", c.ID)
+	return true, nil
+}
+
+// coldReason says why a container may not start from a snapshot, "" if it may.
+func coldReason(c *warmboot.Container) string {
+	switch {
+	case c.State == warmboot.ContainerStarting: // its own disk fits no snapshot's memory
+		return cmp.Or(c.BootReason, startedAgain)
+	case c.Spec.ColdBoot:
+		return "A cold boot was asked for"
+	}
+	return ""
+}
+
+// fetchImage sees to it that a host has a runtime image. One that says so already is not asked.
+func (s *Service) fetchImage(ctx context.Context, host Host, id warmboot.ID, img *warmboot.Image) error {
+	has := func(h *warmboot.Host) bool { return slices.Contains(h.Inventory.Images, img.Digest) }
+	if h := s.hosts.host(id); h != nil && has(h) {
+		return nil
+	}
+	return host.FetchImage(ctx, *img, s.peers(id, has))
+}
+
+// notBroughtUp releases what a create or start that did not succeed has on the host, and says why in the row. A start that failed keeps
+// its disk: the container is stopped again, not lost. What only the end of this manager, or the silence of the host, has cut short is
+// left as it is: it is taken up by another manager, by the next start, or when the host is back.
+func (s *Service) notBroughtUp(h *hold, c *warmboot.Container, cause error) {
+	log := s.log.With("container_id", c.ID)
+	if errors.Is(cause, errLost) {
+		log.Warn("Another manager has taken over container " + c.ID.Short())
+		return
+	}
+	ctx, cancel := h.lastWords()
+	defer cancel()
+	host, err := s.reach(c.HostID)
+	if err == nil {
+		if c.State == warmboot.ContainerStarting {
+			_, err = host.StopContainer(ctx, h.ref(), 0)
+		} else {
+			err = host.RemoveContainer(ctx, h.ref())
+		}
+	}
+	if err != nil {
+		log.Error("What a container that did not come up has on the host could not be released", "err", err)
+	}
+	switch {
+	case h.ctx.Err() != nil && s.ctx.Err() == nil: // it is being deleted, and whoever interrupted this goes on with that
+		return
+	case (s.ctx.Err() != nil || errors.Is(cause, ErrUnreachable)) && !c.Private:
+		h.abandon()
+		return
+	}
+	s.Observer.StartFailed(warmboot.CodeOf(cause))
+	log.Error(fmt.Sprintf("Container %s could not be started", c.ID.Short()), "err", cause)
+	state, text := warmboot.ContainerFailed, cause.Error()
+	if c.State == warmboot.ContainerStarting {
+		state = warmboot.ContainerStopped
+	}
+	if s.ctx.Err() != nil {
+		text = "warmboot was asked to end before the container was up; create it again"
+	}
+	if _, err := h.release(func(c *warmboot.Container) error {
+		now := time.Now().UTC()
+		c.State, c.Error, c.FinishedAt, c.VMID = state, text, &now, ""
+		return nil
+	}); err != nil && warmboot.CodeOf(err) != warmboot.Conflict && warmboot.CodeOf(err) != warmboot.NotFound {
+		log.Error("The failure could not be recorded", "err", err)
+	}
+}

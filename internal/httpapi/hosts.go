@@ -1,0 +1,66 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"warmboot/api"
+)
+
+type hostRef struct {
+	Ref string `path:"id" doc:"Id or name."`
+}
+
+func (s *server) hostRoutes(a huma.API) {
+	const tag, base = "Hosts", "/v1/hosts"
+	op(a, "list-hosts", http.MethodGet, base, tag, "List hosts", "In order of their names.",
+		func(ctx context.Context, _ *struct{}) (*answer[api.Items[api.Host]], error) {
+			all, err := s.svc.Hosts(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return items(all, hostOut), nil
+		})
+	op(a, "get-host", http.MethodGet, base+"/{id}", tag, "Get a host", "",
+		func(ctx context.Context, in *hostRef) (*answer[api.Item[api.Host]], error) {
+			h, err := s.svc.Host(ctx, in.Ref)
+			if err != nil {
+				return nil, err
+			}
+			return item(hostOut(h)), nil
+		})
+	cordon := func(id, verb, summary, description string, cordoned bool) {
+		op(a, id, http.MethodPost, base+"/{id}/"+verb, tag, summary, description,
+			func(ctx context.Context, in *hostRef) (*answer[api.Item[api.Host]], error) {
+				h, err := s.svc.CordonHost(ctx, in.Ref, cordoned)
+				if err != nil {
+					return nil, err
+				}
+				return item(hostOut(h)), nil
+			})
+	}
+	cordon("cordon-host", "cordon", "Keep new containers and builds away from a host", "What is there goes on.", true)
+	cordon("uncordon-host", "uncordon", "Let new containers and builds come to a host again", "", false)
+	op(a, "drain-host", http.MethodPost, base+"/{id}/drain", tag, "Cordon a host and stop its containers", "Answers once none runs there. Their disks and logs stay.",
+		func(ctx context.Context, in *struct {
+			hostRef
+			Body *api.DrainHost
+		}) (*answer[api.Item[api.Host]], error) {
+			grace := defaultStopTimeout
+			if in.Body != nil && in.Body.TimeoutSeconds != nil {
+				grace = time.Duration(*in.Body.TimeoutSeconds) * time.Second
+			}
+			h, err := s.svc.DrainHost(ctx, in.Ref, grace)
+			if err != nil {
+				return nil, err
+			}
+			return item(hostOut(h)), nil
+		})
+	op(a, "delete-host", http.MethodDelete, base+"/{id}", tag, "Forget a host", "Only one that has no containers and no snapshots. Its agent is not let in any more; it can join again with a new token.",
+		func(ctx context.Context, in *hostRef) (*answer[api.OK], error) {
+			return done(s.svc.RemoveHost(ctx, in.Ref))
+		})
+}
