@@ -5,13 +5,15 @@ import (
 	"time"
 )
 
-// Store keeps images, snapshots and containers. One implementation (internal/store) serves every database; storetest
+// Store keeps images, snapshots, containers, tokens and the audit log. One implementation (internal/store) serves every database; storetest
 // holds it to this contract. Every method is one transaction. A missing row is a NotFound error, a name or port that is
 // taken a Conflict, a database that does not answer Unavailable. Returned entities are the caller's own copies.
 type Store interface {
 	ImageStore
 	SnapshotStore
 	ContainerStore
+	TokenStore
+	AuditStore
 }
 
 // ImageStore keeps runtime images.
@@ -70,4 +72,32 @@ type ContainerStore interface {
 	UpdateContainer(ctx context.Context, id ID, change func(*Container) error) (*Container, error)
 	// DeleteContainer removes the row, its name and its ports.
 	DeleteContainer(ctx context.Context, id ID) error
+}
+
+// TokenStore keeps what is known of tokens; their secrets it never sees.
+type TokenStore interface {
+	// CreateToken stores a new token. A taken name is a Conflict.
+	CreateToken(ctx context.Context, t *Token) error
+	// FindToken finds a token by id or name.
+	FindToken(ctx context.Context, ref string) (*Token, error)
+	// TokenByDigest finds a token by the digest of its secret. Whether it has expired, the caller must see.
+	TokenByDigest(ctx context.Context, digest string) (*Token, error)
+	// Tokens are newest first, and include those that have expired.
+	Tokens(ctx context.Context) ([]*Token, error)
+	DeleteToken(ctx context.Context, id ID) error
+	// TouchTokens records when tokens were last used. A time before the one that is known changes nothing, and neither does a
+	// token that does not exist any more.
+	TouchTokens(ctx context.Context, used map[ID]time.Time) error
+}
+
+// AuditStore keeps the audit log.
+type AuditStore interface {
+	// BeginAudit stores a new entry and sets its ID.
+	BeginAudit(ctx context.Context, e *AuditEntry) error
+	// FinishAudit stores what is known of an entry after the change: its entity, Outcome and FinishedAt.
+	FinishAudit(ctx context.Context, e *AuditEntry) error
+	// AuditEntries are newest first: at most limit of those before the entry with the ID before, or of all if that is 0.
+	AuditEntries(ctx context.Context, before int64, limit int) ([]*AuditEntry, error)
+	// PruneAudit removes the entries that are older than a time and tells how many there were.
+	PruneAudit(ctx context.Context, before time.Time) (removed int64, err error)
 }

@@ -41,6 +41,11 @@ func Run(t *testing.T, open func(t *testing.T) warmboot.Store) {
 		{"Ports", testPorts},
 		{"PortsAreFreeOnceStopped", testPortsOfStopped},
 		{"ConcurrentPortClaims", testConcurrentPortClaims},
+		{"Tokens", testTokens},
+		{"TokenUse", testTokenUse},
+		{"ConcurrentTokenNames", testConcurrentTokenNames},
+		{"Audit", testAudit},
+		{"PruneAudit", testPruneAudit},
 		{"CanceledContext", testCanceledContext},
 	} {
 		t.Run(c.name, func(t *testing.T) {
