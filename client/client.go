@@ -137,6 +137,9 @@ func (c *Client) broken(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ended(ctx)
 	}
+	if errors.Is(err, io.EOF) { // of the connection; callers take io.EOF for the end of what was to come
+		err = io.ErrUnexpectedEOF
+	}
 	return warmboot.Errorf(warmboot.Unavailable, "", "the answer of warmboot at %s broke off: %w", c.base, err)
 }
 

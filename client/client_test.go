@@ -2,11 +2,15 @@ package client_test
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"github.com/coder/websocket"
 
 	"warmboot"
 	"warmboot/api"
@@ -75,6 +79,31 @@ func TestStrangeAnswers(t *testing.T) {
 			t.Errorf("%s: %v, code %q", name, err, warmboot.CodeOf(err))
 		}
 		server.Close()
+	}
+}
+
+// TestExecThatBreaksOff has a server that dies in the middle of an exec: that must not look like the command's end.
+func TestExecThatBreaksOff(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, err := websocket.Accept(w, r, nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if _, _, err := conn.Read(r.Context()); err != nil {
+			t.Error(err)
+		}
+		_ = conn.CloseNow()
+	}))
+	defer server.Close()
+	s, err := dial(t, server.URL).Exec(t.Context(), "web", api.Exec{Command: []string{"cat"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	if _, _, err := s.Next(); warmboot.CodeOf(err) != warmboot.Unavailable || errors.Is(err, io.EOF) {
+		t.Errorf("%v, code %q", err, warmboot.CodeOf(err))
 	}
 }
 
