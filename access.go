@@ -22,7 +22,9 @@ var roles = map[Role]int{RoleViewer: 1, RoleOperator: 2, RoleAdmin: 3}
 func (r Role) Valid() bool { return roles[r] != 0 }
 
 // Includes reports whether who has role r may do what needs other. A role that does not exist may nothing.
-func (r Role) Includes(other Role) bool { return r.Valid() && other.Valid() && roles[r] >= roles[other] }
+func (r Role) Includes(other Role) bool {
+	return r.Valid() && other.Valid() && roles[r] >= roles[other]
+}
 
 // Token lets whoever has its secret use the API. The secret itself is kept nowhere.
 type Token struct {
