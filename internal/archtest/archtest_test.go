@@ -25,6 +25,8 @@ var layers = []string{
 	"warmboot/internal/store",
 	"warmboot/internal/agent",
 	"warmboot/internal/controlplane",
+	"warmboot/internal/access",
+	"warmboot/internal/certificate",
 	"warmboot/internal/hostnet",
 	"warmboot/internal/image",
 	"warmboot/internal/disk",
