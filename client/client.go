@@ -5,6 +5,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,7 +27,10 @@ const answerLimit = 64 << 20
 // Config says how to reach a server.
 type Config struct {
 	Addr  string // "http://host:port" or "host:port"; DefaultAddr if empty
-	Token string // sent as a Bearer token, if the server asks for one
+	Token string // sent as a Bearer token
+	// TLSCA is whom an https server is believed to be: a PEM file with its certificate or its authority's, or "sha256:" and the
+	// fingerprint of its certificate. Empty: whom this machine trusts. It needs HTTP to be nil.
+	TLSCA string
 	// HTTP does the requests; a client with no time limit of its own if nil. A limit would end Wait, Logs and Exec.
 	HTTP *http.Client
 }
@@ -51,7 +55,14 @@ func New(c Config) (*Client, error) {
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, warmboot.Errorf(warmboot.Invalid, "", "%q is not a server's address; use a form like %s", c.Addr, DefaultAddr)
 	}
-	if c.HTTP == nil {
+	switch {
+	case c.TLSCA != "" && c.HTTP != nil:
+		return nil, warmboot.Errorf(warmboot.Invalid, "", "an HTTP client of your own must know itself whom to trust: leave TLSCA out")
+	case c.TLSCA != "":
+		if c.HTTP, err = trusting(c.TLSCA); err != nil {
+			return nil, err
+		}
+	case c.HTTP == nil:
 		c.HTTP = &http.Client{}
 	}
 	return &Client{base: u.Scheme + "://" + u.Host + strings.TrimRight(u.Path, "/"), token: c.Token, http: c.HTTP}, nil
@@ -129,6 +140,17 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	if errors.As(err, &inner) {
 		err = inner.Err
 	}
+	var ours *warmboot.Error
+	if errors.As(err, &ours) { // its certificate is not the one that is trusted
+		return ours
+	}
+	var untrusted *tls.CertificateVerificationError
+	if errors.As(err, &untrusted) {
+		return warmboot.Errorf(warmboot.Denied, "", "the certificate of %s cannot be trusted: %w; if it is the server's own, give its file or its fingerprint, which the server's log tells, with WARMBOOT_TLS_CA or --tls-ca", c.base, err)
+	}
+	if errors.Is(err, http.ErrSchemeMismatch) {
+		return warmboot.Errorf(warmboot.Unavailable, "", "%s does not speak TLS: use http:// (%w)", c.base, err)
+	}
 	return warmboot.Errorf(warmboot.Unavailable, "", "cannot reach warmboot at %s: is `warmboot serve` running? (%w)", c.base, err)
 }
 
@@ -153,8 +175,14 @@ func ended(ctx context.Context) error {
 // problem reads the error that an answer carries.
 func problem(res *http.Response) error {
 	var p api.Problem
-	err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&p)
+	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	if err == nil {
+		err = json.Unmarshal(body, &p)
+	}
 	if err != nil || p.Code == "" {
+		if bytes.Contains(body, []byte("HTTP request to an HTTPS server")) { // net/http's words
+			return warmboot.Errorf(warmboot.Unavailable, "", "%s speaks TLS: use https://%[1]s", res.Request.URL.Host)
+		}
 		code := warmboot.Internal
 		if res.StatusCode/100 == 5 {
 			code = warmboot.Unavailable
