@@ -24,6 +24,7 @@ import (
 
 	"warmboot"
 	"warmboot/api"
+	"warmboot/internal/access"
 	"warmboot/internal/bench"
 	"warmboot/internal/cli"
 	"warmboot/internal/controlplane"
@@ -56,6 +57,7 @@ func TestScripts(t *testing.T) {
 			env.Defer(s.close)
 			env.Values["server"] = s
 			env.Setenv("WARMBOOT_HOST", s.http.URL)
+			env.Setenv("WARMBOOT_TOKEN", s.token)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -68,6 +70,11 @@ func TestScripts(t *testing.T) {
 				ts.Check(err)
 				ts.Check(of(ts).end(args[0], code))
 			},
+			"local": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(os.Mkdir(ts.MkAbs(args[0]), 0o711))
+				ts.Check(of(ts).access.EnsureLocal(context.Background(), ts.MkAbs(args[0])))
+			},
+			"take":   take,
 			"exits":  exits,
 			"awaits": func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(of(ts).await(args[0], args[1])) },
 		},
@@ -75,6 +82,15 @@ func TestScripts(t *testing.T) {
 }
 
 func of(ts *testscript.TestScript) *server { return ts.Value("server").(*server) }
+
+// take makes the commands that follow use the token in a file, or the tester's.
+func take(ts *testscript.TestScript, _ bool, args []string) {
+	secret := of(ts).token
+	if len(args) > 0 {
+		secret = strings.TrimSpace(ts.ReadFile(args[0]))
+	}
+	ts.Setenv("WARMBOOT_TOKEN", secret)
+}
 
 // exits runs a program that must end with the given exit code.
 func exits(ts *testscript.TestScript, _ bool, args []string) {
@@ -134,10 +150,12 @@ func config() cli.Config {
 
 // server is everything but real machines.
 type server struct {
-	host *hosttest.Host
-	db   *store.Store
-	svc  *controlplane.Service
-	http *httptest.Server
+	host   *hosttest.Host
+	db     *store.Store
+	svc    *controlplane.Service
+	access *access.Keeper
+	token  string // an admin's
+	http   *httptest.Server
 }
 
 // serve starts a server with one runtime image, "base".
@@ -154,7 +172,11 @@ func serve(dir string) (*server, error) {
 	if err == nil {
 		_, err = s.svc.RegisterImage(context.Background(), warmboot.Image{Name: "base", KernelPath: hosttest.Root + "vmlinuz", RootfsPath: hosttest.Root + "rootfs.ext4"})
 	}
-	s.http = httptest.NewServer(httpapi.New(httpapi.Config{Service: s.svc, Log: log, Version: "v9"}))
+	s.access = access.New(access.Config{Store: s.db, Log: log})
+	if err == nil {
+		_, s.token, err = s.access.CreateToken(context.Background(), access.Anonymous, "tester", warmboot.RoleAdmin, 0)
+	}
+	s.http = httptest.NewServer(httpapi.New(httpapi.Config{Service: s.svc, Access: s.access, Log: log, Version: "v9"}))
 	if err != nil {
 		s.close()
 		return nil, err
@@ -166,6 +188,7 @@ func (s *server) close() {
 	s.svc.Close() // first: it ends what requests wait for
 	s.http.CloseClientConnections()
 	s.http.Close()
+	s.access.Close()
 	_ = s.db.Close() // the directory goes next
 }
 
