@@ -12,7 +12,9 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
+	"time"
 
 	"warmboot"
 	"warmboot/api"
@@ -93,19 +95,43 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 	return nil
 }
 
+// A server that is asked too often does nothing, and says when to ask again. So much patience a client has.
+const (
+	patience = 2 * time.Second // with one answer
+	askAgain = 10              // times
+)
+
 // send returns an answer that is not an error; its body is the caller's to close.
 func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
-	var body io.Reader
+	var body []byte
 	if in != nil {
-		text, err := json.Marshal(in)
-		if err != nil {
+		var err error
+		if body, err = json.Marshal(in); err != nil {
 			return nil, warmboot.Errorf(warmboot.Invalid, "", "the request cannot be put as JSON: %w", err)
 		}
-		body = bytes.NewReader(text)
+	}
+	for again := askAgain; ; again-- {
+		res, wait, err := c.once(ctx, method, path, body)
+		if wait == 0 || wait > patience || again == 0 {
+			return res, err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, ended(ctx)
+		}
+	}
+}
+
+// once sends a request. If the server has been asked too often, wait is after what time to ask it again.
+func (c *Client) once(ctx context.Context, method, path string, in []byte) (_ *http.Response, wait time.Duration, err error) {
+	var body io.Reader
+	if in != nil {
+		body = bytes.NewReader(in)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
 	if err != nil {
-		return nil, warmboot.Errorf(warmboot.Invalid, "", "the request is not valid: %w", err)
+		return nil, 0, warmboot.Errorf(warmboot.Invalid, "", "the request is not valid: %w", err)
 	}
 	req.Header = c.header()
 	if in != nil {
@@ -113,13 +139,16 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, c.unreachable(ctx, err)
+		return nil, 0, c.unreachable(ctx, err)
 	}
 	if res.StatusCode/100 != 2 {
 		defer res.Body.Close()
-		return nil, problem(res)
+		if seconds, err := strconv.Atoi(res.Header.Get("Retry-After")); err == nil && res.StatusCode == http.StatusTooManyRequests {
+			wait = time.Duration(seconds) * time.Second
+		}
+		return nil, wait, problem(res)
 	}
-	return res, nil
+	return res, 0, nil
 }
 
 func (c *Client) header() http.Header {
