@@ -45,10 +45,12 @@ type Keeper struct {
 	retention time.Duration
 
 	mu       sync.Mutex
-	known    map[string]known          // by digest
-	revoked  int                       // counts revocations, so that no answer from before one is remembered after it
-	used     map[warmboot.ID]time.Time // last uses that are not stored yet
-	sessions map[warmboot.ID]map[*session]struct{}
+	known    map[string]known                      // by digest
+	revoked  int                                   // counts revocations, so that no answer from before one is remembered after it
+	used     map[warmboot.ID]time.Time             // last uses that are not stored yet
+	sessions map[warmboot.ID]map[*session]struct{} // by the id of a token, which is empty for who has none
+	closing  bool
+	changes  sync.WaitGroup // that are being made
 
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
@@ -72,8 +74,31 @@ func New(c Config) *Keeper {
 	return k
 }
 
-// Close ends the work in the background and stores the last uses. The store must still be open.
+// closeTimeout is how long Close waits for changes to end: a store that does not answer must not keep a server from ending.
+const closeTimeout = 2 * time.Second
+
+// errClosing is why what is being answered ends, and nothing more begins.
+var errClosing = warmboot.Errorf(warmboot.Unavailable, "access", "warmboot is ending; try again when it is back")
+
+// Close ends the sessions, so that changes which go on as long as somebody wants, like a shell, get their outcome in the audit log; then the
+// work in the background. It stores the last uses. The store must still be open.
 func (k *Keeper) Close() {
+	k.mu.Lock()
+	k.closing = true
+	for id := range k.sessions {
+		k.endSessions(id, errClosing)
+	}
+	k.mu.Unlock()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		k.changes.Wait()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(closeTimeout):
+		k.log.Warn("Some changes that are being made will have no outcome in the audit log")
+	}
 	k.cancel()
 	k.ended.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)

@@ -291,3 +291,27 @@ func TestOldEntriesGo(t *testing.T) {
 		t.Errorf("%+v", left)
 	}
 }
+
+// TestCloseGivesWhatGoesOnItsOutcome has a shell that would go on for ever.
+func TestCloseGivesWhatGoesOnItsOutcome(t *testing.T) {
+	r := newRig(t, nil)
+	for _, who := range []Principal{Anonymous, static, {ID: warmboot.NewID(), Name: "ci", Role: warmboot.RoleOperator}} {
+		k := r.keeper(nil)
+		ctx, done := k.Session(t.Context(), who)
+		change, err := k.Begin(ctx, who, warmboot.AuditEntry{Operation: "exec-container"})
+		r.must(err)
+		go func() {
+			defer done()
+			<-ctx.Done()
+			change.End(string(warmboot.CodeOf(ctx.Err())))
+		}()
+		k.Close()
+		entries, err := r.k.Entries(t.Context(), 0, 1)
+		r.must(err)
+		if e := entries[0]; e.Actor != who.Name || e.Outcome != "canceled" || e.FinishedAt == nil {
+			t.Errorf("%+v", e)
+		}
+		_, err = k.Begin(t.Context(), who, warmboot.AuditEntry{})
+		r.wantCode(err, warmboot.Unavailable, "ending")
+	}
+}

@@ -20,8 +20,16 @@ type Change struct {
 // Begin writes down that a change begins. If that fails, the change must not be made: one that nobody could find again is worse than
 // one that has to wait, and a store that takes no entry would not take the change either.
 func (k *Keeper) Begin(ctx context.Context, who Principal, e warmboot.AuditEntry) (*Change, error) {
+	k.mu.Lock()
+	if k.closing {
+		k.mu.Unlock()
+		return nil, errClosing
+	}
+	k.changes.Add(1)
+	k.mu.Unlock()
 	e.At, e.Actor, e.ActorID, e.Role = time.Now().UTC(), who.Name, who.ID, who.Role
 	if err := k.store.BeginAudit(ctx, &e); err != nil {
+		k.changes.Done()
 		return nil, &warmboot.Error{Code: warmboot.CodeOf(err), Op: e.Operation, Msg: "nothing was changed, because the audit log cannot be written", Err: err}
 	}
 	return &Change{k, e}, nil
@@ -37,9 +45,10 @@ func (c *Change) Entity(id, name string) {
 	}
 }
 
-// End writes down how the change went: warmboot.AuditOK, or the code of its error. A failure to write is logged with all that would
+// End writes down, once, how the change went: warmboot.AuditOK, or the code of its error. A failure to write is logged with all that would
 // have been written; the entry then stays without an outcome.
 func (c *Change) End(outcome string) {
+	defer c.k.changes.Done()
 	now := time.Now().UTC()
 	c.e.Outcome, c.e.FinishedAt = outcome, &now
 	c.k.tell(slog.LevelInfo, "Audit", c.e)

@@ -110,11 +110,8 @@ func (k *Keeper) lookup(ctx context.Context, digest string) (*warmboot.Token, er
 type session struct{ end context.CancelCauseFunc }
 
 // Session returns a context that also ends when the token of who asks expires or is revoked, so that no stream or shell outlives the
-// right to it. done must be called.
+// right to it, and when the Keeper closes. done must be called.
 func (k *Keeper) Session(ctx context.Context, who Principal) (_ context.Context, done func()) {
-	if who.ID == "" {
-		return ctx, func() {}
-	}
 	stop := func() {}
 	if who.Expires != nil {
 		ctx, stop = context.WithDeadline(ctx, *who.Expires)
@@ -139,9 +136,9 @@ func (k *Keeper) Session(ctx context.Context, who Principal) (_ context.Context,
 }
 
 // endSessions ends what is being answered to who has a token.
-func (k *Keeper) endSessions(id warmboot.ID) {
+func (k *Keeper) endSessions(id warmboot.ID, why error) {
 	for s := range k.sessions[id] {
-		s.end(errUnknown())
+		s.end(why)
 	}
 }
 
@@ -163,8 +160,8 @@ func (k *Keeper) endStaleSessions(ctx context.Context) {
 		}
 	}
 	for id := range k.sessions {
-		if !valid[id] {
-			k.endSessions(id)
+		if id != "" && !valid[id] {
+			k.endSessions(id, errUnknown())
 		}
 	}
 }

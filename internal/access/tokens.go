@@ -88,6 +88,6 @@ func (k *Keeper) RevokeToken(ctx context.Context, ref string) error {
 	k.revoked++
 	delete(k.known, t.Digest)
 	delete(k.used, t.ID)
-	k.endSessions(t.ID)
+	k.endSessions(t.ID, errUnknown())
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -350,11 +351,53 @@ func TestTooManyRequests(t *testing.T) {
 			t.Fatal(body)
 		}
 	}
-	var err error
-	for i := 0; err == nil && i < 200; i++ {
-		_, err = r.client.Images(t.Context())
+	// The client waits as it is told.
+	for range 30 {
+		_, err := r.client.Images(t.Context())
+		r.must(err)
 	}
-	r.wantCode(err, warmboot.Exhausted, "wait 1 s")
+}
+
+// TestTooManyRequestsOfOneToken comes from several addresses.
+func TestTooManyRequestsOfOneToken(t *testing.T) {
+	r := newRig(t, func(_ *hosttest.Host, c *httpapi.Config) { c.RateLimit = 20 })
+	other := r.token("other", warmboot.RoleViewer, 0)
+	ask := func(address, secret string) (allowed int, p api.Problem) {
+		t.Helper()
+		dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
+		transport := &http.Transport{DialContext: dialer.DialContext}
+		defer transport.CloseIdleConnections()
+		for range 30 {
+			req, err := http.NewRequestWithContext(within(t), http.MethodGet, r.server.URL+"/v1/access", http.NoBody)
+			r.must(err)
+			req.Header.Set("Authorization", "Bearer "+secret)
+			res, err := transport.RoundTrip(req)
+			r.must(err)
+			body, err := io.ReadAll(res.Body)
+			r.must(err)
+			res.Body.Close()
+			if res.StatusCode == http.StatusTooManyRequests {
+				r.must(json.Unmarshal(body, &p))
+				continue
+			}
+			allowed++
+		}
+		return allowed, p
+	}
+	total := 0
+	var p api.Problem
+	for i := range 5 {
+		n, problem := ask(fmt.Sprintf("127.0.0.%d", 10+i), r.secret)
+		if total += n; problem.Detail != "" {
+			p = problem
+		}
+	}
+	if total < 30 || total > 100 || !strings.Contains(p.Detail, "too many requests are made with the token admin") {
+		t.Errorf("%d of 150 requests were allowed; %+v", total, p)
+	}
+	if n, p := ask("127.0.0.20", other); n < 30 {
+		t.Errorf("another token was allowed %d requests: %+v", n, p)
+	}
 }
 
 // TestGuessing tries tokens from one address.
