@@ -40,7 +40,9 @@ type server struct {
 	log     *logBuffer
 }
 
-var nextUIDBase uint32 = 1_960_000_000
+// nextUIDBase is where the user ids of the next root begin. Suites that run at once on one machine must not take each other's VMMs for
+// their own; each has room for 16 roots.
+var nextUIDBase = 1_960_000_000 + uint32(os.Getpid()%128)<<20
 
 // newRoot makes a storage root that VMMs of other users can pass through, and checks at the end that nothing of them is left.
 func newRoot(t *testing.T) (root string, uidBase uint32) {
