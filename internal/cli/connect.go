@@ -2,7 +2,9 @@ package cli
 
 import (
 	"bufio"
+	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"net/netip"
 	"net/url"
 	"os"
@@ -81,15 +83,15 @@ func (a *app) localToken(port uint16) (string, error) {
 	return secret, nil
 }
 
-// listeners are the users whose sockets listen on a port, as a table of the kernel's tells,
-// https://docs.kernel.org/networking/proc_net_tcp.html: after a header, a line for each socket with fields local_address (hexadecimal
-// address and port) in the second, the state (0A: it listens) in the fourth, and the user id in the eighth place.
+// listeners are the users whose sockets listen on a port of loopback, as a table of the kernel's tells,
+// https://docs.kernel.org/networking/proc_net_tcp.html: after a header, a line for each socket with fields, local_address (address:port)
+// in the second place, the state (0A: it listens) in the fourth, and the user id in the eighth.
 func listeners(table string, port uint16) (uids []int, err error) {
 	f, err := os.Open(table)
+	if os.IsNotExist(err) { // no IPv6
+		return nil, nil
+	}
 	if err != nil {
-		if os.IsNotExist(err) { // no IPv6
-			return nil, nil
-		}
 		return nil, err
 	}
 	defer f.Close()
@@ -99,9 +101,11 @@ func listeners(table string, port uint16) (uids []int, err error) {
 		if len(fields) < 8 || fields[3] != "0A" {
 			continue
 		}
-		_, local, _ := strings.Cut(fields[1], ":")
-		raw, err := hex.DecodeString(local)
-		if err != nil || len(raw) != 2 || uint16(raw[0])<<8|uint16(raw[1]) != port {
+		local, err := kernelAddr(fields[1])
+		if err != nil {
+			return nil, err
+		}
+		if ip := local.Addr().Unmap(); local.Port() != port || !ip.IsLoopback() && !ip.IsUnspecified() {
 			continue
 		}
 		uid, err := strconv.Atoi(fields[7])
@@ -111,6 +115,24 @@ func listeners(table string, port uint16) (uids []int, err error) {
 		uids = append(uids, uid)
 	}
 	return uids, lines.Err()
+}
+
+// kernelAddr reads "0100007F:4660": an address in words of 32 bits, each in this machine's order, and a port in the usual one.
+func kernelAddr(text string) (netip.AddrPort, error) {
+	address, port, _ := strings.Cut(text, ":")
+	raw, err := hex.DecodeString(address)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	for word := raw; len(word) >= 4; word = word[4:] {
+		binary.BigEndian.PutUint32(word, binary.NativeEndian.Uint32(word))
+	}
+	ip, ok := netip.AddrFromSlice(raw)
+	n, err := strconv.ParseUint(port, 16, 16)
+	if err != nil || !ok {
+		return netip.AddrPort{}, fmt.Errorf("%q is no address", text)
+	}
+	return netip.AddrPortFrom(ip, uint16(n)), nil
 }
 
 func readable(path string) bool {
