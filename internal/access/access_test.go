@@ -92,6 +92,31 @@ func TestNobodyCanBeMistakenForThoseWithoutAToken(t *testing.T) {
 	}
 }
 
+func TestKnown(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.Static = Prefix + strings.Repeat("0", 64) })
+	_, secret, err := r.k.CreateToken(t.Context(), Anonymous, "ci", warmboot.RoleViewer, 0)
+	r.must(err)
+	if r.k.Known(secret) || r.k.Known("") {
+		t.Error("somebody is known before they have come")
+	}
+	for _, s := range []string{secret, Prefix + strings.Repeat("0", 64)} {
+		_, err = r.k.Authenticate(t.Context(), s)
+		r.must(err)
+	}
+	if !r.k.Known(secret) || r.k.Known(Prefix+strings.Repeat("0", 64)) {
+		t.Error("who has come is not known, or the static token is told")
+	}
+	r.must(r.k.RevokeToken(t.Context(), "ci"))
+	if r.k.Known(secret) {
+		t.Error("who is revoked is known")
+	}
+	root := t.TempDir()
+	r.must(r.k.EnsureLocal(t.Context(), root))
+	if local, _, err := ReadLocal(root); err != nil || !r.k.Known(local) {
+		t.Errorf("the local token is not known from the start: %v", err)
+	}
+}
+
 func TestRevokedHereIsRefusedAtOnce(t *testing.T) {
 	r := newRig(t, nil)
 	token, secret, err := r.k.CreateToken(t.Context(), Anonymous, "ci", warmboot.RoleViewer, 0)

@@ -68,6 +68,18 @@ func (k *Keeper) Authenticate(ctx context.Context, secret string) (Principal, er
 	return Principal{ID: token.ID, Name: token.Name, Role: token.Role, Expires: token.ExpiresAt}, nil
 }
 
+// Known tells, without asking the store, whether a secret was lately that of a stored token. It says nothing of the static token, because
+// who guesses at that must not learn anything.
+func (k *Keeper) Known(secret string) bool {
+	if !WellFormed(secret) {
+		return false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_, ok := k.known[digestOf(secret)]
+	return ok
+}
+
 func errUnknown() error {
 	return warmboot.Errorf(warmboot.Unauthenticated, opAuthenticate, "this server does not know the token: it was revoked, or is another server's; `warmboot token create` makes one, and root on the server's machine needs none if MANAGER_STORAGE_ROOT is the server's")
 }

@@ -39,7 +39,10 @@ func (k *Keeper) EnsureLocal(ctx context.Context, root string) error {
 	if err != nil {
 		return err
 	}
-	token, err := k.replaceLocal(ctx, path)
+	token, secret, err := k.replaceLocal(ctx, path)
+	if err == nil {
+		_, err = k.Authenticate(ctx, secret) // so that it is known before anybody else asks
+	}
 	if err != nil {
 		change.End(string(warmboot.CodeOf(err)))
 		return &warmboot.Error{Code: warmboot.CodeOf(err), Op: op, Err: err}
@@ -75,19 +78,19 @@ func (k *Keeper) localFault(ctx context.Context, path string) (string, error) {
 
 // replaceLocal makes a token and writes its secret to path. Between the two a crash leaves a token that nobody has, which the next
 // start replaces.
-func (k *Keeper) replaceLocal(ctx context.Context, path string) (*warmboot.Token, error) {
+func (k *Keeper) replaceLocal(ctx context.Context, path string) (*warmboot.Token, string, error) {
 	name := localName()
 	if err := k.RevokeToken(ctx, name); err != nil && warmboot.CodeOf(err) != warmboot.NotFound {
-		return nil, err
+		return nil, "", err
 	}
 	token, secret, err := k.createToken(ctx, itself, name, warmboot.RoleAdmin, 0)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if err := writePrivate(path, secret+"\n"); err != nil {
-		return nil, warmboot.Errorf(warmboot.Internal, "", "the token cannot be written to %s: %w; the storage root must be writable for us", path, err)
+		return nil, "", warmboot.Errorf(warmboot.Internal, "", "the token cannot be written to %s: %w; the storage root must be writable for us", path, err)
 	}
-	return token, nil
+	return token, secret, nil
 }
 
 var notInName = regexp.MustCompile(`[^a-zA-Z0-9_.-]+`)

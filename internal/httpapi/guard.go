@@ -32,7 +32,13 @@ func (g *guard) wrap(next http.Handler) http.Handler {
 		var rule rule
 		q.pattern, rule = g.gate.ruleOf(r)
 		if rule.needs != "" {
-			if wait, ok := g.perAddress.take(networkOf(q.source)); !ok {
+			// Those who are known have a bucket of their own, which strangers at the same address (another user of this machine, say)
+			// cannot empty.
+			bucket := networkOf(q.source)
+			if g.access.Known(bearer(r)) {
+				bucket += ", known"
+			}
+			if wait, ok := g.perAddress.take(bucket); !ok {
 				tooMany(w, wait, "too many requests come from "+q.source)
 				return
 			}
