@@ -14,6 +14,8 @@ type Store interface {
 	ContainerStore
 	HostStore
 	ManagerStore
+	TokenStore
+	AuditStore
 	Feed
 }
 
@@ -131,3 +133,30 @@ type Feed interface {
 // FeedLimit is how long a message of a Feed may be, in bytes: PostgreSQL's limit for NOTIFY, with some to spare
 // (https://www.postgresql.org/docs/current/sql-notify.html).
 const FeedLimit = 7900
+// TokenStore keeps what is known of tokens; their secrets it never sees.
+type TokenStore interface {
+	// CreateToken stores a new token. A taken name is a Conflict.
+	CreateToken(ctx context.Context, t *Token) error
+	// FindToken finds a token by id or name.
+	FindToken(ctx context.Context, ref string) (*Token, error)
+	// TokenByDigest finds a token by the digest of its secret. Whether it has expired, the caller must see.
+	TokenByDigest(ctx context.Context, digest string) (*Token, error)
+	// Tokens are newest first, and include those that have expired.
+	Tokens(ctx context.Context) ([]*Token, error)
+	DeleteToken(ctx context.Context, id ID) error
+	// TouchTokens records when tokens were last used. A time before the one that is known changes nothing, and neither does a
+	// token that does not exist any more.
+	TouchTokens(ctx context.Context, used map[ID]time.Time) error
+}
+
+// AuditStore keeps the audit log.
+type AuditStore interface {
+	// BeginAudit stores a new entry and sets its ID.
+	BeginAudit(ctx context.Context, e *AuditEntry) error
+	// FinishAudit stores what is known of an entry after the change: its entity, Outcome and FinishedAt.
+	FinishAudit(ctx context.Context, e *AuditEntry) error
+	// AuditEntries are newest first: at most limit of those before the entry with the ID before, or of all if that is 0.
+	AuditEntries(ctx context.Context, before int64, limit int) ([]*AuditEntry, error)
+	// PruneAudit removes the entries that are older than a time and tells how many there were.
+	PruneAudit(ctx context.Context, before time.Time) (removed int64, err error)
+}

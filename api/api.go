@@ -292,3 +292,62 @@ type ProblemDetail struct {
 	Message  string `json:"message"`
 	Location string `json:"location,omitempty" example:"body.image"`
 }
+
+// Realm is what a server that wants a token calls itself in WWW-Authenticate.
+const Realm = "warmboot"
+
+// CreateToken asks for a token.
+type CreateToken struct {
+	Name       string `json:"name" minLength:"1" maxLength:"63" pattern:"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$" doc:"Unique; it names the token's owner in the audit log." example:"ci"`
+	Role       string `json:"role" enum:"viewer,operator,admin" doc:"viewer: look at everything but tokens and the audit log. operator: change containers, snapshots and images too. admin: give and take tokens too."`
+	TTLSeconds int64  `json:"ttl_seconds,omitempty" minimum:"1" maximum:"315360000" doc:"How long it is good for, in seconds; for ever if left out."`
+}
+
+// CreatedToken is the answer to a CreateToken.
+type CreatedToken struct {
+	Item   Token  `json:"item"`
+	Secret string `json:"secret" doc:"What has to be sent as Bearer token. It is shown this once."`
+}
+
+// Token lets its owner use the API.
+type Token struct {
+	ID         string     `json:"id" format:"uuid"`
+	Name       string     `json:"name"`
+	Role       string     `json:"role" enum:"viewer,operator,admin"`
+	CreatedAt  time.Time  `json:"created_at"`
+	CreatedBy  string     `json:"created_by" doc:"The token that it was made with."`
+	ExpiresAt  *time.Time `json:"expires_at" doc:"null: never."`
+	Expired    bool       `json:"expired"`
+	LastUsedAt *time.Time `json:"last_used_at" doc:"null: never, as far as is known; stored once a minute."`
+}
+
+// Access is what the server knows of who asks.
+type Access struct {
+	Name      string     `json:"name" doc:"Of the token; $MANAGER_API_TOKEN for that of the server's configuration, --auth=none where none is asked for."`
+	TokenID   string     `json:"token_id,omitempty"`
+	Role      string     `json:"role" enum:"viewer,operator,admin"`
+	ExpiresAt *time.Time `json:"expires_at,omitempty"`
+}
+
+// AuditPage is a part of the audit log.
+type AuditPage struct {
+	Items      []AuditEntry `json:"items" nullable:"false"`
+	NextCursor string       `json:"next_cursor,omitempty" doc:"Where the entries before these begin; left out after the oldest."`
+}
+
+// AuditEntry is one change that somebody asked for.
+type AuditEntry struct {
+	ID         string     `json:"id"`
+	Time       time.Time  `json:"time"`
+	Actor      string     `json:"actor" doc:"The name of the token, or what Access.name says."`
+	TokenID    string     `json:"token_id,omitempty"`
+	Role       string     `json:"role" enum:"viewer,operator,admin"`
+	Operation  string     `json:"operation" doc:"The operationId." example:"create-container"`
+	EntityType string     `json:"entity_type" enum:"container,snapshot,image,token,server"`
+	EntityID   string     `json:"entity_id,omitempty"`
+	EntityName string     `json:"entity_name,omitempty"`
+	Source     string     `json:"source,omitempty" doc:"The address that the request came from."`
+	RequestID  string     `json:"request_id,omitempty" doc:"X-Request-Id of the answer."`
+	Outcome    string     `json:"outcome,omitempty" doc:"ok, or the code of the error. Left out while the change is being made, and for ever if the server died meanwhile. What goes on in the background is ok once it has begun."`
+	FinishedAt *time.Time `json:"finished_at,omitempty"`
+}

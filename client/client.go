@@ -5,13 +5,16 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
+	"time"
 
 	"warmboot"
 	"warmboot/api"
@@ -26,7 +29,10 @@ const answerLimit = 64 << 20
 // Config says how to reach a server.
 type Config struct {
 	Addr  string // "http://host:port" or "host:port"; DefaultAddr if empty
-	Token string // sent as a Bearer token, if the server asks for one
+	Token string // sent as a Bearer token
+	// TLSCA is whom an https server is believed to be: a PEM file with its certificate or its authority's, or "sha256:" and the
+	// fingerprint of its certificate. Empty: whom this machine trusts. It needs HTTP to be nil.
+	TLSCA string
 	// HTTP does the requests; a client with no time limit of its own if nil. A limit would end Wait, Logs and Exec.
 	HTTP *http.Client
 }
@@ -51,7 +57,14 @@ func New(c Config) (*Client, error) {
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, warmboot.Errorf(warmboot.Invalid, "", "%q is not a server's address; use a form like %s", c.Addr, DefaultAddr)
 	}
-	if c.HTTP == nil {
+	switch {
+	case c.TLSCA != "" && c.HTTP != nil:
+		return nil, warmboot.Errorf(warmboot.Invalid, "", "an HTTP client of your own must know itself whom to trust: leave TLSCA out")
+	case c.TLSCA != "":
+		if c.HTTP, err = trusting(c.TLSCA); err != nil {
+			return nil, err
+		}
+	case c.HTTP == nil:
 		c.HTTP = &http.Client{}
 	}
 	return &Client{base: u.Scheme + "://" + u.Host + strings.TrimRight(u.Path, "/"), token: c.Token, http: c.HTTP}, nil
@@ -82,19 +95,43 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 	return nil
 }
 
+// A server that is asked too often does nothing, and says when to ask again. So much patience a client has.
+const (
+	patience = 2 * time.Second // with one answer
+	askAgain = 10              // times
+)
+
 // send returns an answer that is not an error; its body is the caller's to close.
 func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
-	var body io.Reader
+	var body []byte
 	if in != nil {
-		text, err := json.Marshal(in)
-		if err != nil {
+		var err error
+		if body, err = json.Marshal(in); err != nil {
 			return nil, warmboot.Errorf(warmboot.Invalid, "", "the request cannot be put as JSON: %w", err)
 		}
-		body = bytes.NewReader(text)
+	}
+	for again := askAgain; ; again-- {
+		res, wait, err := c.once(ctx, method, path, body)
+		if wait == 0 || wait > patience || again == 0 {
+			return res, err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, ended(ctx)
+		}
+	}
+}
+
+// once sends a request. If the server has been asked too often, wait is after what time to ask it again.
+func (c *Client) once(ctx context.Context, method, path string, in []byte) (_ *http.Response, wait time.Duration, err error) {
+	var body io.Reader
+	if in != nil {
+		body = bytes.NewReader(in)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
 	if err != nil {
-		return nil, warmboot.Errorf(warmboot.Invalid, "", "the request is not valid: %w", err)
+		return nil, 0, warmboot.Errorf(warmboot.Invalid, "", "the request is not valid: %w", err)
 	}
 	req.Header = c.header()
 	if in != nil {
@@ -102,13 +139,16 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 	}
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, c.unreachable(ctx, err)
+		return nil, 0, c.unreachable(ctx, err)
 	}
 	if res.StatusCode/100 != 2 {
 		defer res.Body.Close()
-		return nil, problem(res)
+		if seconds, err := strconv.Atoi(res.Header.Get("Retry-After")); err == nil && res.StatusCode == http.StatusTooManyRequests {
+			wait = time.Duration(seconds) * time.Second
+		}
+		return nil, wait, problem(res)
 	}
-	return res, nil
+	return res, 0, nil
 }
 
 func (c *Client) header() http.Header {
@@ -129,6 +169,17 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	if errors.As(err, &inner) {
 		err = inner.Err
 	}
+	var ours *warmboot.Error
+	if errors.As(err, &ours) { // its certificate is not the one that is trusted
+		return ours
+	}
+	var untrusted *tls.CertificateVerificationError
+	if errors.As(err, &untrusted) {
+		return warmboot.Errorf(warmboot.Denied, "", "the certificate of %s cannot be trusted: %w; if it is the server's own, give its file or its fingerprint, which the server's log tells, with WARMBOOT_TLS_CA or --tls-ca", c.base, err)
+	}
+	if errors.Is(err, http.ErrSchemeMismatch) {
+		return warmboot.Errorf(warmboot.Unavailable, "", "%s does not speak TLS: use http:// (%w)", c.base, err)
+	}
 	return warmboot.Errorf(warmboot.Unavailable, "", "cannot reach warmboot at %s: is `warmboot serve` running? (%w)", c.base, err)
 }
 
@@ -136,6 +187,9 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 func (c *Client) broken(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ended(ctx)
+	}
+	if errors.Is(err, io.EOF) { // of the connection; callers take io.EOF for the end of what was to come
+		err = io.ErrUnexpectedEOF
 	}
 	return warmboot.Errorf(warmboot.Unavailable, "", "the answer of warmboot at %s broke off: %w", c.base, err)
 }
@@ -150,8 +204,14 @@ func ended(ctx context.Context) error {
 // problem reads the error that an answer carries.
 func problem(res *http.Response) error {
 	var p api.Problem
-	err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&p)
+	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	if err == nil {
+		err = json.Unmarshal(body, &p)
+	}
 	if err != nil || p.Code == "" {
+		if bytes.Contains(body, []byte("HTTP request to an HTTPS server")) { // net/http's words
+			return warmboot.Errorf(warmboot.Unavailable, "", "%s speaks TLS: use https://%[1]s", res.Request.URL.Host)
+		}
 		code := warmboot.Internal
 		if res.StatusCode/100 == 5 {
 			code = warmboot.Unavailable

@@ -2,11 +2,15 @@ package client_test
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"github.com/coder/websocket"
 
 	"warmboot"
 	"warmboot/api"
@@ -75,6 +79,78 @@ func TestStrangeAnswers(t *testing.T) {
 			t.Errorf("%s: %v, code %q", name, err, warmboot.CodeOf(err))
 		}
 		server.Close()
+	}
+}
+
+// TestAskedTooOften has a server that wants to be asked again.
+func TestAskedTooOften(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		retryAfter string
+		refusals   int
+		asked      int
+		code       warmboot.Code
+	}{
+		"once":                          {"1", 1, 2, ""},
+		"for longer than we wait":       {"3", 1, 1, warmboot.Exhausted},
+		"without a time":                {"", 1, 1, warmboot.Exhausted},
+		"with a time of day":            {"Wed, 21 Oct 2026 07:28:00 GMT", 1, 1, warmboot.Exhausted},
+		"by a limit that does not pass": {"0", 1, 1, warmboot.Exhausted},
+	} {
+		asked := 0
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			if string(body) != `{"runtime_image_id":"x"}` {
+				t.Errorf("%s: time %d it gets %q", name, asked, body)
+			}
+			if asked++; asked <= c.refusals {
+				w.Header().Set("Retry-After", c.retryAfter)
+				w.WriteHeader(http.StatusTooManyRequests)
+				_, _ = w.Write([]byte(`{"code":"exhausted","detail":"too often"}`))
+				return
+			}
+			_, _ = w.Write([]byte(`{"id":"y"}`))
+		}))
+		id, err := dial(t, server.URL).CreateSnapshot(t.Context(), "x")
+		server.Close()
+		if warmboot.CodeOf(err) != c.code || asked != c.asked || err == nil && id != "y" {
+			t.Errorf("%s: asked %d times: %q, %v", name, asked, id, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Retry-After", "2")
+		w.WriteHeader(http.StatusTooManyRequests)
+		cancel() // while it waits, or just before
+	}))
+	defer server.Close()
+	if _, err := dial(t, server.URL).Images(ctx); warmboot.CodeOf(err) != warmboot.Canceled {
+		t.Errorf("%v, code %q", err, warmboot.CodeOf(err))
+	}
+}
+
+// TestExecThatBreaksOff has a server that dies in the middle of an exec: that must not look like the command's end.
+func TestExecThatBreaksOff(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn, err := websocket.Accept(w, r, nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if _, _, err := conn.Read(r.Context()); err != nil {
+			t.Error(err)
+		}
+		_ = conn.CloseNow()
+	}))
+	defer server.Close()
+	s, err := dial(t, server.URL).Exec(t.Context(), "web", api.Exec{Command: []string{"cat"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	if _, _, err := s.Next(); warmboot.CodeOf(err) != warmboot.Unavailable || errors.Is(err, io.EOF) {
+		t.Errorf("%v, code %q", err, warmboot.CodeOf(err))
 	}
 }
 

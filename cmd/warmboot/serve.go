@@ -6,7 +6,6 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -35,7 +34,7 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Unwind()) }()
 
-	listener, err := listen(o)
+	listener, err := listen(o, log)
 	if err != nil {
 		return err
 	}
@@ -55,6 +54,11 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 		return err
 	}
 	undo.Push("close database", db.Close)
+	door, err := openDoor(ctx, o, db, log)
+	if err != nil {
+		return err
+	}
+	undo.Push("end access", func() error { door.keeper.Close(); return nil })
 	metrics := telemetry.NewMetrics()
 	svc, err := startControlPlane(ctx, o, db, localHost{host}, metrics, log, &undo)
 	if err != nil {
@@ -77,19 +81,14 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 		}
 	}
 
-	server := &http.Server{
-		Handler:           httpapi.New(httpapi.Config{Service: svc, Log: log, Token: o.Token, Version: version, Metrics: metrics}),
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
+	server := door.server(httpapi.Config{Service: svc, Version: version, Metrics: metrics})
 	info, err := host.Inventory(ctx)
 	if err != nil {
 		return err
 	}
-	log.Info("warmboot "+version+" serves http://"+listener.Addr().String(), "storage_root", o.StorageRoot, "vmm", info.VMM, "why", info.VMMWhy)
+	log.Info("warmboot "+version+" serves "+door.url(listener.Addr()), "storage_root", o.StorageRoot, "vmm", info.VMM, "why", info.VMMWhy)
 	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(listener) }()
+	go func() { failed <- door.serve(server, listener) }()
 	select {
 	case err := <-failed:
 		return &warmboot.Error{Code: warmboot.Internal, Op: "serve", Err: err}
@@ -137,18 +136,6 @@ func (l localHost) Host(h *warmboot.Host) (controlplane.Host, error) {
 		return nil, warmboot.Errorf(warmboot.Unavailable, "reach host", "host %s is inside another `warmboot serve`, which alone can command it (%w); use `warmboot manager` and `warmboot agent` for several hosts", h.Name, controlplane.ErrUnreachable)
 	}
 	return l.Agent, nil
-}
-
-// listen binds the API's address. Without a token only this machine may reach it.
-func listen(o cli.ServeOptions) (net.Listener, error) {
-	if err := httpapi.CheckListen(o.Listen, o.Token); err != nil {
-		return nil, err
-	}
-	l, err := net.Listen("tcp", o.Listen)
-	if err != nil {
-		return nil, &warmboot.Error{Code: warmboot.Conflict, Op: "serve", Msg: "choose another address with --listen, or end what uses this one", Err: err}
-	}
-	return l, nil
 }
 
 // closeQuietly is for a listener that the HTTP server has closed already, if it ran.

@@ -28,6 +28,8 @@ var layers = []string{
 	"warmboot/internal/agent",
 	"warmboot/internal/controlplane",
 	"warmboot/internal/placement",
+	"warmboot/internal/access",
+	"warmboot/internal/certificate",
 	"warmboot/internal/hostnet",
 	"warmboot/internal/image",
 	"warmboot/internal/disk",

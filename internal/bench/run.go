@@ -18,6 +18,7 @@ import (
 	"warmboot"
 	"warmboot/api"
 	"warmboot/client"
+	"warmboot/internal/access"
 	"warmboot/internal/localregistry"
 	"warmboot/internal/rollback"
 	"warmboot/internal/snapshot"
@@ -141,7 +142,7 @@ func (r *runner) serve(ctx context.Context, flags []string) error {
 	}
 	r.server = exec.Command(r.Binary, append([]string{"serve", "--listen", addr, "--storage-root", r.root}, flags...)...)
 	r.server.Env = append(os.Environ(), fmt.Sprintf("WARMBOOT_UID_BASE=%d", ownerBase), "MANAGER_API_TOKEN=", "CONTAINER_RUNTIME_KERNEL=", "CONTAINER_RUNTIME_ROOTFS=",
-		"DATABASE_URL=", "MANAGER_AUTO_SNAPSHOT=false")
+		"DATABASE_URL=", "MANAGER_AUTO_SNAPSHOT=false", "MANAGER_AUTH=", "MANAGER_TLS=", "MANAGER_TLS_CERT=", "MANAGER_TLS_KEY=", "MANAGER_RATE_LIMIT=")
 	r.server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is ours to act on
 	log, err := r.server.StderrPipe()
 	if err != nil {
@@ -177,7 +178,11 @@ func (r *runner) serve(ctx context.Context, flags []string) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	r.api, err = client.New(client.Config{Addr: "http://" + addr})
+	token, _, err := access.ReadLocal(r.root)
+	if err != nil {
+		return &warmboot.Error{Code: warmboot.Internal, Op: op, Err: err}
+	}
+	r.api, err = client.New(client.Config{Addr: "http://" + addr, Token: token})
 	return err
 }
 

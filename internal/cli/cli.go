@@ -55,8 +55,8 @@ type ServeOptions struct {
 	Listen              string // host:port
 	StorageRoot         string
 	DatabaseURL         string // postgres://…, or the path of an SQLite file; empty: one below StorageRoot
-	Token               string // asked of every client; empty: none is asked
-	MaxSnapshots        int    // 0: the default
+	Access              AccessOptions
+	MaxSnapshots        int // 0: the default
 	SnapshotWait        time.Duration
 	AutoSnapshot        bool          // build a snapshot of every image that is registered
 	SnapshotTTL         time.Duration // 0: the default
@@ -92,6 +92,7 @@ type app struct {
 	format string // "table" or "json"
 	host   string
 	token  string
+	tlsCA  string
 }
 
 // Run executes one command line, without the program's name, and returns the exit code. Errors are printed on Err.
@@ -112,6 +113,7 @@ func Run(ctx context.Context, c Config, args []string) int {
 const (
 	groupContainers = "containers"
 	groupRuntime    = "runtime"
+	groupAccess     = "access"
 	groupMachine    = "machine"
 )
 
@@ -152,11 +154,13 @@ now, 9 timed out, 10 corrupt data, 11 incompatible snapshot, 130 interrupted.`,
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.format, "output", "o", "table", "output format: table or json")
 	flags.StringVarP(&a.host, "host", "H", a.env("WARMBOOT_HOST", client.DefaultAddr), "address of the server (WARMBOOT_HOST)")
-	flags.StringVar(&a.token, "token", "", "token that the server asks for (default: MANAGER_API_TOKEN)")
+	flags.StringVar(&a.token, "token", "", "token that the server asks for (WARMBOOT_TOKEN; root on the server's machine needs none)")
+	flags.StringVar(&a.tlsCA, "tls-ca", a.Env("WARMBOOT_TLS_CA"), "whom an https server must be: a PEM file, or sha256: and a certificate's fingerprint (WARMBOOT_TLS_CA)")
 	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp)))
 	root.AddGroup(
 		&cobra.Group{ID: groupContainers, Title: "Containers:"},
 		&cobra.Group{ID: groupRuntime, Title: "Runtime images and snapshots:"},
+		&cobra.Group{ID: groupAccess, Title: "Who may do what:"},
 		&cobra.Group{ID: groupMachine, Title: "This machine:"},
 	)
 	add := func(group string, cmds ...*cobra.Command) {
@@ -167,6 +171,7 @@ now, 9 timed out, 10 corrupt data, 11 incompatible snapshot, 130 interrupted.`,
 	}
 	add(groupContainers, a.runCmd(), a.psCmd(), a.logsCmd(), a.execCmd(), a.stopCmd(), a.startCmd(), a.rmCmd(), a.inspectCmd(), a.eventsCmd())
 	add(groupRuntime, a.imageCmd(), a.snapshotCmd())
+	add(groupAccess, a.tokenCmd(), a.auditCmd())
 	add(groupMachine, a.serveCmd(), a.hostCmd(), a.gcCmd(), a.doctorCmd(), a.benchCmd(), a.versionCmd())
 	return root
 }
@@ -184,19 +189,6 @@ func (a *app) env(name, def string) string {
 		return v
 	}
 	return def
-}
-
-// authToken is the token of the flag, else of the environment. It is no flag's default value, so that no help shows it.
-func (a *app) authToken() string {
-	if a.token != "" {
-		return a.token
-	}
-	return a.Env("MANAGER_API_TOKEN")
-}
-
-// client returns the client of the server that the user chose.
-func (a *app) client() (*client.Client, error) {
-	return client.New(client.Config{Addr: a.host, Token: a.authToken()})
 }
 
 // do makes f a command's action. Its context ends at the first interruption; the second ends the process.

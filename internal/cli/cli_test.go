@@ -24,6 +24,7 @@ import (
 
 	"warmboot"
 	"warmboot/api"
+	"warmboot/internal/access"
 	"warmboot/internal/bench"
 	"warmboot/internal/cli"
 	"warmboot/internal/controlplane"
@@ -57,6 +58,7 @@ func TestScripts(t *testing.T) {
 			env.Defer(s.close)
 			env.Values["server"] = s
 			env.Setenv("WARMBOOT_HOST", s.http.URL)
+			env.Setenv("WARMBOOT_TOKEN", s.token)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -69,6 +71,11 @@ func TestScripts(t *testing.T) {
 				ts.Check(err)
 				ts.Check(of(ts).end(args[0], code))
 			},
+			"local": func(ts *testscript.TestScript, _ bool, args []string) {
+				ts.Check(os.Mkdir(ts.MkAbs(args[0]), 0o711))
+				ts.Check(of(ts).access.EnsureLocal(context.Background(), ts.MkAbs(args[0])))
+			},
+			"take":   take,
 			"exits":  exits,
 			"awaits": func(ts *testscript.TestScript, _ bool, args []string) { ts.Check(of(ts).await(args[0], args[1])) },
 		},
@@ -76,6 +83,15 @@ func TestScripts(t *testing.T) {
 }
 
 func of(ts *testscript.TestScript) *server { return ts.Value("server").(*server) }
+
+// take makes the commands that follow use the token in a file, or the tester's.
+func take(ts *testscript.TestScript, _ bool, args []string) {
+	secret := of(ts).token
+	if len(args) > 0 {
+		secret = strings.TrimSpace(ts.ReadFile(args[0]))
+	}
+	ts.Setenv("WARMBOOT_TOKEN", secret)
+}
 
 // exits runs a program that must end with the given exit code.
 func exits(ts *testscript.TestScript, _ bool, args []string) {
@@ -135,11 +151,13 @@ func config() cli.Config {
 
 // server is everything but real machines.
 type server struct {
-	host  *hosttest.Host
-	plane *planetest.Plane
-	db    *store.Store
-	svc   *controlplane.Service
-	http  *httptest.Server
+	host   *hosttest.Host
+	plane  *planetest.Plane
+	db     *store.Store
+	svc    *controlplane.Service
+	access *access.Keeper
+	token  string // an admin's
+	http   *httptest.Server
 }
 
 // serve starts a server with one runtime image, "base".
@@ -155,7 +173,11 @@ func serve(dir string) (*server, error) {
 	if err == nil {
 		_, err = s.svc.RegisterImage(context.Background(), warmboot.Image{Name: "base", KernelPath: hosttest.Root + "vmlinuz", RootfsPath: hosttest.Root + "rootfs.ext4"})
 	}
-	s.http = httptest.NewServer(httpapi.New(httpapi.Config{Service: s.svc, Log: log, Version: "v9"}))
+	s.access = access.New(access.Config{Store: s.db, Log: log})
+	if err == nil {
+		_, s.token, err = s.access.CreateToken(context.Background(), access.Anonymous, "tester", warmboot.RoleAdmin, 0)
+	}
+	s.http = httptest.NewServer(httpapi.New(httpapi.Config{Service: s.svc, Access: s.access, Log: log, Version: "v9"}))
 	if err != nil {
 		s.close()
 		return nil, err
@@ -167,6 +189,7 @@ func (s *server) close() {
 	_ = s.plane.Close() // first: it ends what requests wait for
 	s.http.CloseClientConnections()
 	s.http.Close()
+	s.access.Close()
 	s.host.Close()
 }
 

@@ -28,7 +28,7 @@ func TestEventsAreShownUntilInterrupted(t *testing.T) {
 		c := cli.Config{In: strings.NewReader(""), Out: in, Err: io.Discard, Env: func(string) string { return "" }, Signals: signals}
 		code := make(chan int, 1)
 		go func() {
-			code <- cli.Run(context.Background(), c, []string{"events", "-H", s.http.URL, "-o", format, "--since-id", "gone-1", "--type", "container"})
+			code <- cli.Run(context.Background(), c, []string{"events", "-H", s.http.URL, "--token", s.token, "-o", format, "--since-id", "gone-1", "--type", "container"})
 		}()
 		lines := bufio.NewScanner(out)
 		for i, w := range want {

@@ -53,8 +53,11 @@ func (i *invocation) run(t *testing.T, s *server, in io.Reader, out, errOut io.W
 	c := config()
 	c.In, c.Out, c.Err, c.Signals = in, out, errOut, i.signals
 	c.Env = func(name string) string {
-		if name == "WARMBOOT_HOST" {
+		switch name {
+		case "WARMBOOT_HOST":
 			return s.http.URL
+		case "WARMBOOT_TOKEN":
+			return s.token
 		}
 		return ""
 	}

@@ -13,6 +13,7 @@ import (
 func (a *app) serveCmd() *cobra.Command {
 	var o ServeOptions
 	var logLevel string
+	access := a.newAccessFlags(&o.Access)
 	envMax := a.Env("MANAGER_MAX_RUNTIME_SNAPSHOTS")
 	maxSnapshots, envErr := 10, error(nil)
 	if envMax != "" {
@@ -63,7 +64,9 @@ An interruption ends the server; containers go on running, and the next server t
 			if o.DatabaseURL == "" { // no default of the flag, because help would show the password in it
 				o.DatabaseURL = a.Env("DATABASE_URL")
 			}
-			o.Token = a.authToken()
+			if err := access.read(); err != nil {
+				return err
+			}
 			return a.Serve(ctx, o)
 		}),
 	}
@@ -84,6 +87,7 @@ An interruption ends the server; containers go on running, and the next server t
 	f.StringVar(&o.Name, "name", "", "`name` of this host; the machine's if left out")
 	f.IntVar(&o.VCPUs, "vcpus", 0, "`number` of CPUs of a microVM that asks for no more; 0: the default")
 	f.IntVar(&o.MemoryMiB, "memory-mib", 0, "`MiB` of memory of a microVM that asks for no more; 0: the default")
+	access.add(f)
 	f.StringVar(&logLevel, "log-level", "info", "`level` of the log: debug, info, warn or error")
 	f.StringVar(&o.LogFormat, "log-format", "text", "`format` of the log: text or json")
 	return cmd

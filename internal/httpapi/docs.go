@@ -10,12 +10,12 @@ import (
 //go:embed docs
 var docsPages embed.FS
 
-func docsRoutes(mux *http.ServeMux) {
+func docsRoutes(mux *gate) {
 	page := func(name string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) { http.ServeFileFS(w, r, docsPages, "docs/"+name) }
 	}
 	mux.HandleFunc("GET /docs", page("docs.html"))
 	mux.HandleFunc("GET /docs/docs.css", page("docs.css"))
 	mux.HandleFunc("GET /docs/docs.js", page("docs.js"))
-	mux.Handle("GET /{$}", http.RedirectHandler("/docs", http.StatusFound))
+	mux.HandleFunc("GET /{$}", http.RedirectHandler("/docs", http.StatusFound).ServeHTTP)
 }

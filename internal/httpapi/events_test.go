@@ -67,6 +67,7 @@ func TestEventsOnTheWire(t *testing.T) {
 	req, err := http.NewRequestWithContext(within(t), http.MethodGet, r.server.URL+"/v1/events", nil)
 	r.must(err)
 	req.Header.Set("Last-Event-ID", "long-gone-7")
+	req.Header.Set("Authorization", "Bearer "+r.secret)
 	res, err := r.server.Client().Do(req)
 	r.must(err)
 	defer res.Body.Close()

@@ -24,7 +24,7 @@ const (
 )
 
 // execRoute registers the one route that is no plain request and answer, and describes it by hand.
-func (s *server) execRoute(a huma.API, mux *http.ServeMux) {
+func (s *server) execRoute(a huma.API, mux *gate) {
 	const path = "/v1/containers/{id}/exec"
 	mux.HandleFunc("GET "+path, s.exec)
 	schemas := a.OpenAPI().Components.Schemas
@@ -32,7 +32,8 @@ func (s *server) execRoute(a huma.API, mux *http.ServeMux) {
 		OperationID: "exec-container", Method: http.MethodGet, Path: path, Tags: []string{"Containers"},
 		Summary: "Run a command in a container",
 		Description: "A WebSocket on which both sides send ExecFrame objects as JSON text messages. The client sends `start` first, then `stdin`, `close_stdin` and `resize` as it likes; " +
-			"the server sends `stdout` and `stderr`, and last `exit_code` or `error`. After an `error` it closes the connection with the error's `code` as the reason.",
+			"the server sends `stdout` and `stderr`, and last `exit_code` or `error`. After an `error` it closes the connection with the error's `code` as the reason. " +
+			"Who cannot set the Authorization header of a WebSocket, as in a browser, offers the protocols `" + execProtocol + "` and `" + tokenProtocol + "` with the token after it.",
 		Parameters: []*huma.Param{{Name: "id", In: "path", Required: true, Description: "Id, name, or the beginning of an id that only one container has.", Schema: &huma.Schema{Type: huma.TypeString}}},
 		Responses: map[string]*huma.Response{
 			"101":     {Description: "The connection is a WebSocket now.", Content: map[string]*huma.MediaType{"application/json": {Schema: schemas.Schema(reflect.TypeFor[api.ExecFrame](), true, "")}}},
@@ -47,6 +48,7 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 		err = warmboot.Errorf(warmboot.Conflict, "exec", "container %s is %s, not running", c.Name, c.State)
 	}
 	if err != nil {
+		requestOf(r.Context()).code = warmboot.CodeOf(err)
 		writeProblem(w, problemOf(err).Problem)
 		return
 	}
@@ -56,7 +58,7 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// Requests of other sites were refused before.
-	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true})
+	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true, Subprotocols: []string{execProtocol}})
 	if err != nil {
 		return // it has answered already
 	}
@@ -65,6 +67,9 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	if err := s.serveExec(ctx, cancel, conn, c.ID); err != nil {
+		if requestOf(ctx).code = warmboot.CodeOf(err); ctx.Err() != nil {
+			requestOf(ctx).code = warmboot.Canceled // the client has gone away, whatever that made fail
+		}
 		s.log.Debug("An exec ended with an error", "container_id", c.ID, "err", err)
 		// If the client is gone, nobody is left to tell.
 		_ = wsjson.Write(ctx, conn, api.ExecFrame{Error: err.Error()})

@@ -10,7 +10,8 @@ import (
 	"warmboot/api"
 )
 
-type hostRef struct {
+// HostRef is exported because huma sets no field of an embedded type that is not.
+type HostRef struct {
 	Ref string `path:"id" doc:"Id or name."`
 }
 
@@ -25,7 +26,7 @@ func (s *server) hostRoutes(a huma.API) {
 			return items(all, hostOut), nil
 		})
 	op(a, "get-host", http.MethodGet, base+"/{id}", tag, "Get a host", "",
-		func(ctx context.Context, in *hostRef) (*answer[api.Item[api.Host]], error) {
+		func(ctx context.Context, in *HostRef) (*answer[api.Item[api.Host]], error) {
 			h, err := s.svc.Host(ctx, in.Ref)
 			if err != nil {
 				return nil, err
@@ -34,7 +35,7 @@ func (s *server) hostRoutes(a huma.API) {
 		})
 	cordon := func(id, verb, summary, description string, cordoned bool) {
 		op(a, id, http.MethodPost, base+"/{id}/"+verb, tag, summary, description,
-			func(ctx context.Context, in *hostRef) (*answer[api.Item[api.Host]], error) {
+			func(ctx context.Context, in *HostRef) (*answer[api.Item[api.Host]], error) {
 				h, err := s.svc.CordonHost(ctx, in.Ref, cordoned)
 				if err != nil {
 					return nil, err
@@ -46,7 +47,7 @@ func (s *server) hostRoutes(a huma.API) {
 	cordon("uncordon-host", "uncordon", "Let new containers and builds come to a host again", "", false)
 	op(a, "drain-host", http.MethodPost, base+"/{id}/drain", tag, "Cordon a host and stop its containers", "Answers once none runs there. Their disks and logs stay.",
 		func(ctx context.Context, in *struct {
-			hostRef
+			HostRef
 			Body *api.DrainHost
 		}) (*answer[api.Item[api.Host]], error) {
 			grace := defaultStopTimeout
@@ -60,7 +61,7 @@ func (s *server) hostRoutes(a huma.API) {
 			return item(hostOut(h)), nil
 		})
 	op(a, "delete-host", http.MethodDelete, base+"/{id}", tag, "Forget a host", "Only one that has no containers and no snapshots. Its agent is not let in any more; it can join again with a new token.",
-		func(ctx context.Context, in *hostRef) (*answer[api.OK], error) {
+		func(ctx context.Context, in *HostRef) (*answer[api.OK], error) {
 			return done(s.svc.RemoveHost(ctx, in.Ref))
 		})
 }

@@ -2,32 +2,47 @@ package httpapi
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"crypto/subtle"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"time"
 
 	"warmboot"
+	"warmboot/internal/access"
 	"warmboot/internal/telemetry"
 )
 
 // bodyLimit is how large a request's body may be, in bytes.
 const bodyLimit = 1 << 20
 
+// request is what is found out about a request while it is answered.
+type request struct {
+	id      string
+	source  string           // the address that it comes from
+	pattern string           // of its route; empty if there is none
+	who     access.Principal // empty where nobody is asked for a token
+	// What an operation has to say for the audit log.
+	entity string // id of what it made
+	code   warmboot.Code
+}
+
+type requestKey struct{}
+
+// requestOf finds what observe has put into a request's context.
+func requestOf(ctx context.Context) *request { return ctx.Value(requestKey{}).(*request) }
+
 // observe gives each request an id, logs and counts it, and turns a panic into an answer.
 func observe(log *slog.Logger, metrics *telemetry.Metrics, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := warmboot.NewID().Short()
+		q := &request{id: id}
+		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, q))
 		w.Header().Set("X-Request-Id", id)
 		rec := &recorder{ResponseWriter: w}
 		start := time.Now()
@@ -41,13 +56,13 @@ func observe(log *slog.Logger, metrics *telemetry.Metrics, next http.Handler) ht
 			}
 			took := time.Since(start)
 			if metrics != nil {
-				metrics.Request(r.Pattern, r.Method, rec.status, took) // the mux has set the pattern by now
+				metrics.Request(q.pattern, r.Method, rec.status, took)
 			}
 			level := slog.LevelDebug
 			if rec.status >= 500 {
 				level = slog.LevelError
 			}
-			log.Log(r.Context(), level, "Request", "request_id", id, "method", r.Method, "path", r.URL.Path, "status", rec.status, "took", took, "problem", rec.problem())
+			log.Log(r.Context(), level, "Request", "request_id", id, "method", r.Method, "path", r.URL.Path, "who", q.who.Name, "status", rec.status, "took", took, "problem", rec.problem())
 			if p != nil && rec.status != http.StatusInternalServerError {
 				panic(http.ErrAbortHandler) // half an answer is out: only a broken connection can say so
 			}
@@ -96,88 +111,6 @@ func secureHeaders(next http.Handler) http.Handler {
 		h.Set("Cache-Control", "no-store")
 		next.ServeHTTP(w, r)
 	})
-}
-
-// CheckListen refuses an address that others than this machine can reach, unless a token protects it.
-func CheckListen(addr, token string) error {
-	const op = "listen"
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return warmboot.Errorf(warmboot.Invalid, op, "%q is not an address to listen on (%w); use a form like 127.0.0.1:18080", addr, err)
-	}
-	if token == "" && !isLoopback(host) {
-		return warmboot.Errorf(warmboot.Denied, op, "%s can be reached from other machines, and whoever reaches warmboot controls this one; set a token, or listen on 127.0.0.1", addr)
-	}
-	return nil
-}
-
-func isLoopback(host string) bool {
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	ip, err := netip.ParseAddr(strings.Trim(host, "[]"))
-	return err == nil && ip.Unmap().IsLoopback()
-}
-
-// guard decides who may ask.
-type guard struct {
-	token string
-	hosts []string
-	cross http.CrossOriginProtection
-}
-
-func (g *guard) wrap(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := g.check(r); err != nil {
-			if warmboot.CodeOf(err) == warmboot.Unauthenticated {
-				w.Header().Set("WWW-Authenticate", `Bearer realm="warmboot"`)
-			}
-			writeProblem(w, problemOf(err).Problem)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-func (g *guard) check(r *http.Request) error {
-	const op = "check request"
-	if g.token == "" && !g.knownHost(r.Host) {
-		// A page of another site can make its name resolve to this machine; only the Host header tells.
-		return warmboot.Errorf(warmboot.Denied, op, "the request is for host %.100q, which is not this server's name; use 127.0.0.1 or localhost, or allow the name in warmboot's configuration", r.Host)
-	}
-	asked := r
-	if r.Header.Get("Upgrade") != "" {
-		// A WebSocket begins as a GET, but lets a page do anything.
-		asked = r.Clone(r.Context())
-		asked.Method = http.MethodPost
-	}
-	if err := g.cross.Check(asked); err != nil {
-		return warmboot.Errorf(warmboot.Denied, op, "a browser sent this request for another site: %w", err)
-	}
-	if g.token == "" || public(r.URL.Path) {
-		return nil
-	}
-	sent, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !ok {
-		return warmboot.Errorf(warmboot.Unauthenticated, op, "a token is needed; send it as `Authorization: Bearer TOKEN`")
-	}
-	if a, b := sha256.Sum256([]byte(sent)), sha256.Sum256([]byte(g.token)); subtle.ConstantTimeCompare(a[:], b[:]) != 1 {
-		return warmboot.Errorf(warmboot.Unauthenticated, op, "the token is not this server's")
-	}
-	return nil
-}
-
-// public tells the addresses that need no token: they show nothing of this machine.
-func public(path string) bool {
-	return path == "/healthz" || path == "/openapi.json" || path == "/docs" || strings.HasPrefix(path, "/docs/")
-}
-
-func (g *guard) knownHost(hostport string) bool {
-	host, _, err := net.SplitHostPort(hostport)
-	if err != nil {
-		host = hostport
-	}
-	return isLoopback(host) || slices.ContainsFunc(g.hosts, func(h string) bool { return strings.EqualFold(h, host) })
 }
 
 // readBodies reads a request's body before anything else happens, within limits of size and time. Afterwards the connection

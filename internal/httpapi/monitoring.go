@@ -33,7 +33,7 @@ func (s *server) readyRoute(a huma.API) {
 }
 
 // metricsRoute serves what Prometheus scrapes, which is no JSON: it is described by hand.
-func (s *server) metricsRoute(a huma.API, mux *http.ServeMux, m *telemetry.Metrics) {
+func (s *server) metricsRoute(a huma.API, mux *gate, m *telemetry.Metrics) {
 	const format = "text/plain; version=0.0.4"
 	a.OpenAPI().AddOperation(&huma.Operation{
 		OperationID: "get-metrics", Method: http.MethodGet, Path: "/metrics", Tags: []string{"Server"}, Summary: "Metrics for Prometheus",
@@ -43,6 +43,6 @@ func (s *server) metricsRoute(a huma.API, mux *http.ServeMux, m *telemetry.Metri
 		},
 	})
 	if m != nil {
-		mux.Handle("GET /metrics", m.Handler())
+		mux.HandleFunc("GET /metrics", m.Handler().ServeHTTP)
 	}
 }

@@ -188,13 +188,15 @@ func TestDatabaseGoneIsToldBothWays(t *testing.T) {
 	r.wantSamples(map[string]string{`warmboot_store_up`: "0", `warmboot_slots_used`: "2"})
 }
 
-func TestMonitoringNeedsTheToken(t *testing.T) {
-	r := newMeasuredRig(t, func(_ *hosttest.Host, c *httpapi.Config) { c.Token = "secret" })
+func TestMonitoringNeedsAToken(t *testing.T) {
+	r := newMeasuredRig(t, nil)
+	viewer := r.token("prometheus", warmboot.RoleViewer, 0)
 	for _, path := range []string{"/metrics", "/readyz"} {
-		res, body := r.request(http.MethodGet, path, "")
+		res, body := r.request(http.MethodGet, path, "", "Authorization: ")
 		r.wantProblem(res, body, http.StatusUnauthorized, warmboot.Unauthenticated)
-		if res, body := r.request(http.MethodGet, path, "", "Authorization: Bearer secret"); res.StatusCode != http.StatusOK {
-			t.Errorf("%s with the token answered %d: %s", path, res.StatusCode, body)
+		if res, body := r.request(http.MethodGet, path, "", "Authorization: Bearer "+viewer); res.StatusCode != http.StatusOK {
+			t.Errorf("%s with a viewer's token answered %d: %s", path, res.StatusCode, body)
 		}
 	}
+	r.wantSamples(map[string]string{`warmboot_http_requests_total{method="GET",route="GET /metrics",status="401"}`: "1"})
 }

@@ -94,9 +94,9 @@ func problemResponse(a huma.API) *huma.Response {
 }
 
 // orProblem answers in our shape where mux has no route, or none for the method.
-func orProblem(mux *http.ServeMux) http.Handler {
+func orProblem(mux *gate) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, pattern := mux.Handler(r); pattern != "" {
+		if requestOf(r.Context()).pattern != "" {
 			mux.ServeHTTP(w, r)
 			return
 		}

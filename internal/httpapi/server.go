@@ -1,8 +1,8 @@
 // Package httpapi serves the REST API: it turns HTTP requests into calls of the control plane and its answers into the
 // shapes of package api. Every error is an application/problem+json document.
 //
-// The API is meant for the machine it runs on. Without a token it answers only requests that name a loopback host, and
-// never requests that a browser sends on behalf of another site; with a token, only those that carry it.
+// Who asks must send a token (see rules for who may do what), and every change is in the audit log. Where no token is asked for, only
+// requests that name a loopback host are answered. What a browser sends on behalf of another site never is.
 package httpapi
 
 import (
@@ -17,8 +17,11 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"golang.org/x/time/rate"
 
+	"warmboot"
 	"warmboot/api"
+	"warmboot/internal/access"
 	"warmboot/internal/controlplane"
 	"warmboot/internal/telemetry"
 )
@@ -27,10 +30,12 @@ import (
 type Config struct {
 	Service *controlplane.Service
 	Log     *slog.Logger
-	Token   string // asked for as a Bearer token; empty: none is needed
 	Version string // of warmboot
-	// AllowedHosts are host names, beside those of loopback, that the Host header may have when there is no token.
-	AllowedHosts []string
+	Access  *access.Keeper
+	// NoAuth asks nobody for a token.
+	NoAuth bool
+	// RateLimit is how many requests a second one token, and one address, may make for long; twice as many at once. 0: any number.
+	RateLimit float64
 	// Metrics counts the requests and is served at /metrics; nil: neither.
 	Metrics *telemetry.Metrics
 	// BodyTimeout is how long a request's body may take to arrive; 0 means 10 s.
@@ -39,24 +44,30 @@ type Config struct {
 
 type server struct {
 	svc     *controlplane.Service
+	access  *access.Keeper
 	log     *slog.Logger
 	version string
+	rules   map[string]rule // by the pattern of a route
 }
 
 // New returns the handler of the whole API. It fails only by panicking, on a mistake in this package.
 func New(c Config) http.Handler {
-	s := &server{svc: c.Service, log: c.Log, version: c.Version}
+	s := &server{svc: c.Service, access: c.Access, log: c.Log, version: c.Version}
 	if c.BodyTimeout == 0 {
 		c.BodyTimeout = 10 * time.Second
 	}
-	mux := http.NewServeMux()
+	mux := &gate{ServeMux: http.NewServeMux(), s: s}
 	s.routes(mux, c)
-	guard := guard{token: c.Token, hosts: c.AllowedHosts}
+	perSecond, burst := rate.Limit(c.RateLimit), max(1, int(2*c.RateLimit))
+	guard := guard{
+		gate: mux, access: c.Access, log: c.Log, noAuth: c.NoAuth,
+		perAddress: newLimits(perSecond, burst), perToken: newLimits(perSecond, burst), failures: newLimits(failureRate, failureBurst),
+	}
 	return observe(c.Log, c.Metrics, secureHeaders(guard.wrap(readBodies(c.BodyTimeout, orProblem(mux)))))
 }
 
 // routes registers every route on mux.
-func (s *server) routes(mux *http.ServeMux, c Config) {
+func (s *server) routes(mux *gate, c Config) {
 	a := humago.New(mux, huma.Config{
 		OpenAPI: &huma.OpenAPI{
 			OpenAPI: "3.1.0",
@@ -69,6 +80,7 @@ func (s *server) routes(mux *http.ServeMux, c Config) {
 				{Name: "Runtime snapshots", Description: "Frozen microVMs with Docker running, from which containers start."},
 				{Name: "Hosts", Description: "The machines that run microVMs."},
 				{Name: "Images", Description: "Runtime images: kernel, initrd and root disk of the microVMs."},
+				{Name: "Access", Description: "Tokens, their roles, and who has changed what."},
 				{Name: "Server"},
 			},
 			Components: &huma.Components{Schemas: huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)},
@@ -78,8 +90,11 @@ func (s *server) routes(mux *http.ServeMux, c Config) {
 		DefaultFormat: "application/json",
 		Transformers:  []huma.Transformer{asProblem},
 	})
-	if c.Token != "" {
-		a.OpenAPI().Components.SecuritySchemes = map[string]*huma.SecurityScheme{"token": {Type: "http", Scheme: "bearer"}}
+	if !c.NoAuth {
+		a.OpenAPI().Components.SecuritySchemes = map[string]*huma.SecurityScheme{"token": {
+			Type: "http", Scheme: "bearer", BearerFormat: access.Prefix + " and 64 hexadecimal digits",
+			Description: "A token of this server. `x-required-role` of an operation is the least role that its token must have: viewer, operator or admin.",
+		}}
 		a.OpenAPI().Security = []map[string][]string{{"token": {}}}
 	}
 	s.containerRoutes(a)
@@ -89,6 +104,8 @@ func (s *server) routes(mux *http.ServeMux, c Config) {
 	s.imageRoutes(a)
 	s.hostRoutes(a)
 	s.gcRoute(a)
+	s.tokenRoutes(a)
+	s.auditRoute(a)
 	op(a, "get-version", http.MethodGet, "/v1/version", "Server", "Tell what is serving", "", func(ctx context.Context, _ *struct{}) (*answer[api.Version], error) {
 		v := api.Version{Version: s.version, GoVersion: runtime.Version()}
 		hosts, err := s.svc.Hosts(ctx)
@@ -107,15 +124,17 @@ func (s *server) routes(mux *http.ServeMux, c Config) {
 	s.readyRoute(a)
 	s.metricsRoute(a, mux, c.Metrics)
 	tidy(a.OpenAPI().Components.Schemas.Map())
-	description, err := json.MarshalIndent(a.OpenAPI(), "", "  ")
-	if err != nil {
-		panic(err) // the description is made of our own types
-	}
+	var description []byte
 	mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(description)
 	})
 	docsRoutes(mux)
+	mux.applyRules(a.OpenAPI(), c.NoAuth)
+	var err error
+	if description, err = json.MarshalIndent(a.OpenAPI(), "", "  "); err != nil {
+		panic(err) // the description is made of our own types
+	}
 }
 
 // tidy takes out of the description what is never sent: huma's own errors, and null for a list in an answer.
@@ -151,8 +170,10 @@ func op[I, O any](a huma.API, id, method, path, tag, summary, description string
 	huma.Register(a, o, func(ctx context.Context, in *I) (*O, error) {
 		out, err := handle(ctx, in)
 		if err != nil {
+			requestOf(ctx).code = warmboot.CodeOf(err)
 			return nil, problemOf(err)
 		}
+		requestOf(ctx).entity = madeEntity(out)
 		return out, nil
 	})
 }

@@ -3,7 +3,9 @@ package httpapi_test
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"flag"
 	"io"
 	"log/slog"
@@ -22,6 +24,7 @@ import (
 	"warmboot"
 	"warmboot/api"
 	"warmboot/client"
+	"warmboot/internal/access"
 	"warmboot/internal/controlplane"
 	"warmboot/internal/controlplane/hosttest"
 	"warmboot/internal/httpapi"
@@ -33,12 +36,15 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// rig is the API on a real Service and store, and a host in memory.
+// rig is the API on a real Service and store, and a host in memory. It asks with an admin's token, unless none is asked for.
 type rig struct {
 	t      *testing.T
 	host   *hosttest.Host
 	svc    *controlplane.Service
 	store  *store.Store
+	db     string // its file
+	access *access.Keeper
+	secret string
 	server *httptest.Server
 	client *client.Client
 	image  api.Image
@@ -54,7 +60,8 @@ func newRig(t *testing.T, shape func(*hosttest.Host, *httpapi.Config)) *rig {
 func newObservedRig(t *testing.T, observer controlplane.Observer, shape func(*hosttest.Host, *httpapi.Config)) *rig {
 	t.Helper()
 	t.Parallel()
-	r := &rig{t: t, host: hosttest.New(), log: &syncBuffer{}}
+	db := filepath.Join(t.TempDir(), "warmboot.db")
+	r := &rig{t: t, host: hosttest.New(), db: db, log: &syncBuffer{}}
 	t.Cleanup(r.host.Close)
 	log := r.logger()
 	config := httpapi.Config{Log: log, Version: "1.2.3"}
@@ -62,21 +69,55 @@ func newObservedRig(t *testing.T, observer controlplane.Observer, shape func(*ho
 		shape(r.host, &config)
 	}
 	p, err := planetest.Start(t.Context(), planetest.Config{
-		URL: filepath.Join(t.TempDir(), "warmboot.db"), Hosts: []*hosttest.Host{r.host}, Log: log, Shape: func(c *controlplane.Config) { c.Observer = observer },
+		URL: db, Hosts: []*hosttest.Host{r.host}, Log: log, Shape: func(c *controlplane.Config) { c.Observer = observer },
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = p.Close() })
-	r.svc, r.store, config.Service = p.Service, p.Store, p.Service
+	r.access = access.New(access.Config{Store: p.Store, Log: log, Static: staticToken})
+	t.Cleanup(r.access.Close)
+	r.svc, r.store, config.Service, config.Access = p.Service, p.Store, p.Service, r.access
 	r.server = httptest.NewServer(httpapi.New(config))
 	t.Cleanup(r.server.Close)
-	if r.client, err = client.New(client.Config{Addr: r.server.URL, Token: config.Token, HTTP: r.server.Client()}); err != nil {
-		t.Fatal(err)
+	if !config.NoAuth {
+		r.secret = r.token("admin", warmboot.RoleAdmin, 0)
 	}
+	r.client = r.clientOf(r.secret)
 	r.image, err = r.client.RegisterImage(t.Context(), api.RegisterImage{Name: "runtime", KernelPath: hosttest.Root + "vmlinuz", InitrdPath: hosttest.Root + "initrd.img", RootfsPath: hosttest.Root + "rootfs.ext4"})
 	r.must(err)
 	return r
+}
+
+// staticToken is the one of the server's configuration.
+const staticToken = "the operator's own"
+
+// token makes a token and returns its secret.
+func (r *rig) token(name string, role warmboot.Role, ttl time.Duration) string {
+	r.t.Helper()
+	_, secret, err := r.access.CreateToken(r.t.Context(), access.Anonymous, name, role, ttl)
+	r.must(err)
+	return secret
+}
+
+// sql changes the database behind the server's back.
+func (r *rig) sql(statement string) {
+	db, err := sql.Open("sqlite", "file:"+r.db+"?_pragma=busy_timeout(5000)")
+	if err == nil {
+		_, err = db.ExecContext(context.Background(), statement)
+		err = errors.Join(err, db.Close())
+	}
+	if err != nil {
+		r.t.Error(err)
+	}
+}
+
+// clientOf is a client that has a token.
+func (r *rig) clientOf(secret string) *client.Client {
+	r.t.Helper()
+	c, err := client.New(client.Config{Addr: r.server.URL, Token: secret, HTTP: r.server.Client()})
+	r.must(err)
+	return c
 }
 
 func (r *rig) logger() *slog.Logger {
@@ -123,7 +164,7 @@ type reply struct {
 	Request    *http.Request
 }
 
-// request sends one request with headers given as "Name: value".
+// request sends one request with headers given as "Name: value", and the rig's token unless they have an Authorization.
 func (r *rig) request(method, path, body string, headers ...string) (reply, string) {
 	r.t.Helper()
 	req, err := http.NewRequestWithContext(r.t.Context(), method, r.server.URL+path, strings.NewReader(body))
@@ -131,12 +172,18 @@ func (r *rig) request(method, path, body string, headers ...string) (reply, stri
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	if r.secret != "" {
+		req.Header.Set("Authorization", "Bearer "+r.secret)
+	}
 	for _, h := range headers {
 		name, value, _ := strings.Cut(h, ": ")
 		if name == "Host" {
 			req.Host = value
 		}
 		req.Header.Set(name, value)
+	}
+	if req.Header.Get("Authorization") == "" {
+		req.Header.Del("Authorization")
 	}
 	client := *r.server.Client()
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }

@@ -288,11 +288,15 @@ func TestExec(t *testing.T) {
 	r.must(exec("cat").Close())
 }
 
+func (r *rig) dialOptions() *websocket.DialOptions {
+	return &websocket.DialOptions{HTTPHeader: http.Header{"Authorization": {"Bearer " + r.secret}}}
+}
+
 func TestExecMustBeginWithStart(t *testing.T) {
 	r := newRig(t, nil)
 	r.create(api.CreateContainer{Name: "web"})
 	ctx := within(t)
-	conn, _, err := websocket.Dial(ctx, r.server.URL+"/v1/containers/web/exec", nil) //nolint:bodyclose // the library sees to it
+	conn, _, err := websocket.Dial(ctx, r.server.URL+"/v1/containers/web/exec", r.dialOptions()) //nolint:bodyclose // the library sees to it
 	r.must(err)
 	defer func() { _ = conn.CloseNow() }()
 	r.must(wsjson.Write(ctx, conn, api.ExecFrame{Stdin: []byte("x")}))

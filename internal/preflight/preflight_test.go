@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"io"
 	"io/fs"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -124,22 +125,44 @@ func TestIDWithin(t *testing.T) {
 
 func TestPortTaken(t *testing.T) {
 	t.Parallel()
-	for body, want := range map[string]Status{
-		`{"version":"v1","go_version":"go1.26","vmm":"qemu-7.2.22"}`: OK,
-		`{"hello":"world"}`: Fail,
-		`<html>`:            Fail,
+	version := `{"version":"v1","go_version":"go1.26","vmm":"qemu-7.2.22"}`
+	for name, c := range map[string]struct {
+		status      int
+		realm, body string
+		tls         bool
+		want        Status
+	}{
+		"warmboot without tokens":    {200, "", version, false, OK},
+		"warmboot":                   {401, "warmboot", `{"code":"unauthenticated"}`, false, OK},
+		"warmboot over TLS":          {401, "warmboot", `{"code":"unauthenticated"}`, true, OK},
+		"no tokens, over TLS":        {200, "", version, true, OK},
+		"another API":                {200, "", `{"hello":"world"}`, false, Fail},
+		"a page":                     {200, "", `<html>`, false, Fail},
+		"another API over TLS":       {200, "", `{"hello":"world"}`, true, Fail},
+		"another that wants a token": {401, "registry", version, false, Fail},
 	} {
-		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path != "/v1/version" {
 				http.NotFound(w, r)
 				return
 			}
-			_, _ = io.WriteString(w, body)
-		}))
+			if c.realm != "" {
+				w.Header().Set("WWW-Authenticate", `Bearer realm="`+c.realm+`"`)
+			}
+			w.WriteHeader(c.status)
+			_, _ = io.WriteString(w, c.body)
+		})
+		srv := httptest.NewUnstartedServer(handler)
+		srv.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that are none
+		if c.tls {
+			srv.StartTLS()
+		} else {
+			srv.Start()
+		}
 		got := checkPort(t.Context(), Config{Listen: srv.Listener.Addr().String()})
 		srv.Close()
-		if got.Status != want {
-			t.Errorf("with %s: %+v, want %s", body, got, want)
+		if got.Status != c.want {
+			t.Errorf("%s: %+v, want %s", name, got, c.want)
 		}
 	}
 }

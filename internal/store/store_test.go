@@ -131,29 +131,61 @@ func TestClosedAndBusyDatabasesAreUnavailable(t *testing.T) {
 
 // BenchmarkCreateContainer is what a create costs in the store: one transaction, flushed to disk.
 func BenchmarkCreateContainer(b *testing.B) {
-	b.Run("SQLite", func(b *testing.B) { benchmarkCreate(b, filepath.Join(b.TempDir(), "warmboot.db")) })
+	onBoth(b, func(b *testing.B, s *store.Store) func() error {
+		img := image()
+		if err := s.CreateImage(b.Context(), img); err != nil {
+			b.Fatal(err)
+		}
+		return func() error {
+			id := warmboot.NewID()
+			return s.CreateContainer(b.Context(), &warmboot.Container{ID: id, Name: string(id), RuntimeImageID: img.ID, State: warmboot.ContainerCreating, CreatedAt: time.Now()})
+		}
+	})
+}
+
+// BenchmarkAudit is what every change waits for before it begins; as much comes after it.
+func BenchmarkAudit(b *testing.B) {
+	onBoth(b, func(b *testing.B, s *store.Store) func() error {
+		return func() error {
+			return s.BeginAudit(b.Context(), &warmboot.AuditEntry{At: time.Now(), Actor: "ci", ActorID: warmboot.NewID(), Operation: "create-container", EntityType: "container", Source: "127.0.0.1"})
+		}
+	})
+}
+
+// BenchmarkTokenByDigest is what a request costs whose token has not been asked for in the last seconds.
+func BenchmarkTokenByDigest(b *testing.B) {
+	onBoth(b, func(b *testing.B, s *store.Store) func() error {
+		if err := s.CreateToken(b.Context(), &warmboot.Token{ID: warmboot.NewID(), Name: "ci", Role: warmboot.RoleViewer, Digest: "d", CreatedAt: time.Now()}); err != nil {
+			b.Fatal(err)
+		}
+		return func() error {
+			_, err := s.TokenByDigest(b.Context(), "d")
+			return err
+		}
+	})
+}
+
+// onBoth measures on both databases, with their flushes to disk.
+func onBoth(b *testing.B, prepare func(*testing.B, *store.Store) func() error) {
+	b.Run("SQLite", func(b *testing.B) {
+		measure(b, prepare(b, open(b, filepath.Join(b.TempDir(), "warmboot.db"))))
+	})
 	b.Run("PostgreSQL", func(b *testing.B) {
 		postgres.Need(b)
 		durable, err := pgtest.Start("fsync=on")
 		if err != nil {
 			b.Fatal(err)
 		}
-		defer func() { _ = durable.Close() }()
-		benchmarkCreate(b, durable.Database(b))
+		b.Cleanup(func() { _ = durable.Close() })
+		measure(b, prepare(b, open(b, durable.Database(b))))
 	})
 }
 
-func benchmarkCreate(b *testing.B, url string) {
-	s := open(b, url)
-	img := image()
-	if err := s.CreateImage(b.Context(), img); err != nil {
-		b.Fatal(err)
-	}
+func measure(b *testing.B, do func() error) {
 	var took []time.Duration
 	for b.Loop() {
 		start := time.Now()
-		id := warmboot.NewID()
-		if err := s.CreateContainer(b.Context(), &warmboot.Container{ID: id, Name: string(id), RuntimeImageID: img.ID, State: warmboot.ContainerCreating, CreatedAt: time.Now()}); err != nil {
+		if err := do(); err != nil {
 			b.Fatal(err)
 		}
 		took = append(took, time.Since(start))

@@ -23,6 +23,8 @@ import (
 	"github.com/google/nftables"
 
 	"warmboot/client"
+	"warmboot/internal/access"
+	"warmboot/internal/certificate"
 )
 
 // server is a `warmboot serve` process and the storage root that it works in.
@@ -30,13 +32,17 @@ type server struct {
 	t       *testing.T
 	root    string
 	addr    string
+	url     string // with the scheme that the server speaks
 	uidBase uint32
 	api     *client.Client
+	token   string // an admin's, from the file that the server keeps
 	cmd     *exec.Cmd
 	log     *logBuffer
 }
 
-var nextUIDBase uint32 = 1_960_000_000
+// nextUIDBase is where the user ids of the next root begin. Suites that run at once on one machine must not take each other's VMMs for
+// their own; each has room for 16 roots.
+var nextUIDBase = 1_960_000_000 + uint32(os.Getpid()%128)<<20
 
 // newRoot makes a storage root that VMMs of other users can pass through, and checks at the end that nothing of them is left.
 func newRoot(t *testing.T) (root string, uidBase uint32) {
@@ -52,7 +58,8 @@ func newRoot(t *testing.T) (root string, uidBase uint32) {
 	nextUIDBase += 1 << 16
 	t.Cleanup(func() {
 		for _, pid := range processesOf(t, uidBase) {
-			t.Errorf("VMM %d is left", pid)
+			cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			t.Errorf("VMM %d is left: %.300q", pid, cmdline)
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
 		if hasRule(t, uidBase) {
@@ -99,11 +106,19 @@ func (s *server) startWith(env []string, flags ...string) {
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)
 	}
-	s.log.await(s.t, regexp.MustCompile(`INFO warmboot .* serves http://`+regexp.QuoteMeta(s.addr)), 2*time.Minute)
+	s.url = s.log.await(s.t, regexp.MustCompile(`INFO warmboot .* serves (https?://`+regexp.QuoteMeta(s.addr)+`)`), 2*time.Minute)[1]
+	c := client.Config{Addr: s.url}
 	var err error
-	if s.api, err = client.New(client.Config{Addr: "http://" + s.addr}); err != nil {
+	if c.Token, _, err = access.ReadLocal(s.root); err != nil {
 		s.t.Fatal(err)
 	}
+	if strings.HasPrefix(s.url, "https:") {
+		c.TLSCA = filepath.Join(s.root, certificate.Dir, certificate.CertFile)
+	}
+	if s.api, err = client.New(c); err != nil {
+		s.t.Fatal(err)
+	}
+	s.token = c.Token
 }
 
 // stop asks the server to end, as systemd would.
@@ -124,7 +139,7 @@ func (s *server) stop() {
 func (s *server) warmboot(args ...string) (stdout, stderr string, code int) {
 	s.t.Helper()
 	cmd := exec.Command(filepath.Join(repo, "bin", "warmboot"), args...)
-	cmd.Env = append(os.Environ(), "WARMBOOT_HOST=http://"+s.addr)
+	cmd.Env = append(os.Environ(), "WARMBOOT_HOST="+s.url, "MANAGER_STORAGE_ROOT="+s.root, "WARMBOOT_TOKEN=", "MANAGER_API_TOKEN=")
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := cmd.Run()
@@ -153,6 +168,7 @@ func (s *server) do(method, path, body string) (status int, answer map[string]an
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	req.Header.Set("Authorization", "Bearer "+s.token)
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
 	}

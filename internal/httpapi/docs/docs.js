@@ -77,13 +77,73 @@ function example(schema, requiredOnly, depth = 0) {
   return out;
 }
 
+// needsToken tells whether an operation is refused without a token.
+function needsToken(op) {
+  return Boolean(doc.security) && !(op.security && op.security.some((s) => !Object.keys(s).length));
+}
+
 function curl(verb, path, op) {
   const url = location.origin + path.replace("{id}", "ID");
   let cmd = "curl " + (verb === "GET" ? "" : `-X ${verb} `) + `'${url}'`;
-  if (doc.security) cmd += " \\\n  -H \"Authorization: Bearer $TOKEN\"";
+  if (needsToken(op)) cmd += " \\\n  -H \"Authorization: Bearer $TOKEN\"";
   const body = op.requestBody && op.requestBody.content["application/json"];
   if (body) cmd += " \\\n  -H 'Content-Type: application/json' \\\n  -d '" + JSON.stringify(example(body.schema, true)) + "'";
   return cmd;
+}
+
+// tryIt sends a request with what is typed, and shows the answer as it comes: some have no end. The token goes into the Authorization
+// header only, and is kept nowhere but in its field.
+function tryIt(verb, path, op) {
+  const fields = (op.parameters || []).filter((p) => p.in !== "header").map((p) => ({ p, input: el("input", { type: "text", "aria-label": p.name }) }));
+  const json = op.requestBody && op.requestBody.content["application/json"];
+  const body = json && el("textarea", { rows: "8", spellcheck: "false", "aria-label": "Body" });
+  if (body) body.value = JSON.stringify(example(json.schema, true), null, 2);
+  const send = el("button", { type: "button" }, "Send"), stop = el("button", { type: "button", disabled: "" }, "Stop");
+  const status = el("p", { role: "status" }), out = el("pre", { tabindex: "0", hidden: "" });
+  let running;
+  send.addEventListener("click", async () => {
+    let url = path;
+    const query = new URLSearchParams();
+    for (const { p, input } of fields) {
+      if (p.in === "path") url = url.replace(`{${p.name}}`, encodeURIComponent(input.value));
+      else if (input.value !== "") query.append(p.name, input.value);
+    }
+    const token = document.getElementById("token").value.trim(), headers = {};
+    if (needsToken(op) && token) headers.Authorization = "Bearer " + token;
+    if (body) headers["Content-Type"] = "application/json";
+    running = new AbortController();
+    send.disabled = true;
+    stop.disabled = false;
+    status.textContent = "Waiting for the answer…";
+    out.textContent = "";
+    out.hidden = true;
+    try {
+      const answer = await fetch(url + (query.size ? "?" + query : ""), { method: verb, headers, body: body ? body.value : undefined, signal: running.signal, credentials: "omit" });
+      status.textContent = `${answer.status} ${answer.statusText}`;
+      out.hidden = false;
+      await show(answer, out);
+    } catch (e) {
+      status.textContent += running.signal.aborted ? " Stopped." : " It failed: " + e.message;
+    }
+    send.disabled = false;
+    stop.disabled = true;
+  });
+  stop.addEventListener("click", () => running.abort());
+  return el("details", {}, el("summary", {}, "Try it"),
+    ...fields.map(({ p, input }) => el("label", {}, p.name + (p.required ? "" : ", optional"), input)),
+    body ? el("label", {}, "Body", body) : "", send, stop, status, out);
+}
+
+// show writes an answer into out, in a form for people if it is JSON and whole.
+async function show(answer, out) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let part = await reader.read(); !part.done; part = await reader.read()) out.append(part.value);
+  if ((answer.headers.get("Content-Type") || "").includes("ndjson")) return;
+  try {
+    out.textContent = JSON.stringify(JSON.parse(out.textContent), null, 2);
+  } catch {
+    // it is no JSON, and stays as it is
+  }
 }
 
 function operation(verb, path, op) {
@@ -91,6 +151,7 @@ function operation(verb, path, op) {
     el("h3", {}, op.summary || op.operationId),
     el("div", { class: "route" }, el("span", { class: "verb " + verb }, verb), " " + path));
   if (op.description) a.append(prose(op.description));
+  if (op["x-required-role"]) a.append(el("p", {}, "Needs a token with the role ", el("strong", {}, op["x-required-role"]), " or more."));
   if (op.parameters && op.parameters.length) {
     a.append(el("h4", {}, "Parameters"), fields(op.parameters.map((p) => [
       nameCell(p.name, p.required), el("span", {}, p.in + ", ", typeLink(p.schema)), el("span", {}, p.description || (p.schema || {}).description || "", " ", rules(p.schema || {})),
@@ -109,10 +170,12 @@ function operation(verb, path, op) {
   const ok = Object.entries(op.responses || {}).find(([s]) => s.startsWith("2"));
   const media = ok && ok[1].content && Object.values(ok[1].content)[0];
   if (media) a.append(el("details", {}, el("summary", {}, "An answer looks like this"), el("pre", { tabindex: "0" }, JSON.stringify(example(media.schema, false), null, 2))));
+  if (op.responses["101"] === undefined) a.append(tryIt(verb, path, op));
   return a;
 }
 
 function render() {
+  document.getElementById("access").hidden = !doc.security;
   const main = document.getElementById("main"), index = document.getElementById("index");
   main.replaceChildren(prose(doc.info.description));
   for (const tag of doc.tags) {

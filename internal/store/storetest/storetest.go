@@ -52,6 +52,11 @@ func Run(t *testing.T, open func(t *testing.T) warmboot.Store) {
 		{"Managers", testManagers},
 		{"Leases", testLeases},
 		{"Feed", testFeed},
+		{"Tokens", testTokens},
+		{"TokenUse", testTokenUse},
+		{"ConcurrentTokenNames", testConcurrentTokenNames},
+		{"Audit", testAudit},
+		{"PruneAudit", testPruneAudit},
 		{"CanceledContext", testCanceledContext},
 	} {
 		t.Run(c.name, func(t *testing.T) {

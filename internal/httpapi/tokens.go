@@ -1,0 +1,62 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"warmboot"
+	"warmboot/api"
+)
+
+type tokenRef struct {
+	Ref string `path:"id" doc:"Id or name."`
+}
+
+func (s *server) tokenRoutes(a huma.API) {
+	const tag, base = "Access", "/v1/tokens"
+	op(a, "create-token", http.MethodPost, base, tag, "Create a token", "The answer holds its secret, which is shown this once: only a digest of it is kept.",
+		func(ctx context.Context, in *struct{ Body api.CreateToken }) (*answer[api.CreatedToken], error) {
+			ttl := time.Duration(in.Body.TTLSeconds) * time.Second
+			t, secret, err := s.access.CreateToken(ctx, requestOf(ctx).who, in.Body.Name, warmboot.Role(in.Body.Role), ttl)
+			if err != nil {
+				return nil, err
+			}
+			return &answer[api.CreatedToken]{api.CreatedToken{Item: tokenOut(t), Secret: secret}}, nil
+		}, created)
+	op(a, "list-tokens", http.MethodGet, base, tag, "List tokens", "Newest first, without their secrets. Those that have expired stay until they are revoked.",
+		func(ctx context.Context, _ *struct{}) (*answer[api.Items[api.Token]], error) {
+			all, err := s.access.Tokens(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return items(all, tokenOut), nil
+		})
+	op(a, "get-token", http.MethodGet, base+"/{id}", tag, "Get a token", "",
+		func(ctx context.Context, in *tokenRef) (*answer[api.Item[api.Token]], error) {
+			t, err := s.access.Token(ctx, in.Ref)
+			if err != nil {
+				return nil, err
+			}
+			return item(tokenOut(t)), nil
+		})
+	op(a, "delete-token", http.MethodDelete, base+"/{id}", tag, "Revoke a token",
+		"It is refused from now on, and streams and shells that it was used for end; by other managers on the same database after 10 seconds, and a minute.",
+		func(ctx context.Context, in *tokenRef) (*answer[api.OK], error) {
+			return done(s.access.RevokeToken(ctx, in.Ref))
+		})
+	op(a, "get-access", http.MethodGet, "/v1/access", tag, "Tell who I am", "What the server knows of the token that is sent.",
+		func(ctx context.Context, _ *struct{}) (*answer[api.Access], error) {
+			who := requestOf(ctx).who
+			return &answer[api.Access]{api.Access{Name: who.Name, TokenID: string(who.ID), Role: string(who.Role), ExpiresAt: who.Expires}}, nil
+		})
+}
+
+func tokenOut(t *warmboot.Token) api.Token {
+	return api.Token{
+		ID: string(t.ID), Name: t.Name, Role: string(t.Role), CreatedAt: t.CreatedAt, CreatedBy: t.CreatedBy,
+		ExpiresAt: t.ExpiresAt, Expired: t.Expired(time.Now()), LastUsedAt: t.LastUsedAt,
+	}
+}
