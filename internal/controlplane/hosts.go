@@ -348,11 +348,14 @@ func (s *Service) DrainHost(ctx context.Context, ref string, grace time.Duration
 	return h, errors.Join(errs...)
 }
 
-// RemoveHost forgets a host that is down, or has nothing any more. Its agent may join again with a new token.
+// RemoveHost forgets a host that is down and has nothing any more. Its agent may join again with a new token.
 func (s *Service) RemoveHost(ctx context.Context, ref string) error {
 	h, err := s.store.FindHost(ctx, ref)
 	if err != nil {
 		return err
+	}
+	if h.State == warmboot.HostUp {
+		return warmboot.Errorf(warmboot.Conflict, "remove host", "host %s is up; drain it, and end its agent first", h.Name)
 	}
 	if err := s.store.DeleteHost(ctx, h.ID); err != nil {
 		return err

@@ -221,7 +221,16 @@ func TestDrain(t *testing.T) {
 		c.must(err)
 		return struct{}{}, placed.HostID == two.ID
 	})
+	c.wantCode(c.svc.RemoveHost(ctx, "one"), warmboot.Conflict, "one is up")
+	one.Away(true)
+	c.waitHost(one, warmboot.HostDown)
 	c.wantCode(c.svc.RemoveHost(ctx, "one"), warmboot.Conflict, "containers and 0 snapshots")
+	there, err := c.svc.Containers(ctx, warmboot.ContainerFilter{HostID: one.ID})
+	c.must(err)
+	for _, was := range there {
+		c.must(c.svc.DeleteContainer(ctx, string(was.ID), true))
+	}
+	eventually(t, "it can be forgotten", func() (struct{}, bool) { return struct{}{}, c.svc.RemoveHost(ctx, "one") == nil })
 }
 
 func restartPolicy(name warmboot.RestartName) warmboot.ContainerSpec {
