@@ -14,6 +14,7 @@ type Store interface {
 	ContainerStore
 	HostStore
 	ManagerStore
+	JoinStore
 	TokenStore
 	AuditStore
 	Feed
@@ -120,6 +121,17 @@ type ManagerStore interface {
 	LeaveManagers(ctx context.Context, id ID) error
 }
 
+// JoinStore keeps what lets hosts join.
+type JoinStore interface {
+	// Authority returns the certificate authority. If there is none yet, the one that create makes is stored, unless another manager has
+	// been faster.
+	Authority(ctx context.Context, create func() (*Authority, error)) (*Authority, error)
+	CreateJoinToken(ctx context.Context, t *JoinToken) error
+	// TakeJoinToken removes the token with a digest and returns it: it lets nobody else in. One that is not there, or has expired at
+	// the time given, is Unauthenticated. Those that have expired are removed too.
+	TakeJoinToken(ctx context.Context, digest string, at time.Time) (*JoinToken, error)
+}
+
 // Feed carries messages between the managers that share a store. It carries hints: a message may be lost with a connection, so
 // whoever acts on one looks at the entities.
 type Feed interface {
@@ -133,6 +145,7 @@ type Feed interface {
 // FeedLimit is how long a message of a Feed may be, in bytes: PostgreSQL's limit for NOTIFY, with some to spare
 // (https://www.postgresql.org/docs/current/sql-notify.html).
 const FeedLimit = 7900
+
 // TokenStore keeps what is known of tokens; their secrets it never sees.
 type TokenStore interface {
 	// CreateToken stores a new token. A taken name is a Conflict.

@@ -21,7 +21,11 @@ const adoptTimeout = 30 * time.Second
 // recover takes charge of what an earlier process left below the storage root: containers whose microVM still runs are reconnected,
 // those without keep their disk, and everything half made goes.
 func (a *Agent) recover(ctx context.Context) error {
-	if err := snapshot.RemoveDrafts(a.Root, func(string) bool { return false }); err != nil {
+	fetching := func(draft string) bool { // what another host had of it need not be fetched again
+		_, err := os.Stat(filepath.Join(draft, snapshot.FetchFile))
+		return err == nil
+	}
+	if err := snapshot.RemoveDrafts(a.Root, fetching); err != nil {
 		return ioError("remove unfinished snapshots", err)
 	}
 	entries, err := os.ReadDir(filepath.Join(a.Root, "containers"))

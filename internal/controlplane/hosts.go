@@ -63,8 +63,13 @@ func (s *Service) keepHost(ctx context.Context, hello Hello) (rebooted bool, err
 		h.Name, h.Address, h.State, h.Inventory = hello.Name, hello.Address, warmboot.HostUp, hello.Inventory
 		return nil
 	})
-	if warmboot.CodeOf(err) != warmboot.NotFound {
+	switch code := warmboot.CodeOf(err); {
+	case code == warmboot.Conflict:
+		return false, warmboot.Errorf(warmboot.Conflict, "greet host", "another host has the name %s; give this one another with --name", hello.Name)
+	case code != warmboot.NotFound:
 		return rebooted, err
+	case !hello.Inside:
+		return false, warmboot.Errorf(warmboot.Denied, "greet host", "this host was removed from the cluster; it can join again with a new token")
 	}
 	return false, s.store.CreateHost(ctx, &warmboot.Host{
 		ID: hello.ID, Name: hello.Name, Address: hello.Address, State: warmboot.HostUp, CreatedAt: time.Now().UTC(), Inventory: hello.Inventory,

@@ -110,7 +110,7 @@ func (h *Host) SayHello(ctx context.Context) error {
 	}
 	inv, _ := h.Inventory(ctx)
 	all, _ := h.Containers(ctx)
-	return h.reports().HostHello(ctx, controlplane.Hello{ID: h.ID, Name: h.Name, Address: h.Name + ":7000", Inventory: inv, Containers: all})
+	return h.reports().HostHello(ctx, controlplane.Hello{ID: h.ID, Name: h.Name, Address: h.Name + ":7000", Inside: true, Inventory: inv, Containers: all})
 }
 
 // Beat gives a sign of life.

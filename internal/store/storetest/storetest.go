@@ -50,6 +50,8 @@ func Run(t *testing.T, open func(t *testing.T) warmboot.Store) {
 		{"Hosts", testHosts},
 		{"DeleteHost", testDeleteHost},
 		{"Managers", testManagers},
+		{"Authority", testAuthority},
+		{"JoinTokens", testJoinTokens},
 		{"Leases", testLeases},
 		{"Feed", testFeed},
 		{"Tokens", testTokens},
