@@ -221,7 +221,7 @@ func bootError(ctx context.Context, m vmm.Machine, op string, limit time.Duratio
 		return nil
 	case errors.Is(context.Cause(ctx), errVMDied):
 		return warmboot.Errorf(warmboot.Unavailable, op, "the VMM's process ended before Docker answered%s", said)
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+	case errors.Is(ctx.Err(), context.DeadlineExceeded), warmboot.CodeOf(err) == warmboot.Timeout: // the guest may be the first whose time is over
 		return warmboot.Errorf(warmboot.Timeout, op, "Docker had not answered after %s (%w)%s", limit, err, said)
 	}
 	return err
