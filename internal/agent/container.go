@@ -7,11 +7,7 @@ import (
 	"path/filepath"
 	"sync"
 
-	"github.com/moby/moby/client"
-
 	"warmboot"
-	"warmboot/internal/guestrpc"
-	"warmboot/internal/rollback"
 	"warmboot/internal/vmm"
 )
 
@@ -24,14 +20,6 @@ type container struct {
 	mu   sync.Mutex
 	rec  record
 	live *microVM // nil while no microVM runs
-}
-
-// microVM is a running machine whose Docker has answered.
-type microVM struct {
-	machine vmm.Machine
-	guest   *guestrpc.Client
-	docker  *client.Client
-	undo    *rollback.Stack // ends the machine and gives back what it took; its disk stays
 }
 
 // dataDisk is the machine's writable disk, whatever its format.
@@ -61,8 +49,7 @@ func (c *container) disconnect() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.live != nil {
-		c.live.docker.Close()
-		c.live.guest.Close()
+		c.live.hangUp()
 		c.live = nil
 	}
 }

@@ -131,7 +131,11 @@ func (a *Agent) openRegistry(ctx context.Context, vm *microVM, host string) erro
 	if !listed {
 		return nil
 	}
-	return vm.guest.Registry(ctx, host, true)
+	g, err := vm.reach(ctx)
+	if err != nil {
+		return err
+	}
+	return g.Registry(ctx, host, true)
 }
 
 // onLoopback reports whether a registry's host[:port] means the machine itself.
@@ -179,7 +183,8 @@ func dockerError(op string, err error) error {
 }
 
 // WaitExit returns once the container's command has ended, with its exit code, or with an Unavailable error once its machine has
-// died.
+// died. If the guest's Docker or the guest agent dies, whoever supervises it starts it again, and the waiting goes on; a Docker that
+// was killed has taken the command with it, unless it is set to live-restore.
 func (a *Agent) WaitExit(ctx context.Context, id warmboot.ID) (int, error) {
 	const op = "wait for container"
 	c, err := a.find(id)
@@ -190,33 +195,76 @@ func (a *Agent) WaitExit(ctx context.Context, id warmboot.ID) (int, error) {
 	if err != nil {
 		return -1, err
 	}
+	ctx, stop := whileAlive(ctx, vm.machine)
+	defer stop()
+	for losses := 1; ; losses++ {
+		begin := time.Now()
+		code, err := waitExit(ctx, vm)
+		if err == nil {
+			return code, nil
+		}
+		if cerrdefs.IsNotFound(err) {
+			return -1, dockerError(op, err)
+		}
+		if time.Since(begin) > steadyWait {
+			losses = 1
+		}
+		if err = a.regain(ctx, vm, id, err); err == nil && losses < maxLosses {
+			continue
+		}
+		switch {
+		case errors.Is(context.Cause(ctx), errVMDied):
+			return -1, warmboot.Errorf(warmboot.Unavailable, op, "its microVM ended unexpectedly; `warmboot start` boots it again from its own disk")
+		case ctx.Err() != nil:
+			return -1, ctx.Err()
+		}
+		return -1, &warmboot.Error{Code: warmboot.Unavailable, Op: op, Msg: "the connection to Docker in its microVM was lost; `warmboot start` boots it again from its own disk", Err: err}
+	}
+}
+
+const (
+	// machineEndDelay is how long after its connections a machine's process may be seen to end.
+	machineEndDelay = 2 * time.Second
+	// A connection that was lost maxLosses times, each time sooner than after steadyWait, is given up: it may be a hostile guest that
+	// cuts it.
+	maxLosses  = 5
+	steadyWait = time.Minute
+)
+
+// regain waits until a Docker to which the connection was lost, which cause tells, answers again.
+func (a *Agent) regain(ctx context.Context, vm *microVM, id warmboot.ID, cause error) error {
+	select {
+	case <-time.After(machineEndDelay):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	log := a.Log.With("container_id", id)
+	log.Warn(fmt.Sprintf("Container %s: the connection to its Docker was lost", id.Short()), "err", cause)
+	begin := time.Now()
+	limited, cancel := context.WithTimeout(ctx, a.BootTimeout)
+	defer cancel()
+	if err := vm.awaitDocker(limited); err != nil {
+		return fmt.Errorf("%w; %w", cause, err)
+	}
+	log.Info(fmt.Sprintf("Container %s: its Docker answers again after %.2fs", id.Short(), time.Since(begin).Seconds()))
+	return nil
+}
+
+// waitExit waits for the command's exit code as long as the connection to Docker lasts.
+func waitExit(ctx context.Context, vm *microVM) (int, error) {
 	wait := vm.docker.ContainerWait(ctx, ociContainer, client.ContainerWaitOptions{Condition: dockertypes.WaitConditionNotRunning})
 	select {
 	case res := <-wait.Result:
 		if res.Error != nil {
-			return -1, warmboot.Errorf(warmboot.Internal, op, "%s", res.Error.Message)
+			return -1, errors.New(res.Error.Message)
 		}
 		return int(res.StatusCode), nil
 	case err := <-wait.Error:
-		if ctx.Err() != nil {
-			return -1, ctx.Err()
-		}
-		select {
-		case <-vm.machine.Done(): // the machine's end cuts the connection a moment before it is seen itself
-		case <-time.After(machineEndDelay):
-			return -1, &warmboot.Error{Code: warmboot.Unavailable, Op: op, Msg: "the connection to its microVM was lost", Err: err}
-		case <-ctx.Done():
-			return -1, ctx.Err()
-		}
-	case <-vm.machine.Done():
+		return -1, err
 	case <-ctx.Done():
 		return -1, ctx.Err()
 	}
-	return -1, warmboot.Errorf(warmboot.Unavailable, op, "its microVM ended unexpectedly; `warmboot start` boots it again from its own disk")
 }
-
-// machineEndDelay is how long after its connections a machine's process may be seen to end.
-const machineEndDelay = 2 * time.Second
 
 // StopContainer lets the command end within grace, keeps its logs, shuts the machine down and keeps its disk. Idempotent; a
 // container without a machine is stopped already. It returns the command's exit code, -1 if it is not known.
@@ -257,7 +305,11 @@ func (a *Agent) stopDocker(ctx context.Context, c *container, vm *microVM, grace
 	if err := saveLogs(ctx, vm.docker, c); err != nil {
 		log.Warn("The container's logs could not be kept", "err", err)
 	}
-	if err := vm.guest.Shutdown(ctx, shutdownGrace); err != nil && ctx.Err() == nil {
+	g, err := vm.reach(ctx)
+	if err == nil {
+		err = g.Shutdown(ctx, shutdownGrace)
+	}
+	if err != nil && ctx.Err() == nil {
 		log.Warn("The guest could not be shut down in good order", "err", err)
 		return code
 	}
