@@ -36,7 +36,8 @@ type server struct {
 	log     *logBuffer
 }
 
-var nextUIDBase uint32 = 1_960_000_000
+// nextUIDBase begins at another place in each run: one that meets the users of another run's VMMs would end them.
+var nextUIDBase = 1_960_000_000 + uint32(os.Getpid()%100)<<20
 
 // newRoot makes a storage root that VMMs of other users can pass through, and checks at the end that nothing of them is left.
 func newRoot(t *testing.T) (root string, uidBase uint32) {
