@@ -75,6 +75,9 @@ func (f *fence) Read(p []byte) (int, error) {
 // answered tells whether the answer ends in p, which follows what was read before.
 func (f *fence) answered(p []byte) bool {
 	keep := len(f.answer) - 1
+	if f.tail == nil {
+		f.tail = make([]byte, 0, 2*keep) // room for edge
+	}
 	edge := append(f.tail, p[:min(len(p), keep)]...)
 	if bytes.Contains(edge, f.answer) || bytes.Contains(p, f.answer) {
 		return true
