@@ -93,7 +93,7 @@ func (a *Agent) adopt(ctx context.Context, c *container) error {
 	slot := *c.rec.Slot
 	a.slots.claim(slot)
 	l := &launch{a: a, c: c, slot: slot, net: *c.rec.Network}
-	l.vm.machine = m
+	l.vm = newMicroVM(m)
 	l.undo.Push("free slot", func() error { a.slots.free(slot); return nil })
 	l.undo.Push("remove VMM's directory", func() error { return os.RemoveAll(c.vmDir()) })
 	l.undo.Push("stop machine", func() error { return stopMachine(m) })
@@ -115,7 +115,7 @@ func (l *launch) reconnect(ctx context.Context) error {
 	if err := l.connect(ctx); err != nil {
 		return err
 	}
-	return l.awaitDocker(ctx)
+	return l.vm.awaitDocker(ctx)
 }
 
 // killOrphans ends VMMs that an earlier process started below this storage root and did not live to write down. They are known by

@@ -118,6 +118,8 @@ func config() cli.Config {
 			}
 			return nil
 		},
+		Manager: func(_ context.Context, o cli.ManagerOptions) error { return json.NewEncoder(os.Stdout).Encode(o) },
+		Agent:   func(_ context.Context, o cli.AgentOptions) error { return json.NewEncoder(os.Stdout).Encode(o) },
 		BuildImage: func(_ context.Context, o cli.BuildImageOptions, progress cli.Progress) (api.RegisterImage, bool, error) {
 			if o.Suite == "broken" {
 				return api.RegisterImage{}, false, warmboot.Errorf(warmboot.Unavailable, "build runtime image", "the mirror does not answer; try --mirror")

@@ -64,7 +64,7 @@ func TestPlacement(t *testing.T) {
 		_, err := c.svc.CreateContainer(t.Context(), controlplane.CreateContainer{Image: "debian:trixie"})
 		return err, err != nil
 	})
-	c.wantCode(err, warmboot.Exhausted, "none of 3 hosts", "3 full")
+	c.wantCode(err, warmboot.Exhausted, "no host can take it", "3 full")
 	if on := c.on(); on["one"] != 4 || on["two"] != 4 || on["zother"] != 4 {
 		t.Errorf("on the hosts: %v", on)
 	}
