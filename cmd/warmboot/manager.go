@@ -11,6 +11,7 @@ import (
 	"warmboot/internal/agentrpc"
 	"warmboot/internal/authority"
 	"warmboot/internal/cli"
+	"warmboot/internal/controlplane"
 	"warmboot/internal/httpapi"
 	"warmboot/internal/rollback"
 	"warmboot/internal/telemetry"
@@ -20,7 +21,7 @@ import (
 func manager(ctx context.Context, o cli.ManagerOptions) (err error) {
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Unwind()) }()
-	p := &plane{log: newLog(o.ServerOptions), undo: &undo}
+	p := &plane{log: newLog(o.ServerOptions), undo: &undo, config: controlplane.Config{HostDownAfter: o.HostDownAfter}}
 	if err := p.listen(o.ControlOptions); err != nil {
 		return err
 	}

@@ -35,6 +35,7 @@ type plane struct {
 	door     *door
 	store    *store.Store
 	service  *controlplane.Service
+	config   controlplane.Config // what the options do not say
 	metrics  *telemetry.Metrics
 }
 
@@ -70,10 +71,10 @@ func (p *plane) start(ctx context.Context, server cli.ServerOptions, o cli.Contr
 		return err
 	}
 	p.metrics = telemetry.NewMetrics()
-	p.service = controlplane.New(controlplane.Config{
-		Store: p.store, Hosts: hosts, Queue: queue, Log: p.log, Name: managerName(server.Name), SnapshotWait: o.SnapshotWait, MaxSnapshots: o.MaxSnapshots,
-		AutoSnapshot: o.AutoSnapshot, SnapshotTTL: o.SnapshotTTL, Observer: p.metrics,
-	})
+	c := p.config
+	c.Store, c.Hosts, c.Queue, c.Log, c.Observer, c.Name = p.store, hosts, queue, p.log, p.metrics, managerName(server.Name)
+	c.SnapshotWait, c.MaxSnapshots, c.AutoSnapshot, c.SnapshotTTL = o.SnapshotWait, o.MaxSnapshots, o.AutoSnapshot, o.SnapshotTTL
+	p.service = controlplane.New(c)
 	p.undo.Push("end background work", func() error {
 		p.service.Close() // first: jobs that end after it know that they are to be done again
 		return queue.Close(context.WithoutCancel(ctx))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -51,7 +52,11 @@ type ManagerOptions struct {
 	ServerOptions
 	ControlOptions
 	ClusterListen string // host:port at which hosts reach this manager
+	HostDownAfter time.Duration
 }
+
+// minHostDown is two signs of life of an agent.
+const minHostDown = 10 * time.Second
 
 func (a *app) managerCmd() *cobra.Command {
 	var o ManagerOptions
@@ -69,9 +74,13 @@ its own. The machine of a manager runs no microVMs, unless an agent runs there t
 	f := cmd.Flags()
 	server, control := a.newServerFlags(f, &o.ServerOptions, "manager"), a.newControlFlags(f, &o.ControlOptions)
 	f.StringVar(&o.ClusterListen, "cluster-listen", a.env("MANAGER_CLUSTER_LISTEN", ":18081"), "`address` at which hosts reach this manager, always with TLS (MANAGER_CLUSTER_LISTEN)")
+	f.DurationVar(&o.HostDownAfter, "host-down-after", 30*time.Second, "`time` after which a host that gives no sign of life counts as down")
 	cmd.RunE = a.do(func(ctx context.Context, _ []string) error {
 		if err := firstError(control.read, server.read); err != nil {
 			return err
+		}
+		if o.HostDownAfter < minHostDown {
+			return invalid("--host-down-after must be at least %s: a host gives a sign of life every five seconds", minHostDown)
 		}
 		return a.Manager(ctx, o)
 	})
