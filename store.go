@@ -69,7 +69,8 @@ type ContainerFilter struct {
 type ContainerStore interface {
 	// CreateContainer stores a new container. A taken name, or a host port that another live container publishes, is
 	// a Conflict whose text names the other container. One that is stored already, id and all, is a success: whoever
-	// was answered Unavailable does not know, and may ask again.
+	// was answered Unavailable does not know, and may ask again. One in state creating on a host that is down, cordoned or gone is
+	// ErrHostClosed; the same goes for UpdateContainer when it alters the host.
 	CreateContainer(ctx context.Context, c *Container) error
 	Container(ctx context.Context, id ID) (*Container, error)
 	// FindContainer resolves what people type: a full id, a name, or the beginning of an id that only one container

@@ -49,7 +49,7 @@ type door struct {
 }
 
 // openDoor reads or makes the certificate and the local admin token. Its keeper must be closed before the store.
-func openDoor(ctx context.Context, storageRoot string, o cli.ControlOptions, db access.Store, log *slog.Logger) (*door, error) {
+func openDoor(ctx context.Context, storageRoot, name string, o cli.ControlOptions, db access.Store, log *slog.Logger) (*door, error) {
 	d := &door{o: o.Access, log: log}
 	var err error
 	switch {
@@ -64,7 +64,7 @@ func openDoor(ctx context.Context, storageRoot string, o cli.ControlOptions, db 
 	}
 	d.keeper = access.New(access.Config{Store: db, Log: log, Static: o.Access.Token, AuditRetention: o.Access.AuditRetention})
 	if !o.Access.NoAuth {
-		if err := d.keeper.EnsureLocal(ctx, storageRoot); err != nil {
+		if err := d.keeper.EnsureLocal(ctx, storageRoot, name); err != nil {
 			d.keeper.Close()
 			return nil, err
 		}

@@ -46,7 +46,7 @@ func (p *plane) openStore(ctx context.Context, server cli.ServerOptions, o cli.C
 		return err
 	}
 	p.undo.Push("close database", p.store.Close)
-	if p.door, err = openDoor(ctx, server.StorageRoot, o, p.store, p.log); err != nil {
+	if p.door, err = openDoor(ctx, server.StorageRoot, managerName(server.Name), o, p.store, p.log); err != nil {
 		return err
 	}
 	p.undo.Push("end access", func() error { p.door.keeper.Close(); return nil })

@@ -73,7 +73,7 @@ func TestScripts(t *testing.T) {
 			},
 			"local": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(os.Mkdir(ts.MkAbs(args[0]), 0o711))
-				ts.Check(of(ts).access.EnsureLocal(context.Background(), ts.MkAbs(args[0])))
+				ts.Check(of(ts).access.EnsureLocal(context.Background(), ts.MkAbs(args[0]), "box"))
 			},
 			"take":   take,
 			"exits":  exits,

@@ -231,6 +231,26 @@ func (h *hosts) all() []placement.Host {
 	return all
 }
 
+// choose has pick choose among the hosts. If none will do it is asked again with what the store has now: another manager may have just heard
+// of one.
+func (s *Service) choose(ctx context.Context, pick func([]placement.Host) error) error {
+	err := pick(s.hosts.all())
+	if err == nil {
+		return nil
+	}
+	if err := s.refreshHosts(ctx); err != nil {
+		return err
+	}
+	return pick(s.hosts.all())
+}
+
+// several says that there is more than one host to choose from.
+func (h *hosts) several() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.known) > 1
+}
+
 // place counts a container that goes to a host. done must be called once its row is stored, or never will be.
 func (h *hosts) place(id warmboot.ID) (done func(error)) {
 	h.mu.Lock()

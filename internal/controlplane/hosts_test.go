@@ -330,3 +330,25 @@ func TestWhatAnOldDatabaseHasForgottenIsKnownAgain(t *testing.T) {
 		p.must(err)
 	}
 }
+
+// TestCordonHoldsForEveryManager has one manager asked in the moment after the other has cordoned a host.
+func TestCordonHoldsForEveryManager(t *testing.T) {
+	one, two := namedHost("one", "p"), namedHost("two", "p")
+	c := newCluster(t, one, two)
+	for range 2 {
+		_, err := c.b.Service.CordonHost(t.Context(), "one", true)
+		c.must(err)
+		if got := c.create(controlplane.CreateContainer{}); got.HostID != two.ID {
+			t.Fatalf("%+v", got)
+		}
+		_, err = c.b.Service.CordonHost(t.Context(), "one", false)
+		c.must(err)
+		_, err = c.b.Service.CordonHost(t.Context(), "two", true)
+		c.must(err)
+		if got := c.create(controlplane.CreateContainer{}); got.HostID != one.ID {
+			t.Fatalf("%+v", got)
+		}
+		_, err = c.b.Service.CordonHost(t.Context(), "two", false)
+		c.must(err)
+	}
+}

@@ -45,6 +45,7 @@ func Run(t *testing.T, open func(t *testing.T) warmboot.Store) {
 		{"PortsAreFreeOnceStopped", testPortsOfStopped},
 		{"ConcurrentPortClaims", testConcurrentPortClaims},
 		{"PortsAreOfAHost", testPortsOfHosts},
+		{"ClosedHosts", testClosedHosts},
 		{"ContainerModel", testContainerModel},
 		{"DeletedContainers", testDeletedContainers},
 		{"Hosts", testHosts},
