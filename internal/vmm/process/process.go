@@ -1,4 +1,6 @@
-package qemu
+// Package process is for programs that outlive us: a VMM's process is started here, held so that no signal can reach another one
+// that got its number, and found again after a restart of ours. It also keeps the end of what such a program prints.
+package process
 
 import (
 	"bytes"
@@ -16,22 +18,26 @@ import (
 	"warmboot/internal/vmm"
 )
 
-// errGone says that a process is not there any more, or that its number belongs to another one now.
-var errGone = errors.New("the process is gone")
+// ErrGone says that a process is not there any more, or that its number belongs to another one now.
+var ErrGone = errors.New("the process is gone")
 
-// process is a QEMU process, held by a file descriptor: a signal can never reach another process that got its number.
-type process struct {
-	pid       int
-	startTime uint64
-	fd        *os.File
-	done      chan struct{} // closed when it has ended
+// Process is a process that is held by a file descriptor: a signal can never reach another process that got its number. It is safe
+// for concurrent use.
+type Process struct {
+	PID       int
+	StartTime uint64 // in clock ticks since the host booted: field 22 of /proc/PID/stat
+
+	fd   *os.File
+	done chan struct{}    // closed when it has ended
+	how  *os.ProcessState // how it ended, if it was our child; set before done is closed
 }
 
-// spawn starts a command as owner, in a session of its own.
-func spawn(cmd *exec.Cmd, owner vmm.Owner, ambient []uintptr) (*process, error) {
+// Start starts a command as owner, in a session of its own. A process that is not root keeps the capabilities in ambient, and may
+// use KVM if a group may.
+func Start(cmd *exec.Cmd, owner vmm.Owner, ambient []uintptr) (*Process, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if confined(owner) {
-		groups, err := kvmGroup()
+	if owner.Confined() {
+		groups, err := KVMGroup()
 		if err != nil {
 			return nil, err
 		}
@@ -45,21 +51,25 @@ func spawn(cmd *exec.Cmd, owner vmm.Owner, ambient []uintptr) (*process, error) 
 	defer undo.Unwind()
 	undo.Push("start process", func() error { return errors.Join(cmd.Process.Kill(), cmd.Wait()) })
 	// A child that nobody has waited for yet keeps its number, so this finds the right process.
-	p, err := openProcess(cmd.Process.Pid)
+	p, err := open(cmd.Process.Pid)
 	if err != nil {
 		return nil, err
 	}
 	undo.Move()
 	go func() {
 		_ = cmd.Wait() // how it ended is in cmd.ProcessState
+		p.how = cmd.ProcessState
 		p.ended()
 	}()
 	return p, nil
 }
 
-// kvmGroup is the group that may use KVM, so that a VMM that is not root can.
-func kvmGroup() ([]uint32, error) {
-	info, err := os.Stat(kvmDevice)
+// KVMDevice is where the kernel offers KVM.
+const KVMDevice = "/dev/kvm"
+
+// KVMGroup is the group that may use KVM, so that a VMM that is not root can; none if there is no such group.
+func KVMGroup() ([]uint32, error) {
+	info, err := os.Stat(KVMDevice)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -73,18 +83,18 @@ func kvmGroup() ([]uint32, error) {
 	return []uint32{gid}, nil
 }
 
-// findProcess finds a process that we, or a process before us, started at startTime. It is an errGone if it has ended.
-func findProcess(pid int, startTime uint64) (*process, error) {
+// Find finds a process that we, or a process before us, started at startTime. It is an ErrGone if it has ended.
+func Find(pid int, startTime uint64) (*Process, error) {
 	if pid <= 1 {
-		return nil, errGone
+		return nil, ErrGone
 	}
-	p, err := openProcess(pid)
+	p, err := open(pid)
 	if err != nil {
 		return nil, err
 	}
-	if p.startTime != startTime {
+	if p.StartTime != startTime {
 		p.fd.Close()
-		return nil, errGone
+		return nil, ErrGone
 	}
 	// The runtime's poller wakes the goroutine when the descriptor becomes readable, which is when the process ends.
 	raw, err := p.fd.SyscallConn()
@@ -102,18 +112,18 @@ func findProcess(pid int, startTime uint64) (*process, error) {
 	return p, nil
 }
 
-// openProcess takes hold of a process by its number.
-func openProcess(pid int) (*process, error) {
+// open takes hold of a process by its number.
+func open(pid int) (*Process, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
-		return nil, errGone
+		return nil, ErrGone
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
-	p := &process{pid: pid, fd: os.NewFile(uintptr(fd), "pidfd"), done: make(chan struct{})}
+	p := &Process{PID: pid, fd: os.NewFile(uintptr(fd), "pidfd"), done: make(chan struct{})}
 	// Read after the descriptor was opened: this is the process it stands for, or that has ended.
-	if p.startTime, err = startTime(pid); err != nil {
+	if p.StartTime, err = startTime(pid); err != nil {
 		p.fd.Close()
 		return nil, err
 	}
@@ -124,7 +134,7 @@ func openProcess(pid int) (*process, error) {
 func startTime(pid int) (uint64, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return 0, errGone
+		return 0, ErrGone
 	}
 	if err != nil {
 		return 0, err
@@ -135,18 +145,39 @@ func startTime(pid int) (uint64, error) {
 		return 0, fmt.Errorf("process %d: cannot read %q", pid, stat)
 	}
 	if s := fields[0][0]; s == 'Z' || s == 'X' {
-		return 0, errGone
+		return 0, ErrGone
 	}
 	return strconv.ParseUint(string(fields[19]), 10, 64)
 }
 
-func (p *process) ended() {
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Ended reports whether the process has ended.
+func (p *Process) Ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// State tells how the process ended; nil while it runs, and if it is not our child.
+func (p *Process) State() *os.ProcessState {
+	if !p.Ended() {
+		return nil
+	}
+	return p.how
+}
+
+func (p *Process) ended() {
 	close(p.done)
 	p.fd.Close()
 }
 
-// signal sends a signal; to a process that has ended it is no error.
-func (p *process) signal(sig unix.Signal) error {
+// Signal sends a signal; to a process that has ended it is no error.
+func (p *Process) Signal(sig unix.Signal) error {
 	raw, err := p.fd.SyscallConn()
 	if err != nil {
 		return nil //nolint:nilerr // closed: it has ended
@@ -161,8 +192,8 @@ func (p *process) signal(sig unix.Signal) error {
 	return sent
 }
 
-// wait returns whether the process has ended before ctx did.
-func (p *process) wait(ctx context.Context) bool {
+// Wait returns whether the process has ended before ctx did.
+func (p *Process) Wait(ctx context.Context) bool {
 	select {
 	case <-p.done:
 		return true
