@@ -34,6 +34,8 @@ type Suite struct {
 	Kill func(t *testing.T, d vmm.Driver, m vmm.Machine)
 	// Alive reports whether a VMM runs for the machine with this id.
 	Alive func(t *testing.T, d vmm.Driver, id string) bool
+	// NoForwards says that the driver publishes no ports by itself.
+	NoForwards bool
 }
 
 // limit is for one step of a machine under emulation on a busy host, a boot included.
@@ -456,6 +458,10 @@ func (e *env) createFails(t *testing.T) {
 	}
 	defer taken.Close()
 	port := taken.Addr().(*net.TCPAddr).AddrPort()
+	forwards := warmboot.Conflict
+	if e.NoForwards {
+		forwards = warmboot.Invalid
+	}
 	for name, c := range map[string]struct {
 		change func(*vmm.Spec)
 		code   warmboot.Code
@@ -466,7 +472,7 @@ func (e *env) createFails(t *testing.T) {
 		"no disk":   {change: func(s *vmm.Spec) { s.DataDisk.Path = "/no-such-disk" }, code: warmboot.NotFound, says: "no-such-disk"},
 		"taken port": {change: func(s *vmm.Spec) {
 			s.Network.Forwards = []vmm.Forward{{Protocol: warmboot.TCP, HostIP: port.Addr(), HostPort: port.Port(), GuestPort: 80}}
-		}, code: warmboot.Conflict, says: fmt.Sprint(port.Port())},
+		}, code: forwards, says: fmt.Sprint(port.Port())},
 		"bad id":          {change: func(s *vmm.Spec) { s.ID = "a,b" }, code: warmboot.Invalid, says: "a,b"},
 		"memory is there": {change: func(s *vmm.Spec) { s.MemoryFile = e.snap.MemoryFile }, code: warmboot.Conflict, says: "exists"},
 		"canceled":        {change: func(*vmm.Spec) {}, code: warmboot.Canceled, over: true},
