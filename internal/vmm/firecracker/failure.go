@@ -63,7 +63,7 @@ var (
 	otherFormat = regexp.MustCompile(`(?i)invalid (data|format) version`)
 	badState    = regexp.MustCompile(`(?i)load snapshot state from file|invalid snapshot state|snapshot file|crc64|magic value|deserializ`)
 	badMemory   = regexp.MustCompile(`(?i)load guest memory`)
-	noKVM       = regexp.MustCompile(`(?i)/dev/kvm|kvm`)
+	noKVM       = regexp.MustCompile(`(?i)creating KVM object|could not access KVM|missing KVM capabilities|invalid KVM API version`)
 )
 
 // refusalError is the error of a command that a running machine has refused; the machine goes on.
@@ -104,17 +104,18 @@ func failure(ctx context.Context, op string, restoring bool, cause error, said s
 	var refused *Refusal
 	var ours *warmboot.Error
 	if errors.As(cause, &refused) {
-		if err := hostError(op, refused.Fault); err != nil {
+		f := refused.Fault
+		if noKVM.MatchString(f) {
+			return warmboot.Errorf(warmboot.Unavailable, op, "Firecracker cannot use KVM (%q); give %s to a group that may read and write it, as with `chgrp kvm %[2]s && chmod 660 %[2]s`", f, process.KVMDevice)
+		}
+		if err := hostError(op, f); err != nil {
 			return err
 		}
-		f := refused.Fault
 		switch {
 		case restoring && otherFormat.MatchString(f):
 			return warmboot.Errorf(warmboot.Incompatible, op, "the snapshot was made by a Firecracker with another format (%q); rebuild the snapshot", f)
 		case restoring && (badState.MatchString(f) || badMemory.MatchString(f)):
 			return warmboot.Errorf(warmboot.Corrupt, op, "Firecracker could not load the snapshot (%q): its files are damaged, or are of another kind of machine; rebuild the snapshot", f)
-		case noKVM.MatchString(f):
-			return warmboot.Errorf(warmboot.Unavailable, op, "Firecracker cannot use KVM (%q); `warmboot doctor` tells more", f)
 		}
 		return warmboot.Errorf(warmboot.Internal, op, "%w", refused)
 	}

@@ -47,7 +47,8 @@ type Config struct {
 	Binary string // "firecracker", looked up in PATH
 	// SeccompFilter is a compiled filter to use instead of the one that release binaries have built in.
 	SeccompFilter string
-	// StateDir is where unpacked kernels are kept, and what Probe found out; empty: nowhere, so that both are done again every time.
+	// StateDir is where unpacked kernels are kept, and what Probe found out. Empty: only kernels that are ELF files already can be booted, and
+	// every Driver finds out for itself.
 	StateDir string
 	// ProbeKernel is what Probe boots to find out whether KVM works; by default the newest kernel in /boot.
 	ProbeKernel string
@@ -121,20 +122,12 @@ func (d *Driver) Create(ctx context.Context, spec vmm.Spec) (vmm.Machine, error)
 }
 
 func (d *Driver) create(ctx context.Context, op string, f *found, spec vmm.Spec) (*machine, error) {
-	var undo rollback.Stack
-	defer undo.Unwind()
 	kernel, err := d.elfKernel(ctx, op, spec)
 	if err != nil {
 		return nil, err
 	}
-	undo.Push("unpack kernel", func() error { return releaseKernel(spec.Dir) })
-	m, err := d.launch(ctx, op, f, spec, false, func(ctx context.Context, c *Client) error { return d.boot(ctx, c, spec) },
+	return d.launch(ctx, op, f, spec, false, func(ctx context.Context, c *Client) error { return d.boot(ctx, c, spec) },
 		placed{kernelName, kernel}, placed{initrdName, spec.Initrd})
-	if err != nil {
-		return nil, err
-	}
-	undo.Move()
-	return m, nil
 }
 
 // boot puts a machine's parts together and starts it.

@@ -22,14 +22,14 @@ func TestConformance(t *testing.T) {
 	for _, version := range []string{"1.7.0", "1.12.1", "1.15.1", "1.16.2", "1.17.0"} {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
-			conformance(t, version)
+			conformance(t, standin.Profile{Version: version})
 		})
 	}
 }
 
-func conformance(t *testing.T, version string) {
+func conformance(t *testing.T, p standin.Profile) {
 	dir := shared(t)
-	config := configFor(t, standin.Profile{Version: version})
+	config := configFor(t, p)
 	config.StateDir = t.TempDir()
 	vmmtest.Run(t, vmmtest.Suite{
 		New:        func(*testing.T) vmm.Driver { return New(config) },
@@ -53,7 +53,7 @@ func configFor(t testing.TB, p standin.Profile) Config {
 func machineSpec(t testing.TB, dir string) vmm.Spec {
 	t.Helper()
 	spec := vmm.Spec{
-		VCPUs: 1, MemoryMiB: 64, Kernel: filepath.Join(dir, "kernel"), Initrd: filepath.Join(dir, "initrd"),
+		VCPUs: 1, MemoryMiB: 32, Kernel: filepath.Join(dir, "kernel"), Initrd: filepath.Join(dir, "initrd"),
 		RootDisk: vmm.Disk{Path: filepath.Join(dir, "root"), Format: vmm.Raw}, DataDisk: vmm.Disk{Path: filepath.Join(dir, "data"), Format: vmm.Raw},
 		Owner: owner,
 	}
@@ -98,7 +98,7 @@ func kill(t *testing.T, pid int) {
 }
 
 // find returns the process of a machine that runs a binary, or 0.
-func find(t *testing.T, binary, id string) int {
+func find(t testing.TB, binary, id string) int {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {

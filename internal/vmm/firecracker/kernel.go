@@ -14,9 +14,6 @@ import (
 	"warmboot/internal/vmm"
 )
 
-// unpackedName is an unpacked kernel in a machine's own directory, where there is no StateDir.
-const unpackedName = "vmlinux"
-
 // elfKernel is a machine's kernel as an ELF file: the file itself, or what is packed in it. A kernel is unpacked once, as long as its file does
 // not change.
 func (d *Driver) elfKernel(ctx context.Context, op string, spec vmm.Spec) (string, error) {
@@ -28,8 +25,7 @@ func (d *Driver) elfKernel(ctx context.Context, op string, spec vmm.Spec) (strin
 		return spec.Kernel, nil // if it is no kernel either, Firecracker says so
 	}
 	if d.StateDir == "" {
-		path := filepath.Join(spec.Dir, unpackedName)
-		return path, unpack(ctx, op, spec.Kernel, path)
+		return "", warmboot.Errorf(warmboot.Invalid, op, "%s is packed, and there is no place for an unpacked one; give the driver a StateDir", spec.Kernel)
 	}
 	d.unpacking.Lock() // for a second at most
 	defer d.unpacking.Unlock()
@@ -82,11 +78,6 @@ func unpack(ctx context.Context, op, from, to string) error {
 		return warmboot.Errorf(warmboot.Invalid, op, "%s cannot be started: %w; register an image with another kernel", from, err)
 	}
 	return vmm.FileError(op, err)
-}
-
-// releaseKernel removes a kernel that was unpacked for one machine.
-func releaseKernel(dir string) error {
-	return ignoreMissing(os.Remove(filepath.Join(dir, unpackedName)))
 }
 
 func ignoreMissing(err error) error {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -175,7 +174,7 @@ func (m *machine) failed(ctx context.Context, op string, restored bool, cause er
 }
 
 // endLimit is how long a process may take to end that has said that it will, or has stopped answering.
-const endLimit = 2 * time.Second
+const endLimit = time.Second
 
 // remember writes down what the machine consists of.
 func (m *machine) remember() error {
@@ -196,10 +195,8 @@ func recall(dir string) (k kept, err error) {
 
 // releaseMachine removes everything of a machine whose process is gone.
 func (d *Driver) releaseMachine(dir, root string) error {
-	err := errors.Join(d.starter.release(root), releaseKernel(dir))
-	if rmErr := os.Remove(filepath.Join(dir, machineFile)); !errors.Is(rmErr, fs.ErrNotExist) {
-		err = errors.Join(err, rmErr)
-	}
+	err := d.starter.release(root)
+	err = errors.Join(err, ignoreMissing(os.Remove(filepath.Join(dir, machineFile))))
 	if err != nil {
 		return warmboot.Errorf(warmboot.Internal, "release machine", "%w", err)
 	}

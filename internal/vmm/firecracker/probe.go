@@ -121,6 +121,9 @@ func askBinary(ctx context.Context, op, binary, argument string, line *regexp.Re
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, binary, argument).Output()
+	if ctx.Err() != nil {
+		return "", warmboot.Errorf(warmboot.CodeOf(ctx.Err()), op, "%s %s has not answered: %w", binary, argument, ctx.Err())
+	}
 	if err != nil {
 		return "", warmboot.Errorf(warmboot.Unavailable, op, "%s %s failed: %w", binary, argument, err)
 	}

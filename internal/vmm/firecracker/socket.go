@@ -71,7 +71,9 @@ func (w *watcher) next(ctx context.Context, limit time.Time) error {
 	return err
 }
 
-func (w *watcher) close() { _ = w.file.Close() }
+// close ends the watching. Not in line: the kernel takes tens of milliseconds for it, in which it waits for whoever may still look at the
+// watch.
+func (w *watcher) close() { go w.file.Close() }
 
 // listenPause is how long a socket may be there without being listened to: its maker does one right after the other.
 const listenPause = time.Millisecond

@@ -83,6 +83,7 @@ func (direct) release(root string) error {
 
 // inNamespace runs f in a network namespace; children that f starts stay in it.
 func inNamespace(path string, f func() error) error {
+	const op = "enter network namespace"
 	if path == "" {
 		return f()
 	}
@@ -93,13 +94,24 @@ func inNamespace(path string, f func() error) error {
 	defer target.Close()
 	done := make(chan error, 1)
 	go func() {
-		// The thread is never unlocked, so it ends with this goroutine and nobody else ever runs in the namespace.
 		runtime.LockOSThread()
-		if err := unix.Setns(int(target.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- warmboot.Errorf(warmboot.Internal, "enter network namespace", "%s: %w", path, err)
+		ours, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			done <- err
+			runtime.UnlockOSThread()
 			return
 		}
-		done <- f()
+		defer ours.Close()
+		if err := unix.Setns(int(target.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- warmboot.Errorf(warmboot.Internal, op, "%s: %w", path, err)
+			runtime.UnlockOSThread()
+			return
+		}
+		err = f()
+		if back := unix.Setns(int(ours.Fd()), unix.CLONE_NEWNET); back == nil {
+			runtime.UnlockOSThread()
+		} // else the thread ends with this goroutine, and nobody else ever runs in the namespace
+		done <- err
 	}()
 	return <-done
 }

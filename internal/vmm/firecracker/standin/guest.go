@@ -59,7 +59,7 @@ func (m *machine) serveGuest(conn net.Conn) {
 		var answer string
 		m.when(func() { answer = m.command(in.Text()) })
 		if answer == "" {
-			end(0)
+			m.down(0)
 		}
 		if _, err := fmt.Fprintln(conn, answer); err != nil {
 			return

@@ -18,7 +18,8 @@ type machine struct {
 	profile Profile
 	release release
 	id      string
-	fatal   error // the process ends after its answer
+	fatal   error       // the process ends after its answer
+	api     *sync.Mutex // held while a call is made and answered
 
 	// What has been put before the start, or loaded.
 	touched bool // so a snapshot can be loaded no more
@@ -87,8 +88,8 @@ const (
 	paused     = "Paused"
 )
 
-func newMachine(p Profile, r release, id string) *machine {
-	m := &machine{profile: p, release: r, id: id, state: notStarted, drives: map[string]*os.File{}, conns: map[net.Conn]bool{},
+func newMachine(p Profile, r release, id string, api *sync.Mutex) *machine {
+	m := &machine{profile: p, api: api, release: r, id: id, state: notStarted, drives: map[string]*os.File{}, conns: map[net.Conn]bool{},
 		config: config{VCPUs: 1, MemoryMiB: 128}}
 	m.changed = sync.NewCond(&m.mu)
 	return m
@@ -321,7 +322,10 @@ func (m *machine) action(body []byte, started bool) error {
 	case !started:
 		return errBefore
 	case a.Type == "SendCtrlAltDel" && !m.profile.Faults.Stubborn:
-		go m.when(func() { end(0) })
+		go func() {
+			m.when(func() {})
+			m.down(0)
+		}()
 	}
 	return nil
 }
@@ -359,18 +363,24 @@ func (m *machine) bootGuest() {
 	say("Linux version 6.1.0-standin")
 	if s := m.profile.Faults.BootSays; s != "" {
 		say(s)
-		end(0)
+		m.down(0)
 	}
 	if b.Initrd == "" && len(m.config.Drives) == 0 {
 		say("Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)")
 		if strings.Contains(b.Args, "reboot=k") && strings.Contains(b.Args, "panic=-1") {
-			end(0)
+			m.down(0)
 		}
 		return
 	}
 	say("Run /init as init process")
 	time.Sleep(m.profile.Faults.BootTime)
 	m.when(func() { go m.serveVsock() })
+}
+
+// down ends this process because its guest has ended, once the API has no call to answer.
+func (m *machine) down(status int) {
+	m.api.Lock()
+	end(status)
 }
 
 func (m *machine) status() string {
@@ -407,7 +417,7 @@ func (m *machine) setState(body []byte) error {
 	case "Paused":
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if m.state == running {
+		if m.state == running && !m.profile.Faults.Restless {
 			m.state, m.frozen = paused, false
 			guestOf(m.memory).tick(time.Since(m.since))
 		}

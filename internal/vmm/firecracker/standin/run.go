@@ -61,8 +61,9 @@ func run(p Profile, args []string) int {
 	if err != nil {
 		return bad(exitError, "cannot open the API socket %s: %v", options["--api-sock"], err)
 	}
-	vm := newMachine(p, r, options["--id"])
-	return (&api{vm: vm, release: r, faults: p.Faults.Calls}).serve(l)
+	a := &api{release: r, faults: p.Faults.Calls}
+	a.vm = newMachine(p, r, options["--id"], &a.one)
+	return a.serve(l)
 }
 
 func bad(status int, format string, args ...any) int {

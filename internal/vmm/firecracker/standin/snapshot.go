@@ -101,20 +101,22 @@ func (m *machine) load(body []byte) error {
 	m.state = paused
 	m.frozen = true
 	m.mu.Unlock()
-	go m.when(m.wake)
+	go m.wake()
 	if l.Resume {
 		m.setRunning()
 	}
 	return nil
 }
 
-// wake is the guest's first moment after a restore. Runs with the lock.
+// wake is the guest's first moment after a restore.
 func (m *machine) wake() {
-	if !guestOf(m.memory).alive() {
+	alive := false
+	m.when(func() { alive = guestOf(m.memory).alive() })
+	if !alive {
 		fmt.Fprintln(os.Stderr, "the guest crashed: its memory is not what it was")
-		end(0) // a triple fault ends Firecracker as a reboot does
+		m.down(0) // a triple fault ends Firecracker as a reboot does
 	}
-	go m.serveVsock()
+	m.serveVsock()
 }
 
 func (m *machine) restore(stateFile, memoryFile string, network []iface, override *vsock) error {
@@ -122,10 +124,13 @@ func (m *machine) restore(stateFile, memoryFile string, network []iface, overrid
 	if err != nil {
 		return fmt.Errorf("failed to get snapshot state from file: failed to open snapshot file: %w", rust(err))
 	}
-	if m.config, err = m.readState(state); err != nil {
+	if m.config, err = m.readState(state); err != nil && !m.profile.Faults.AnyState {
 		return fmt.Errorf("failed to get snapshot state from file: failed to load snapshot state from file: %w", err)
 	}
-	if m.memory, err = mapPrivate(memoryFile, m.config.MemoryMiB<<20); err != nil {
+	if m.profile.Faults.AnyState {
+		m.config.MemoryMiB = max(m.config.MemoryMiB, 2)
+	}
+	if m.memory, err = mapFile(memoryFile, m.config.MemoryMiB<<20, m.profile.Faults.SharedMemory); err != nil {
 		return fmt.Errorf("failed to load guest memory: error creating guest memory from file: %w", rust(err))
 	}
 	for _, o := range network {
@@ -181,8 +186,12 @@ func (m *machine) readState(state []byte) (c config, err error) {
 	return c, nil
 }
 
-func mapPrivate(path string, size int) ([]byte, error) {
-	f, err := os.Open(path)
+func mapFile(path string, size int, shared bool) ([]byte, error) {
+	mode, sharing := os.O_RDONLY, unix.MAP_PRIVATE
+	if shared {
+		mode, sharing = os.O_RDWR, unix.MAP_SHARED
+	}
+	f, err := os.OpenFile(path, mode, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +203,7 @@ func mapPrivate(path string, size int) ([]byte, error) {
 	if info.Size() < int64(size) {
 		return nil, fmt.Errorf("the file has %d bytes of %d", info.Size(), size)
 	}
-	return unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
+	return unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, sharing)
 }
 
 // uptime is how long the machine has run, its life before a snapshot included and pauses not. Runs with the lock.

@@ -39,6 +39,20 @@ type Faults struct {
 	BootSays    string        // what the kernel prints before the machine ends, instead of booting
 	BootTime    time.Duration // until the guest listens
 	Stubborn    bool          // the guest ignores Ctrl-Alt-Del, and yields none of its memory
+
+	// What no Firecracker does, to see that a test would notice.
+	SharedMemory bool // a restored machine writes to its snapshot's memory file
+	Restless     bool // a paused machine goes on
+	AnyState     bool // a damaged state file is loaded as if it were empty
+}
+
+// Accepts returns why a release refuses a call with this body, or nil if it knows the call and every field.
+func Accepts(version, call string, body []byte) error {
+	r := parse(version)
+	if !exists(r, call) {
+		return fmt.Errorf("there is no such call: %s", call)
+	}
+	return check(r, bodies[call], body)
 }
 
 // Fault is what goes wrong with one call.
