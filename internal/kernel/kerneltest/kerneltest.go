@@ -7,13 +7,14 @@ import (
 	"encoding/binary"
 )
 
-// ELF is a whole ELF kernel for x86-64 of at least size bytes. It does nothing.
+// ELF is a whole ELF kernel for x86-64 of at least size bytes. A processor that enters it halts.
 func ELF(size int) []byte {
-	const header, program = 64, 56 // bytes of a 64-bit ELF file's headers
-	size = max(size, header+program)
+	const header, program = 64, 56         // bytes of a 64-bit ELF file's headers
+	code := []byte{0xfa, 0xf4, 0xeb, 0xfd} // cli; hlt; jump back to it
+	size = max(size, header+program+len(code))
 	h := elf.Header64{
 		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
-		Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT), Entry: 1 << 24,
+		Type:  uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT), Entry: 1<<24 + header + program,
 		Phoff: header, Ehsize: header, Phentsize: program, Phnum: 1,
 	}
 	p := elf.Prog64{
@@ -26,6 +27,7 @@ func ELF(size int) []byte {
 			panic(err) // a buffer takes everything
 		}
 	}
+	b.Write(code)
 	return append(b.Bytes(), make([]byte, size-b.Len())...)
 }
 

@@ -126,16 +126,13 @@ func (d *Driver) create(ctx context.Context, op string, f *found, spec vmm.Spec)
 	if err != nil {
 		return nil, err
 	}
-	return d.launch(ctx, op, f, spec, false, func(ctx context.Context, c *Client) error { return d.boot(ctx, c, spec) },
-		placed{kernelName, kernel}, placed{initrdName, spec.Initrd})
+	return d.launch(ctx, op, f, spec, false, func(ctx context.Context, c *Client, known names) error { return d.boot(ctx, c, spec, known) },
+		placed{name: kernelName, target: kernel}, placed{name: initrdName, target: spec.Initrd})
 }
 
 // boot puts a machine's parts together and starts it.
-func (d *Driver) boot(ctx context.Context, c *Client, spec vmm.Spec) error {
-	source := BootSource{KernelImagePath: kernelName, BootArgs: kernelCommandLine(spec)}
-	if spec.Initrd != "" {
-		source.InitrdPath = initrdName
-	}
+func (d *Driver) boot(ctx context.Context, c *Client, spec vmm.Spec, known names) error {
+	source := BootSource{KernelImagePath: known[kernelName], InitrdPath: known[initrdName], BootArgs: kernelCommandLine(spec)}
 	steps := []func() error{
 		func() error {
 			return c.PutMachineConfig(ctx, MachineConfig{VCPUCount: spec.VCPUs, MemSizeMiB: spec.MemoryMiB})
@@ -205,10 +202,9 @@ func (d *Driver) Restore(ctx context.Context, snap vmm.Snapshot, opts vmm.Restor
 	if err != nil {
 		return nil, err
 	}
-	load := SnapshotLoad{SnapshotPath: stateName, MemBackend: MemBackend{"File", memoryName}, ResumeVM: true}
-	m, err := d.launch(ctx, op, f, spec, true, func(ctx context.Context, c *Client) error {
-		return c.LoadSnapshot(ctx, load)
-	}, placed{memoryName, snap.MemoryFile}, placed{stateName, snap.StateFile})
+	m, err := d.launch(ctx, op, f, spec, true, func(ctx context.Context, c *Client, known names) error {
+		return c.LoadSnapshot(ctx, SnapshotLoad{SnapshotPath: known[stateName], MemBackend: MemBackend{"File", known[memoryName]}, ResumeVM: true})
+	}, placed{name: memoryName, target: snap.MemoryFile}, placed{name: stateName, target: snap.StateFile})
 	if err != nil {
 		return nil, err
 	}

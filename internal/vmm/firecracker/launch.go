@@ -16,8 +16,8 @@ import (
 	"warmboot/internal/vmm/process"
 )
 
-// The names in a machine's root. Those of the disks and of the guest channel's socket are kept in snapshots: a change of any of them
-// is a change of layout.
+// The names in a machine's root, as far as it has them all. Those of the disks and of the guest channel's socket are kept in snapshots: a change of
+// any of them is a change of layout.
 const (
 	apiSocket   = "api.sock"
 	guestSocket = "guest.sock"
@@ -42,11 +42,12 @@ type kept struct {
 	Release Release  `json:"release"` // of the process, which may be older than the binary that is installed by now
 }
 
-// placed is a file of ours that a machine's process finds in its root; one without a target is left out.
-type placed struct{ name, target string }
+// names are those by which a machine's process knows the files that were placed for it; "" for what it does not have.
+type names map[string]string
 
-// launch starts Firecracker for a machine with its disks and other files, and lets setUp do what must be done before it counts as started.
-func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec, restored bool, setUp func(context.Context, *Client) error, files ...placed) (_ *machine, err error) {
+// launch starts Firecracker for a machine with its disks and files, as far as they have targets, and lets setUp do what must be done before it counts
+// as started.
+func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec, restored bool, setUp func(context.Context, *Client, names) error, files ...placed) (_ *machine, err error) {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	start := time.Now()
@@ -76,11 +77,12 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 	if err := m.remember(); err != nil {
 		return nil, fail(err)
 	}
-	for _, p := range append(files, placed{rootName, spec.RootDisk.Path}, placed{dataName, spec.DataDisk.Path}) {
+	known := names{}
+	for _, p := range append(files, placed{rootName, spec.RootDisk.Path, true}, placed{dataName, spec.DataDisk.Path, true}) {
 		if p.target == "" {
 			continue
 		}
-		if err := d.starter.place(root, p.name, p.target); err != nil {
+		if known[p.name], err = d.starter.place(root, p); err != nil {
 			return nil, fail(err)
 		}
 	}
@@ -118,7 +120,7 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 	if restored {
 		m.timings, start = append(m.timings, warmboot.Phase{Name: warmboot.PhaseVMM, Duration: time.Since(start)}), time.Now()
 	}
-	if err := setUp(ctx, c); err != nil {
+	if err := setUp(ctx, c, known); err != nil {
 		return nil, m.failed(ctx, op, restored, err)
 	}
 	phase := warmboot.PhaseVMM

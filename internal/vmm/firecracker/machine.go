@@ -80,13 +80,17 @@ func (m *machine) Snapshot(ctx context.Context, opts vmm.SnapshotOptions) (vmm.S
 			return vmm.FileError(op, err)
 		}
 		undo.Push("create state file", func() error { return os.Remove(opts.StateFile) })
-		for _, f := range []placed{{memoryName, spec.MemoryFile}, {stateName, opts.StateFile}} {
-			if err := m.driver.starter.place(m.kept.Root, f.name, f.target); err != nil {
+		request := SnapshotCreate{SnapshotType: "Full"}
+		for _, f := range []struct {
+			placed
+			name *string
+		}{{placed{name: memoryName, target: spec.MemoryFile}, &request.MemFilePath}, {placed{name: stateName, target: opts.StateFile}, &request.SnapshotPath}} {
+			if *f.name, err = m.driver.starter.place(m.kept.Root, f.placed); err != nil {
 				return vmm.FileError(op, err)
 			}
-			defer func() { _ = m.driver.starter.displace(m.kept.Root, f.name) }()
+			defer func() { _ = m.driver.starter.displace(m.kept.Root, f.placed) }()
 		}
-		return c.CreateSnapshot(ctx, SnapshotCreate{SnapshotType: "Full", SnapshotPath: stateName, MemFilePath: memoryName})
+		return c.CreateSnapshot(ctx, request)
 	})
 	if err != nil {
 		return vmm.Snapshot{}, err

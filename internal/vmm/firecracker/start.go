@@ -21,14 +21,20 @@ import (
 type starter interface {
 	// prepare makes the root of a machine, empty and its owner's, and says where it is.
 	prepare(spec vmm.Spec) (root string, err error)
-	// place lets the process find a file of ours under a name in its root.
-	place(root, name, target string) error
+	// place lets the process find a file of ours, and returns by which name: p.name if that is fixed, else by any.
+	place(root string, p placed) (string, error)
 	// displace takes it away again.
-	displace(root, name string) error
+	displace(root string, p placed) error
 	// start runs Firecracker in the root. Its standard output goes to console and its standard error to said.
 	start(binary string, args []string, root string, spec vmm.Spec, console *os.File, said io.Writer) (*process.Process, error)
 	// release removes a root and everything in it. One that is not there is no error.
 	release(root string) error
+}
+
+// placed is a file of ours that a machine's process is to find. Its name in the root is fixed if a snapshot keeps it.
+type placed struct {
+	name, target string
+	fixed        bool
 }
 
 // direct starts the binary itself, as the machine's owner. There is no wall around it but its user and its own seccomp filter, so
@@ -51,12 +57,21 @@ func (direct) prepare(spec vmm.Spec) (string, error) {
 	return root, nil
 }
 
-// place makes a symbolic link. (A hard link would change the file's ctime, by which snapshot.Verifier knows that nobody has touched it.)
-func (direct) place(root, name, target string) error {
-	return os.Symlink(target, filepath.Join(root, name))
+// place makes a symbolic link where a name is needed, which is a tenth of a millisecond each time. (A hard link would change the file's ctime, by
+// which snapshot.Verifier knows that nobody has touched it.)
+func (direct) place(root string, p placed) (string, error) {
+	if !p.fixed {
+		return p.target, nil
+	}
+	return p.name, os.Symlink(p.target, filepath.Join(root, p.name))
 }
 
-func (direct) displace(root, name string) error { return os.Remove(filepath.Join(root, name)) }
+func (direct) displace(root string, p placed) error {
+	if !p.fixed {
+		return nil
+	}
+	return os.Remove(filepath.Join(root, p.name))
+}
 
 func (direct) start(binary string, args []string, root string, spec vmm.Spec, console *os.File, said io.Writer) (*process.Process, error) {
 	dir, err := os.Open(root)

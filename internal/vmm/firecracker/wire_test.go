@@ -20,10 +20,11 @@ var releases = []string{
 
 // full is every request with every field set.
 var full = map[string]any{
-	"PUT /boot-source":           BootSource{"kernel", "initrd", "args"},
-	"PUT /drives/{}":             Drive{"root", "rootfs", true, true, "Unsafe", "Sync"},
-	"PUT /machine-config":        MachineConfig{1, 128, true, "T2", true, "2M"},
-	"PUT /cpu-config":            CPUConfig{[]string{"1"}, []json.RawMessage{[]byte("{}")}, []json.RawMessage{[]byte("{}")}},
+	"PUT /boot-source":    BootSource{"kernel", "initrd", "args"},
+	"PUT /drives/{}":      Drive{"root", "rootfs", true, true, "Unsafe", "Sync"},
+	"PUT /machine-config": MachineConfig{1, 128, true, "T2", true, "2M"},
+	"PUT /cpu-config": CPUConfig{[]string{"!56"},
+		[]json.RawMessage{[]byte(`{"leaf":"0x0","subleaf":"0x0","flags":0,"modifiers":[]}`)}, []json.RawMessage{[]byte(`{"addr":"0x10a","bitmap":"0b1"}`)}},
 	"PUT /network-interfaces/{}": NetworkInterface{"eth0", "tap0", "02:00:00:00:00:01", 1400},
 	"PUT /vsock":                 Vsock{3, "guest.sock"},
 	"PUT /entropy":               Entropy{},
