@@ -13,6 +13,7 @@ import (
 	"warmboot/internal/kernel/kerneltest"
 	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/probe"
+	"warmboot/internal/vmm/vmmtest"
 )
 
 // realRig is newRig with the first real Firecracker, or nil if there is none. Its machine's kernel halts at once, so what is shown is the
@@ -133,6 +134,39 @@ func TestRealFirecracker(t *testing.T) {
 			_, err = r.create(t, t.Context(), func(s *vmm.Spec) { s.Network.TAP = "no-such-tap-here" })
 			wantError(t, err, warmboot.Internal, "refused PUT /network-interfaces/eth0")
 			t.Run("every call", func(t *testing.T) { everyCall(t, r) })
+		})
+	}
+}
+
+// The suite on real machines: with vmmtest.ImageVar set too, which takes a KVM that works.
+func TestRealConformance(t *testing.T) {
+	binaries := realBinaries()
+	if len(binaries) == 0 {
+		t.Skipf("SKIPPED: this test runs machines in real Firecrackers; set %s to their paths, divided by colons, and %s to a runtime image", firecrackerVar, vmmtest.ImageVar)
+	}
+	kernel := vmmtest.Kernel(t)
+	dir := shared(t)
+	initrd := vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...)
+	for _, binary := range binaries {
+		t.Run(binary, func(t *testing.T) {
+			config := Config{Binary: binary, ProbeKernel: kernel, StateDir: t.TempDir()}
+			caps, err := New(config).Probe(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			vmmtest.Run(t, vmmtest.Suite{
+				New:   func(*testing.T) vmm.Driver { return New(config) },
+				Again: func(*testing.T, vmm.Driver) vmm.Driver { return New(config) },
+				Spec: func(t *testing.T) vmm.Spec {
+					spec := machineSpec(t, dir)
+					spec.Kernel, spec.Initrd, spec.MemoryMiB = kernel, initrd, 128
+					return spec
+				},
+				Kill:         func(t *testing.T, _ vmm.Driver, m vmm.Machine) { kill(t, m.Handle().PID) },
+				Alive:        func(t *testing.T, _ vmm.Driver, id string) bool { return find(t, binary, id) != 0 },
+				NoForwards:   true,
+				NoBareResume: caps.Version == "1.16.0" || caps.Version == "1.16.1",
+			})
 		})
 	}
 }
