@@ -175,10 +175,10 @@ func (d *Driver) boot(ctx context.Context, c *Client, spec vmm.Spec, known names
 const ifaceID = "eth0"
 
 // kernelCommandLine: Firecracker has no power switch, but ends when the guest reboots by way of the keyboard controller, which it has for nothing
-// else. There is no PCI bus to look for.
+// else. There is no PCI bus to look for, and one serial port.
 func kernelCommandLine(spec vmm.Spec) string {
 	return strings.Join(append([]string{
-		"console=ttyS0", "quiet", "reboot=k", "panic=-1", "pci=off", "i8042.noaux", "i8042.nomux", "i8042.dumbkbd",
+		"console=ttyS0", "quiet", "reboot=k", "panic=-1", "pci=off", "8250.nr_uarts=1", "i8042.noaux", "i8042.nomux", "i8042.dumbkbd",
 	}, spec.KernelArgs...), " ")
 }
 
@@ -231,6 +231,7 @@ func (d *Driver) Recover(_ context.Context, h vmm.Handle) (vmm.Machine, error) {
 		return nil, warmboot.Errorf(warmboot.Internal, op, "%w", err)
 	}
 	m := &machine{driver: d, process: p, handle: h, kept: k, busy: make(chan struct{}, 1)}
+	m.knock.Store(settles(k.Release)) // whoever restored it may not have come to dialling
 	if recallErr != nil {
 		// Without it nothing can be said to the machine but that it is to end, and that is better than that it runs on unknown.
 		d.Log.Warn("What a microVM consists of is no longer known; it is ended", "machine", h.ID, "err", recallErr)

@@ -26,6 +26,13 @@ const (
 	lastPause     = 100 * time.Millisecond
 )
 
+// knockPort is a vsock port on which no guest listens.
+const knockPort = 9
+
+// settles tells that a release does not hold connections to a restored guest back until the guest has dropped those of its former life. It drops
+// them when its driver gets to it, and a connection that was made before that is dropped with them, without a word to the host.
+func settles(r Release) bool { return !r.knows("1.16") }
+
 // greetingLimit is how long the line is at most that says that the guest has taken a connection, in bytes: "OK" and a number.
 const greetingLimit = 16
 
@@ -60,9 +67,23 @@ func (m *machine) DialGuest(ctx context.Context) (net.Conn, error) {
 }
 
 // connectGuest makes one attempt.
-func (m *machine) connectGuest(ctx context.Context, patience time.Duration) (_ net.Conn, err error) {
+func (m *machine) connectGuest(ctx context.Context, patience time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	if m.knock.Load() {
+		// The guest's driver answers this from a queue that the dropping has entered before it, so what comes next is safe.
+		conn, err := m.connectPort(ctx, knockPort)
+		if err == nil {
+			conn.Close()
+		} else if !errors.Is(err, errNotListening) {
+			return nil, err
+		}
+		m.knock.Store(false)
+	}
+	return m.connectPort(ctx, guestPort)
+}
+
+func (m *machine) connectPort(ctx context.Context, port int) (_ net.Conn, err error) {
 	conn, err := dial(ctx, m.kept.Root, guestSocket, m.kept.Spec.Owner)
 	if err != nil {
 		return nil, err
@@ -73,7 +94,7 @@ func (m *machine) connectGuest(ctx context.Context, patience time.Duration) (_ n
 		}
 	}()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	err = greet(conn)
+	err = greet(conn, port)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -83,15 +104,17 @@ func (m *machine) connectGuest(ctx context.Context, patience time.Duration) (_ n
 	return conn, nil
 }
 
-// greet asks for the guest's port and reads that it has been given it. It reads not a byte more, because what follows is the guest's.
-func greet(conn io.ReadWriter) error {
-	if _, err := fmt.Fprintf(conn, "CONNECT %d\n", guestPort); err != nil {
+var errNotListening = errors.New("the guest does not listen")
+
+// greet asks for a port of the guest's and reads that it has been given it. It reads not a byte more, because what follows is the guest's.
+func greet(conn io.ReadWriter, port int) error {
+	if _, err := fmt.Fprintf(conn, "CONNECT %d\n", port); err != nil {
 		return err
 	}
 	var line []byte
 	for b := make([]byte, 1); ; {
 		if _, err := io.ReadFull(conn, b); errors.Is(err, io.EOF) {
-			return errors.New("the guest does not listen")
+			return errNotListening
 		} else if err != nil {
 			return err
 		}
@@ -102,8 +125,8 @@ func greet(conn io.ReadWriter) error {
 			return fmt.Errorf("the VMM greets with %q", line)
 		}
 	}
-	port, ok := strings.CutPrefix(string(line), "OK ")
-	if _, err := strconv.ParseUint(port, 10, 32); !ok || err != nil {
+	local, ok := strings.CutPrefix(string(line), "OK ")
+	if _, err := strconv.ParseUint(local, 10, 32); !ok || err != nil {
 		return fmt.Errorf("the VMM greets with %q", line)
 	}
 	return nil

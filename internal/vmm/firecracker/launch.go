@@ -67,6 +67,7 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 	m := &machine{driver: d, kept: kept{Spec: spec, Release: f.release}, busy: make(chan struct{}, 1), drained: make(chan struct{})}
 	if restored {
 		m.kept.Spec.MemoryFile = "" // its memory is private, so it cannot be frozen again
+		m.knock.Store(settles(f.release))
 	}
 	root, err := d.starter.prepare(spec)
 	if err != nil {
@@ -135,8 +136,9 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 
 // arguments is Firecracker's command line.
 func (d *Driver) arguments(spec vmm.Spec) []string {
-	// What is logged goes to the console's stream, between the guest's lines: warnings are worth that.
-	args := []string{"--id", spec.ID, "--api-sock", apiSocket, "--level", "Warning"}
+	// What is logged goes to the console's stream, between the guest's lines. Errors are worth that; warnings come by the dozen while a kernel looks
+	// for devices.
+	args := []string{"--id", spec.ID, "--api-sock", apiSocket, "--level", "Error"}
 	if d.SeccompFilter != "" {
 		args = append(args, "--seccomp-filter", d.SeccompFilter)
 	}

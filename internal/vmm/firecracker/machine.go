@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +31,8 @@ type machine struct {
 	said    process.Tail // what Firecracker has written to its standard error
 
 	drained chan struct{} // closed when everything that the process has printed is in console
+
+	knock atomic.Bool // before the guest is dialled; see settles
 
 	busy chan struct{} // holds a value while a command is given
 	stop sync.Mutex

@@ -138,6 +138,9 @@ func TestRealFirecracker(t *testing.T) {
 	}
 }
 
+// kernelArgsVar names the environment variable with arguments for the guests' kernel, as an emulated host may need.
+const kernelArgsVar = "WARMBOOT_TEST_KERNEL_ARGS"
+
 // The suite on real machines: with vmmtest.ImageVar set too, which takes a KVM that works.
 func TestRealConformance(t *testing.T) {
 	binaries := realBinaries()
@@ -160,6 +163,7 @@ func TestRealConformance(t *testing.T) {
 				Spec: func(t *testing.T) vmm.Spec {
 					spec := machineSpec(t, dir)
 					spec.Kernel, spec.Initrd, spec.MemoryMiB = kernel, initrd, 128
+					spec.KernelArgs = strings.Fields(os.Getenv(kernelArgsVar))
 					return spec
 				},
 				Kill:         func(t *testing.T, _ vmm.Driver, m vmm.Machine) { kill(t, m.Handle().PID) },

@@ -168,6 +168,10 @@ func mustAsk(t *testing.T, m vmm.Machine, command, want string) string {
 	defer cancel()
 	got, err := ask(ctx, m, command)
 	if err != nil {
+		if k, ok := m.(vmm.ConsoleKeeper); ok {
+			said := k.Console()
+			t.Logf("the guest's console ends with:\n%s", said[max(0, len(said)-8000):])
+		}
 		t.Fatalf("%s: %v", command, err)
 	}
 	if want != "" && got != want {

@@ -35,7 +35,9 @@ type machine struct {
 	since   time.Time  // when it last began to run
 	frozen  bool       // a snapshot has been made in this pause
 	deaf    bool
-	conns   map[net.Conn]bool // to the guest
+	// unsettled: the first connection to the restored guest is lost, as it can be with older releases; here it always is.
+	unsettled bool
+	conns     map[net.Conn]bool // to the guest
 }
 
 // config is what a snapshot keeps of a machine, beside its memory.

@@ -99,7 +99,7 @@ func (m *machine) load(body []byte) error {
 	}
 	m.mu.Lock()
 	m.state = paused
-	m.frozen = true
+	m.frozen, m.unsettled = true, !m.release.from(16, 0)
 	m.mu.Unlock()
 	go m.wake()
 	if l.Resume {

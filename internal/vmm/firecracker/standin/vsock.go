@@ -46,6 +46,11 @@ func (m *machine) connect(conn net.Conn, n int, deaf bool) {
 	case n >= reset && n < silent, deaf:
 		_, _ = conn.Read(make([]byte, 1)) // until the host gives up
 		return
+	case m.unsettled && n == 0:
+		// The guest has taken it, and drops it with the connections of its former life. Its own end is told nothing.
+		_, _ = io.WriteString(conn, fmt.Sprintf("OK %d\n", firstLocalPort))
+		_, _ = io.Copy(io.Discard, conn)
+		return
 	}
 	time.Sleep(f.Late)
 	greeting := f.Greeting
