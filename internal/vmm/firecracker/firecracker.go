@@ -231,7 +231,7 @@ func (d *Driver) Recover(_ context.Context, h vmm.Handle) (vmm.Machine, error) {
 		return nil, warmboot.Errorf(warmboot.Internal, op, "%w", err)
 	}
 	m := &machine{driver: d, process: p, handle: h, kept: k, busy: make(chan struct{}, 1)}
-	m.knock.Store(settles(k.Release)) // whoever restored it may not have come to dialling
+	m.knock.Store(needsKnock(k.Release)) // whoever restored it may not have come to dialling
 	if recallErr != nil {
 		// Without it nothing can be said to the machine but that it is to end, and that is better than that it runs on unknown.
 		d.Log.Warn("What a microVM consists of is no longer known; it is ended", "machine", h.ID, "err", recallErr)

@@ -67,7 +67,7 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 	m := &machine{driver: d, kept: kept{Spec: spec, Release: f.release}, busy: make(chan struct{}, 1), drained: make(chan struct{})}
 	if restored {
 		m.kept.Spec.MemoryFile = "" // its memory is private, so it cannot be frozen again
-		m.knock.Store(settles(f.release))
+		m.knock.Store(needsKnock(f.release))
 	}
 	root, err := d.starter.prepare(spec)
 	if err != nil {

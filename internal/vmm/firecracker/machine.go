@@ -32,7 +32,7 @@ type machine struct {
 
 	drained chan struct{} // closed when everything that the process has printed is in console
 
-	knock atomic.Bool // before the guest is dialled; see settles
+	knock atomic.Bool // before the guest is dialled; see knockPort
 
 	busy chan struct{} // holds a value while a command is given
 	stop sync.Mutex
