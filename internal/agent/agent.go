@@ -145,9 +145,6 @@ func (a *Agent) Info(context.Context) (controlplane.HostInfo, error) {
 	if a.caps.AcceleratorWhy != "" {
 		why += ": " + a.caps.AcceleratorWhy
 	}
-	if a.caps.Warning != "" {
-		why += "; warning: " + a.caps.Warning
-	}
 	return controlplane.HostInfo{VMM: a.caps.FCVersion(), VMMWhy: why}, nil
 }
 

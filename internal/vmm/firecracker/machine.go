@@ -105,6 +105,9 @@ func (m *machine) Snapshot(ctx context.Context, opts vmm.SnapshotOptions) (vmm.S
 	if err := snap.CheckFiles(op); err != nil {
 		return vmm.Snapshot{}, err
 	}
+	if err := punchZeros(snap.MemoryFile); err != nil {
+		return vmm.Snapshot{}, vmm.FileError(op, err)
+	}
 	undo.Move()
 	return snap, nil
 }

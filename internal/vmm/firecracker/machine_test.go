@@ -71,6 +71,19 @@ func TestConformanceOfMutant(t *testing.T) {
 	conformance(t, standin.Profile{Version: "1.15.1", Faults: mutant.faults})
 }
 
+// Of a guest's memory only what it has used takes space.
+func TestSnapshotOfUnusedMemoryIsSmall(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, standin.Profile{Version: "1.15.1"})
+	info, err := os.Stat(r.snap.MemoryFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if used := info.Sys().(*syscall.Stat_t).Blocks * 512; used > 8<<20 {
+		t.Errorf("the memory of a guest that has filled 4 MiB takes %d bytes", used)
+	}
+}
+
 // The releases in which a bare pause and resume leaves the guest deaf do so here too; after a snapshot they do not.
 func TestDeafAfterBareResume(t *testing.T) {
 	t.Parallel()
