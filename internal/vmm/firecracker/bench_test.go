@@ -114,8 +114,12 @@ func benchBare(b *testing.B, r *rig, timed func(func())) {
 			b.Fatal(err)
 		}
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err != nil || resp.StatusCode != http.StatusNoContent {
-			b.Fatal(resp, err)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusNoContent {
+			b.Fatal(resp)
 		}
 	})
 }

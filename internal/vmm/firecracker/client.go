@@ -117,6 +117,7 @@ func (c *Client) exchange(ctx context.Context, method, request string) (status i
 	if err != nil {
 		return 0, nil, flood(err)
 	}
+	defer resp.Body.Close()
 	body, err = io.ReadAll(resp.Body)
 	if err == nil && c.limited.N == 0 {
 		err = io.ErrUnexpectedEOF // a body without a length ends where the limit cuts it off

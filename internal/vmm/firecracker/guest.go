@@ -79,7 +79,7 @@ func (m *machine) connectGuest(ctx context.Context, patience time.Duration) (net
 	if m.knock.Load() {
 		conn, err := m.connectPort(ctx, knockPort)
 		if err == nil {
-			conn.Close() // somebody listens there; that is an answer too
+			_ = conn.Close() // somebody listens there; that is an answer too
 		} else if !errors.Is(err, errNotListening) {
 			return nil, err
 		}
@@ -100,7 +100,7 @@ func (m *machine) connectPort(ctx context.Context, port int) (_ net.Conn, err er
 	}
 	defer func() {
 		if err != nil {
-			conn.Close()
+			_ = conn.Close()
 		}
 	}()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })

@@ -27,7 +27,7 @@ func dial(ctx context.Context, root, name string, owner vmm.Owner) (*net.UnixCon
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: filepath.Join(root, name), Err: err}
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, err

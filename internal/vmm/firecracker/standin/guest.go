@@ -59,7 +59,7 @@ func (m *machine) serveGuest(conn net.Conn) {
 		var answer string
 		m.when(func() { answer = m.command(in.Text()) })
 		if answer == "" {
-			m.down(0)
+			m.down()
 		}
 		if _, err := fmt.Fprintln(conn, answer); err != nil {
 			return
@@ -72,14 +72,14 @@ func (m *machine) command(command string) string {
 	g := guestOf(m.memory)
 	var n, b, at int
 	var id, text string
-	switch {
-	case command == "ping":
+	switch command {
+	case "ping":
 		return "pong"
-	case command == "counter":
+	case "counter":
 		return fmt.Sprint(m.uptime().Milliseconds())
-	case command == "poweroff":
+	case "poweroff":
 		return ""
-	case command == "read":
+	case "read":
 		first := g[fillAt]
 		for _, b := range g[fillAt : fillAt+g.word(filledAt)<<20] {
 			if b != first {

@@ -326,7 +326,7 @@ func (m *machine) action(body []byte, started bool) error {
 	case a.Type == "SendCtrlAltDel" && !m.profile.Faults.Stubborn:
 		go func() {
 			m.when(func() {})
-			m.down(0)
+			m.down()
 		}()
 	}
 	return nil
@@ -365,12 +365,12 @@ func (m *machine) bootGuest() {
 	say("Linux version 6.1.0-standin")
 	if s := m.profile.Faults.BootSays; s != "" {
 		say(s)
-		m.down(0)
+		m.down()
 	}
 	if b.Initrd == "" && len(m.config.Drives) == 0 {
 		say("Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)")
 		if strings.Contains(b.Args, "reboot=k") && strings.Contains(b.Args, "panic=-1") {
-			m.down(0)
+			m.down()
 		}
 		return
 	}
@@ -380,9 +380,9 @@ func (m *machine) bootGuest() {
 }
 
 // down ends this process because its guest has ended, once the API has no call to answer.
-func (m *machine) down(status int) {
+func (m *machine) down() {
 	m.api.Lock()
-	end(status)
+	end(0)
 }
 
 func (m *machine) status() string {

@@ -14,7 +14,7 @@ type field struct {
 	object   []field // what is in it, if it is an object or a list of objects
 }
 
-func need(name string, object ...field) field { return field{name, true, always, object} }
+func need(name string) field { return field{name, true, always, nil} }
 func may(name string, has func(release) bool, object ...field) field {
 	return field{name, false, has, object}
 }

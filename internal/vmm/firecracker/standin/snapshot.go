@@ -114,7 +114,7 @@ func (m *machine) wake() {
 	m.when(func() { alive = guestOf(m.memory).alive() })
 	if !alive {
 		fmt.Fprintln(os.Stderr, "the guest crashed: its memory is not what it was")
-		m.down(0) // a triple fault ends Firecracker as a reboot does
+		m.down() // a triple fault ends Firecracker as a reboot does
 	}
 	m.serveVsock()
 }
