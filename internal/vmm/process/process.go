@@ -50,8 +50,8 @@ func Start(cmd *exec.Cmd, owner vmm.Owner, ambient []uintptr) (*Process, error) 
 	var undo rollback.Stack
 	defer undo.Unwind()
 	undo.Push("start process", func() error { return errors.Join(cmd.Process.Kill(), cmd.Wait()) })
-	// A child that nobody has waited for yet keeps its number, so this finds the right process.
-	p, err := open(cmd.Process.Pid)
+	// A child that nobody has waited for yet keeps its number, so this finds the right process, even if it has ended already.
+	p, _, err := open(cmd.Process.Pid)
 	if err != nil {
 		return nil, err
 	}
@@ -88,11 +88,11 @@ func Find(pid int, startTime uint64) (*Process, error) {
 	if pid <= 1 {
 		return nil, ErrGone
 	}
-	p, err := open(pid)
+	p, ended, err := open(pid)
 	if err != nil {
 		return nil, err
 	}
-	if p.StartTime != startTime {
+	if ended || p.StartTime != startTime {
 		p.fd.Close()
 		return nil, ErrGone
 	}
@@ -112,42 +112,41 @@ func Find(pid int, startTime uint64) (*Process, error) {
 	return p, nil
 }
 
-// open takes hold of a process by its number.
-func open(pid int) (*Process, error) {
+// open takes hold of a process by its number. ended tells that it is a zombie: it has ended, and its parent has not asked how.
+func open(pid int) (p *Process, ended bool, err error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
-		return nil, ErrGone
+		return nil, false, ErrGone
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open process %d: %w", pid, err)
+		return nil, false, fmt.Errorf("open process %d: %w", pid, err)
 	}
-	p := &Process{PID: pid, fd: os.NewFile(uintptr(fd), "pidfd"), done: make(chan struct{})}
+	p = &Process{PID: pid, fd: os.NewFile(uintptr(fd), "pidfd"), done: make(chan struct{})}
 	// Read after the descriptor was opened: this is the process it stands for, or that has ended.
-	if p.StartTime, err = startTime(pid); err != nil {
+	if p.StartTime, ended, err = startTime(pid); err != nil {
 		p.fd.Close()
-		return nil, err
+		return nil, false, err
 	}
-	return p, nil
+	return p, ended, nil
 }
 
-// startTime is when a process was started, in clock ticks since the host booted. A zombie is gone.
-func startTime(pid int) (uint64, error) {
+// startTime is when a process was started, in clock ticks since the host booted, and whether it is a zombie.
+func startTime(pid int) (ticks uint64, ended bool, err error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return 0, ErrGone
+		return 0, false, ErrGone
 	}
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	// The second field is the program's name in parentheses, which may itself contain any of these characters.
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 	if len(fields) < 20 {
-		return 0, fmt.Errorf("process %d: cannot read %q", pid, stat)
+		return 0, false, fmt.Errorf("process %d: cannot read %q", pid, stat)
 	}
-	if s := fields[0][0]; s == 'Z' || s == 'X' {
-		return 0, ErrGone
-	}
-	return strconv.ParseUint(string(fields[19]), 10, 64)
+	state := fields[0][0]
+	ticks, err = strconv.ParseUint(string(fields[19]), 10, 64)
+	return ticks, state == 'Z' || state == 'X', err
 }
 
 // Done is closed when the process has ended.

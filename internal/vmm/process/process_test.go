@@ -65,3 +65,17 @@ func TestFind(t *testing.T) {
 		t.Errorf("who is not a child's parent knows that it ended with %v", how)
 	}
 }
+
+// A process that ends at once is started all the same: how it ended is what matters then.
+func TestStartOfAProcessThatEndsAtOnce(t *testing.T) {
+	t.Parallel()
+	for range 50 {
+		p, err := Start(exec.Command("false"), vmm.Owner{}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !p.Wait(t.Context()) || p.State().ExitCode() != 1 {
+			t.Fatalf("it ended with %v", p.State())
+		}
+	}
+}
