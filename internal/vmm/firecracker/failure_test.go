@@ -408,6 +408,21 @@ func TestSnapshotIsRefused(t *testing.T) {
 	}
 }
 
+// A machine that does not go on when it is told to is not left as it is.
+func TestResumeIsRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, standin.Profile{Version: "1.15.1", Faults: standin.Faults{Calls: map[string]standin.Fault{"PATCH /vm": {Refuse: "Internal VMM error: no vCPU answers"}}}})
+	m := r.mustRestore(t)
+	wantError(t, m.Pause(t.Context()), warmboot.Internal, "no vCPU")
+	mustAsk(t, m, "ping", "pong") // a pause that is refused does nothing
+	wantError(t, m.Resume(t.Context()), warmboot.Unavailable, "no vCPU")
+	select {
+	case <-m.Done():
+	case <-time.After(10 * time.Second):
+		t.Error("its process goes on")
+	}
+}
+
 // Nothing that a VMM sends can be too much, and nothing that it does not send is waited for without a limit.
 func TestAnswersWithoutSense(t *testing.T) {
 	t.Parallel()

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -64,7 +63,7 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 		return warmboot.Errorf(warmboot.Internal, op, "%w", err)
 	}
 
-	m := &machine{driver: d, kept: kept{Spec: spec, Release: f.release}, busy: make(chan struct{}, 1), drained: make(chan struct{})}
+	m := &machine{driver: d, kept: kept{Spec: spec, Release: f.release}, busy: make(chan struct{}, 1)}
 	if restored {
 		m.kept.Spec.MemoryFile = "" // its memory is private, so it cannot be frozen again
 		m.knock.Store(needsKnock(f.release))
@@ -93,20 +92,23 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 	}
 	defer w.close()
 
-	ours, theirs, err := process.Pair()
+	console, err := process.NewOutput(&m.console)
 	if err != nil {
 		return nil, fail(err)
 	}
-	go func() { // ends with Firecracker, or here if there never is one
-		_, _ = io.Copy(&m.console, ours)
-		ours.Close()
-		close(m.drained)
-	}()
-	m.process, err = d.starter.start(f.caps.Binary, d.arguments(spec), root, spec, theirs, &m.said)
-	theirs.Close()
+	defer console.Theirs.Close()
+	said, err := process.NewOutput(&m.said)
 	if err != nil {
+		return nil, fail(err)
+	}
+	defer said.Theirs.Close()
+	m.drained = []<-chan struct{}{console.Drained(), said.Drained()}
+	if m.process, err = d.starter.start(f.caps.Binary, d.arguments(spec), root, spec, console.Theirs, said.Theirs); err != nil {
 		return nil, fail(fmt.Errorf("start %s: %w", f.caps.Binary, err))
 	}
+	// So that what it prints has an end when it has.
+	console.Theirs.Close()
+	said.Theirs.Close()
 	undo.Push("start Firecracker", func() error { return m.kill(context.WithoutCancel(ctx)) })
 	m.handle = vmm.Handle{Driver: driverName, ID: spec.ID, Dir: spec.Dir, PID: m.process.PID, StartTime: m.process.StartTime}
 
@@ -174,6 +176,10 @@ func (m *machine) failed(ctx context.Context, op string, restored bool, cause er
 	if !errors.As(cause, &refused) || restored {
 		m.process.Wait(wait)
 	}
+	if m.process.Ended() {
+		m.drain()
+	}
+	m.driver.Log.Debug("A microVM did not start", "machine", m.handle.ID, "pid", m.handle.PID, "how", ending(m.process.State()), "err", cause)
 	return failure(ctx, op, restored, cause, m.said.String(), m.process.State())
 }
 

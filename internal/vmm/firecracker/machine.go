@@ -30,7 +30,7 @@ type machine struct {
 	console process.Tail // what the guest's kernel has printed, and Firecracker's log
 	said    process.Tail // what Firecracker has written to its standard error
 
-	drained chan struct{} // closed when everything that the process has printed is in console
+	drained []<-chan struct{} // closed when everything that the process has printed is in console and said
 
 	knock atomic.Bool // before the guest is dialled; see knockPort
 
@@ -57,8 +57,17 @@ func (m *machine) Pause(ctx context.Context) error {
 	return m.command(ctx, "pause machine", func(c *Client) error { return c.Pause(ctx) })
 }
 
+// Resume lets the machine go on. One whose process refuses that is in a state that nobody knows, so it is ended.
 func (m *machine) Resume(ctx context.Context) error {
-	return m.command(ctx, "resume machine", func(c *Client) error { return c.Resume(ctx) })
+	const op = "resume machine"
+	return m.command(ctx, op, func(c *Client) error {
+		err := c.Resume(ctx)
+		var refused *Refusal
+		if !errors.As(err, &refused) {
+			return err
+		}
+		return warmboot.Errorf(warmboot.Unavailable, op, "machine %s did not go on and was ended: %w", m.handle.ID, errors.Join(err, m.kill(ctx)))
+	})
 }
 
 // Snapshot lets Firecracker write into files that we have made and opened to it: so they are ours from the first moment, and nothing has to be
@@ -200,8 +209,16 @@ func (m *machine) kill(ctx context.Context) error {
 	return nil
 }
 
+// drain waits for the last words of a process that has ended.
+func (m *machine) drain() {
+	for _, d := range m.drained {
+		<-d
+	}
+}
+
 // report logs, once Firecracker has ended, how it did and what it had to say.
 func (m *machine) report() {
 	<-m.process.Done()
+	m.drain()
 	m.driver.Log.Debug("Firecracker ended", "machine", m.handle.ID, "pid", m.handle.PID, "how", ending(m.process.State()), "said", process.Lines(m.said.String(), 5))
 }

@@ -26,6 +26,7 @@ import (
 	"warmboot/internal/snapshot"
 	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/firecracker/standin"
+	"warmboot/internal/vmm/process"
 )
 
 // mutantVar names a mutant of the stand-in that the conformance suite is to be run on.
@@ -391,6 +392,18 @@ func TestKernelIsUnpackedOnce(t *testing.T) {
 	wantError(t, err, warmboot.Internal, "kernel")
 }
 
+// However much a guest prints, the end of it is kept and no more.
+func TestConsoleIsBounded(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, standin.Profile{Version: "1.15.1"})
+	m := r.mustRestore(t)
+	mustAsk(t, m, "print 20000", "ok")
+	console := m.(vmm.ConsoleKeeper).Console()
+	if len(console) < 1000 || len(console) > process.TailLimit || !strings.Contains(console, "for whoever reads it\r\n") {
+		t.Errorf("%d bytes are kept; they end with %q", len(console), console[max(0, len(console)-100):])
+	}
+}
+
 func TestManyAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, standin.Profile{Version: "1.15.1"})
@@ -501,6 +514,7 @@ func TestMachineOutlivesUs(t *testing.T) {
 	}
 	r.after(t, m, nil, handle.ID, handle.Dir)
 	mustAsk(t, m, "read", "7")
+	mustAsk(t, m, "print 5000", "ok") // more than any pipe holds
 	if err := errors.Join(m.Pause(t.Context()), m.Resume(t.Context())); err != nil {
 		t.Error(err)
 	}

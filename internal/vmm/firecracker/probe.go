@@ -191,7 +191,7 @@ func (d *Driver) bootOnce(ctx context.Context, f *found, kernel string) error {
 		select {
 		case <-more:
 		case <-m.Done():
-			<-m.drained
+			m.drain()
 			if probe.Booted.MatchString(m.console.String()) {
 				return nil
 			}

@@ -1,13 +1,17 @@
 package firecracker
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"warmboot"
 	"warmboot/internal/kernel/kerneltest"
@@ -172,6 +176,64 @@ func TestRealConformance(t *testing.T) {
 				NoBareResume: caps.Version == "1.16.0" || caps.Version == "1.16.1",
 			})
 		})
+	}
+}
+
+// A real machine goes on when the process that started it ends, though it prints all the time and nobody reads.
+func TestRealMachineOutlivesUs(t *testing.T) {
+	if text := os.Getenv(helperVar); text != "" {
+		var spec vmm.Spec
+		if err := json.Unmarshal([]byte(text), &spec); err != nil {
+			t.Fatal(err)
+		}
+		m, err := New(Config{Binary: realBinaries()[0], ProbeKernel: spec.Kernel, StateDir: filepath.Dir(spec.Dir)}).Create(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := json.Marshal(m.Handle())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Printf("%s\n", out)
+		os.Exit(0) // and no clean-up
+	}
+	if len(realBinaries()) == 0 {
+		t.Skipf("SKIPPED: this test runs machines in real Firecrackers; set %s to their paths, divided by colons, and %s to a runtime image", firecrackerVar, vmmtest.ImageVar)
+	}
+	dir := shared(t)
+	spec := machineSpec(t, dir)
+	spec.Kernel, spec.Initrd, spec.MemoryMiB = vmmtest.Kernel(t), vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...), 128
+	spec.KernelArgs = append(strings.Fields(os.Getenv(kernelArgsVar)), "ignore_loglevel")
+	r := &rig{Driver: New(Config{Binary: realBinaries()[0]}), dir: dir}
+	spec.ID, spec.Dir = r.place(t)
+	text, err := json.Marshal(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	helper := exec.Command(os.Args[0], "-test.run=^TestRealMachineOutlivesUs$")
+	helper.Env = append(os.Environ(), helperVar+"="+string(text))
+	out, err := helper.Output()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var handle vmm.Handle
+	if err := json.Unmarshal(out, &handle); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	m, err := r.Recover(t.Context(), handle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.after(t, m, nil, handle.ID, handle.Dir)
+	conn, err := m.DialGuest(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Minute))
+	fmt.Fprintln(conn, "ping")
+	if answer, err := bufio.NewReader(conn).ReadString('\n'); answer != "pong\n" {
+		t.Errorf("the guest answers %q, %v", answer, err)
 	}
 }
 

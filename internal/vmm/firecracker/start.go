@@ -3,7 +3,6 @@ package firecracker
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,8 +24,9 @@ type starter interface {
 	place(root string, p placed) (string, error)
 	// displace takes it away again.
 	displace(root string, p placed) error
-	// start runs Firecracker in the root. Its standard output goes to console and its standard error to said.
-	start(binary string, args []string, root string, spec vmm.Spec, console *os.File, said io.Writer) (*process.Process, error)
+	// start runs Firecracker in the root. Its standard output goes to console and its standard error to said; both must be such that they bear
+	// our end (process.Output): Firecracker hangs for good in its handler of SIGPIPE, which itself prints.
+	start(binary string, args []string, root string, spec vmm.Spec, console, said *os.File) (*process.Process, error)
 	// release removes a root and everything in it. One that is not there is no error.
 	release(root string) error
 }
@@ -73,7 +73,7 @@ func (direct) displace(root string, p placed) error {
 	return os.Remove(filepath.Join(root, p.name))
 }
 
-func (direct) start(binary string, args []string, root string, spec vmm.Spec, console *os.File, said io.Writer) (*process.Process, error) {
+func (direct) start(binary string, args []string, root string, spec vmm.Spec, console, said *os.File) (*process.Process, error) {
 	dir, err := os.Open(root)
 	if err != nil {
 		return nil, err

@@ -67,7 +67,7 @@ func (d *Driver) launch(ctx context.Context, op string, caps vmm.Capabilities, s
 		defer f.Close()
 		*s.fd = inherit(f)
 	}
-	ours, theirs, err := process.Pair()
+	ours, theirs, err := socketpair()
 	if err != nil {
 		return nil, fail(err)
 	}
@@ -182,6 +182,22 @@ func socketPath(dir, name string) (path string, done func() error, err error) {
 		return "", nil, err
 	}
 	return fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), name), d.Close, nil
+}
+
+// socketpair is a pipe both ways: one end for us, one to inherit.
+func socketpair() (ours net.Conn, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	f := os.NewFile(uintptr(fds[0]), "console")
+	defer f.Close()
+	theirs = os.NewFile(uintptr(fds[1]), "console")
+	if ours, err = net.FileConn(f); err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return ours, theirs, nil
 }
 
 // releaseDir removes what launch put into a machine's directory.

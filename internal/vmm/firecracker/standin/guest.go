@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"runtime/debug"
+	"strings"
 	"time"
 )
 
@@ -42,8 +43,9 @@ func (g guest) setWord(at, v int)      { binary.LittleEndian.PutUint64(g[at:], u
 func (g guest) uptime() time.Duration  { return time.Duration(g.word(uptimeAt)) }
 func (g guest) tick(ran time.Duration) { g.setWord(uptimeAt, g.word(uptimeAt)+int(ran)) }
 
-// serveGuest is the guest's agent: it answers what vmmtest/guest answers, and one more.
+// serveGuest is the guest's agent: it answers what vmmtest/guest answers, and more.
 //
+//	print N                     N lines are printed to the console: ok
 //	disk ID OFFSET LENGTH       the bytes there, as a Go string
 //	disk ID OFFSET = TEXT       TEXT is written there: ok, or the error
 func (m *machine) serveGuest(conn net.Conn) {
@@ -55,8 +57,13 @@ func (m *machine) serveGuest(conn net.Conn) {
 		}
 	}()
 	in := bufio.NewScanner(conn)
-	for in.Scan() {
+	for n := 0; in.Scan(); n = 0 {
 		var answer string
+		if k, _ := fmt.Sscanf(in.Text(), "print %d", &n); k == 1 {
+			for range n {
+				m.print("a line of some length that the guest prints to its console, for whoever reads it")
+			}
+		}
 		m.when(func() { answer = m.command(in.Text()) })
 		if answer == "" {
 			m.down()
@@ -87,6 +94,9 @@ func (m *machine) command(command string) string {
 			}
 		}
 		return fmt.Sprint(first)
+	}
+	if strings.HasPrefix(command, "print ") {
+		return "ok"
 	}
 	if k, _ := fmt.Sscanf(command, "fill %d %d", &n, &b); k == 2 {
 		if fillAt+n<<20 > len(g) {

@@ -360,7 +360,7 @@ func (m *machine) start() error {
 func (m *machine) bootGuest() {
 	b, say := m.config.Boot, func(string) {}
 	if strings.Contains(b.Args, "console=ttyS0") {
-		say = func(s string) { fmt.Printf("[    0.000000] %s\r\n", s) }
+		say = m.print
 	}
 	say("Linux version 6.1.0-standin")
 	if s := m.profile.Faults.BootSays; s != "" {
@@ -377,6 +377,16 @@ func (m *machine) bootGuest() {
 	say("Run /init as init process")
 	time.Sleep(m.profile.Faults.BootTime)
 	m.when(func() { go m.serveVsock() })
+}
+
+// print writes a line to the serial console. When nobody can ever read it Firecracker hangs, because its handler of the signal prints as
+// well; when only nobody does, the line is lost.
+func (m *machine) print(line string) {
+	// Not by fmt: Go would wait until there is room.
+	if _, err := unix.Write(1, []byte("[    0.000000] "+line+"\r\n")); errors.Is(err, unix.EPIPE) {
+		m.mu.Lock()
+		select {}
+	}
 }
 
 // down ends this process because its guest has ended, once the API has no call to answer.

@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"regexp"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +20,7 @@ var (
 
 // run is the program's main.
 func run(p Profile, args []string) int {
+	signal.Ignore(syscall.SIGPIPE)
 	r := parse(p.Version)
 	if p.SnapshotVersion == "" {
 		p.SnapshotVersion = snapshotVersion(r)
