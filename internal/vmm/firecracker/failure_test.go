@@ -521,9 +521,9 @@ func TestGuestNeverTakesAConnection(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, standin.Profile{Version: "1.15.1", Faults: standin.Faults{Vsock: c.faults}})
 			m := r.mustRestore(t)
-			ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
-			within(t, 15*time.Second, func() {
+			within(t, 30*time.Second, func() {
 				conn, err := m.DialGuest(ctx)
 				if err == nil {
 					conn.Close()

@@ -51,10 +51,14 @@ func (m *machine) DialGuest(ctx context.Context) (net.Conn, error) {
 	attempts, stop := whileAlive(attempts, m.process)
 	defer stop()
 	patience, pause := firstPatience, firstPause
+	var why error // of the latest attempt that was not cut short by the end of the time
 	for {
 		conn, err := m.connectGuest(attempts, patience)
 		if err == nil {
 			return conn, nil
+		}
+		if why == nil || attempts.Err() == nil {
+			why = err
 		}
 		select {
 		case <-attempts.Done():
@@ -66,9 +70,9 @@ func (m *machine) DialGuest(ctx context.Context) (net.Conn, error) {
 		case errors.Is(context.Cause(attempts), errEnded):
 			return nil, m.unreachable(context.WithoutCancel(ctx), op, errEnded)
 		case ctx.Err() != nil:
-			return nil, warmboot.Errorf(warmboot.CodeOf(ctx.Err()), op, "the guest of machine %s did not take a connection in time (%w); its console tells how far it came", m.handle.ID, err)
+			return nil, warmboot.Errorf(warmboot.CodeOf(ctx.Err()), op, "the guest of machine %s did not take a connection in time (%w); its console tells how far it came", m.handle.ID, why)
 		}
-		return nil, warmboot.Errorf(warmboot.Timeout, op, "the guest of machine %s has not taken a connection for %v (%w); its console tells how far it came", m.handle.ID, guestLimit, err)
+		return nil, warmboot.Errorf(warmboot.Timeout, op, "the guest of machine %s has not taken a connection for %v (%w); its console tells how far it came", m.handle.ID, guestLimit, why)
 	}
 }
 
