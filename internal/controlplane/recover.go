@@ -32,6 +32,9 @@ func (s *Service) takeOver(ctx context.Context, death bool) error {
 			return err
 		}
 	}
+	if death {
+		s.collectSoon()
+	}
 	return s.takeOverBuilds(ctx, death)
 }
 

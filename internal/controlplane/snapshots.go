@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -38,7 +39,7 @@ func (s *Service) startBuild(ctx context.Context, r Rebuild) (warmboot.ID, error
 		return "", err
 	}
 	snap := &warmboot.RuntimeSnapshot{
-		ID: warmboot.NewID(), RuntimeImageID: img.ID, HostID: host.ID, Platform: host.Inventory.Platform, State: warmboot.SnapshotCreating,
+		ID: cmp.Or(r.Snapshot, warmboot.NewID()), RuntimeImageID: img.ID, HostID: host.ID, Platform: host.Inventory.Platform, State: warmboot.SnapshotCreating,
 		FCVersion: host.Inventory.VMM, CreatedAt: time.Now().UTC(), Attempt: r.Attempt,
 	}
 	for {
