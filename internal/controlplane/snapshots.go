@@ -169,7 +169,7 @@ func (s *Service) usableSnapshot(ctx context.Context, image, host warmboot.ID) (
 	deadline := time.NewTimer(s.SnapshotWait)
 	defer deadline.Stop()
 	for {
-		all, err := s.store.Snapshots(ctx)
+		all, err := insist(ctx, func() ([]*warmboot.RuntimeSnapshot, error) { return s.store.Snapshots(ctx) })
 		if err != nil {
 			return nil, "", err
 		}
@@ -180,7 +180,7 @@ func (s *Service) usableSnapshot(ctx context.Context, image, host warmboot.ID) (
 			return nil, "No runtime snapshot available", nil
 		}
 		changed := s.changes.of(best.ID)
-		now, err := s.store.Snapshot(ctx, best.ID)
+		now, err := insist(ctx, func() (*warmboot.RuntimeSnapshot, error) { return s.store.Snapshot(ctx, best.ID) })
 		if err != nil {
 			return nil, "", err
 		}

@@ -49,6 +49,7 @@ type plant struct {
 // plants counts the plants of this process, each of which has addresses of its own: a manager must find its port free.
 var plants atomic.Int32
 
+// newPlant starts a manager and a host on a database: "SQLite", "PostgreSQL", or the address of one.
 func newPlant(t *testing.T, database string) *plant {
 	t.Helper()
 	dir := t.TempDir()
@@ -61,9 +62,13 @@ func newPlant(t *testing.T, database string) *plant {
 			t.Logf("the managers' log:\n%s", text)
 		}
 	})
-	p.options.URL = filepath.Join(dir, "warmboot.db")
-	if database == "PostgreSQL" {
+	switch database {
+	case "SQLite":
+		p.options.URL = filepath.Join(dir, "warmboot.db")
+	case "PostgreSQL":
 		p.options.URL = postgres.Database(t)
+	default:
+		p.options.URL = database
 	}
 	p.manager = startManager(t, p.options)
 	p.join(dir, ip)
