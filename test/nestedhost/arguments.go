@@ -1,0 +1,37 @@
+package nestedhost
+
+import (
+	"fmt"
+	"path/filepath"
+
+	"warmboot/internal/guest"
+)
+
+// arguments is QEMU's command line for a machine.
+func (m *Machine) arguments() []string {
+	device := func(driver string) []string { return []string{"-device", driver + ",romfile="} }
+	share := func(name string, options string) []string {
+		return append([]string{"-fsdev", "local,id=" + name + ",security_model=none,path=" + m.path(name) + options},
+			device("virtio-9p-pci,fsdev="+name+",mount_tag="+name)...)
+	}
+	args := []string{
+		"-name", "nestedhost-" + filepath.Base(m.dir), "-nodefaults", "-no-user-config", "-display", "none",
+		// What a Linux machine with virtio devices has no use for costs time.
+		"-machine", "q35,hpet=off,smbus=off,sata=off,i8042=off,graphics=off,usb=off,vmport=off",
+		// Always emulated: KVM within the host's KVM is another thing on every host, and on most there is none.
+		"-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt",
+		"-smp", fmt.Sprint(m.cfg.VCPUs), "-m", fmt.Sprintf("%dM", m.cfg.MemoryMiB),
+		"-kernel", m.cfg.Image.path(kernelFile), "-initrd", m.cfg.Image.path(initrdFile),
+		"-append", "console=ttyS0 quiet systemd.show_status=no mitigations=off lsm=capability,landlock audit=0 systemd.hostname=" + m.cfg.Hostname + " systemd.machine_id=" + m.machineID,
+		"-serial", "stdio",
+		"-drive", "if=none,id=root,format=qcow2,discard=unmap,file=" + m.path(diskFile),
+		"-chardev", "socket,id=agent,server=on,wait=off,path=" + m.path(agentSocket),
+	}
+	for _, more := range [][]string{
+		device("virtio-blk-pci,drive=root"), device("virtio-rng-pci"), device("virtio-serial-pci"), share(inShare, ",readonly=on"), share(outShare, ""),
+		{"-device", "virtserialport,chardev=agent,name=" + guest.PortName},
+	} {
+		args = append(args, more...)
+	}
+	return args
+}
