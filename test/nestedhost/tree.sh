@@ -73,7 +73,11 @@ rm -r initrd
 	printf '%s\n' $WB_LOAD_MODULES >etc/modules-load.d/nestedhost.conf
 	for share in in out; do
 		mkdir -p "host/$share"
+		# A mount that comes while another loads the driver would find it without devices.
 		cat >"etc/systemd/system/host-$share.mount" <<UNIT
+[Unit]
+After=systemd-modules-load.service
+
 [Mount]
 What=$share
 Where=/host/$share
