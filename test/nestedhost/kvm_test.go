@@ -7,11 +7,9 @@ import (
 	"path/filepath"
 	"testing"
 
+	"warmboot/internal/vmm/vmmtest"
 	"warmboot/test/nestedhost"
 )
-
-// imageVar names the directory of a built runtime image, for the machines within the machine.
-const imageVar = "WARMBOOT_TEST_IMAGE"
 
 // remoteImage is where it is in the machine.
 const remoteImage = "/var/lib/runtime-image"
@@ -19,9 +17,9 @@ const remoteImage = "/var/lib/runtime-image"
 // bootWithImage is boot, and copies the runtime image into the machine.
 func bootWithImage(t *testing.T) *nestedhost.Machine {
 	t.Helper()
-	image := os.Getenv(imageVar)
+	image := os.Getenv(vmmtest.ImageVar)
 	if image == "" && os.Getenv(nestedVar) == "1" {
-		t.Fatalf("%s is set, and %s is not: it must be the directory of a built runtime image", nestedVar, imageVar)
+		t.Fatalf("%s is set, and %s is not: it must be the directory of a built runtime image", nestedVar, vmmtest.ImageVar)
 	}
 	m := boot(t)
 	if err := m.CopyIn(t.Context(), image, remoteImage); err != nil {
@@ -30,7 +28,7 @@ func bootWithImage(t *testing.T) *nestedhost.Machine {
 	return m
 }
 
-// compile builds a test binary, or with no "test" the program, of a package, and copies it into the machine as name.
+// compile builds a package as the arguments say, and copies the binary into the machine as name.
 func compile(t *testing.T, m *nestedhost.Machine, name string, args ...string) {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "binary")
@@ -51,7 +49,7 @@ func runTests(t *testing.T, m *nestedhost.Machine, pkg, pattern string, env ...s
 	compile(t, m, binary, "test", "-c", pkg)
 	code, err := m.Exec(t.Context(), nestedhost.Command{
 		Argv:   []string{binary, "-test.v", "-test.failfast", "-test.timeout=9m", "-test.run=" + pattern},
-		Env:    append(env, imageVar+"="+remoteImage, "WARMBOOT_TEST_ACCELERATOR=kvm"),
+		Env:    append(env, vmmtest.ImageVar+"="+remoteImage, vmmtest.AcceleratorVar+"=kvm"),
 		Stdout: t.Output(), Stderr: t.Output(),
 	})
 	if err != nil {
@@ -72,6 +70,11 @@ func TestUnderKVM(t *testing.T) {
 		{"the guest API over vsock", func(t *testing.T, m *nestedhost.Machine) {
 			must(t, m, "modprobe", "vhost_vsock")
 			runTests(t, m, "warmboot/internal/guest", "^TestVsock$", "WARMBOOT_TEST_VSOCK=1")
+		}},
+		{"the QEMU driver", func(t *testing.T, m *nestedhost.Machine) {
+			const guest = "/root/vmm-guest"
+			compile(t, m, guest, "build", "warmboot/internal/vmm/vmmtest/guest")
+			runTests(t, m, "warmboot/internal/vmm/qemu", ".", vmmtest.GuestVar+"="+guest)
 		}},
 	} {
 		t.Run(step.name, func(t *testing.T) { step.run(t, m) })

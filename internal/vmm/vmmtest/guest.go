@@ -12,6 +12,12 @@ import (
 // ImageVar names the environment variable that enables tests with real machines.
 const ImageVar = "WARMBOOT_TEST_IMAGE"
 
+// GuestVar names the environment variable with the test guest's program, for where there is no Go to build it with.
+const GuestVar = "WARMBOOT_TEST_VMM_GUEST"
+
+// AcceleratorVar names the environment variable that says what machines must run on here: "kvm", or "tcg".
+const AcceleratorVar = "WARMBOOT_TEST_ACCELERATOR"
+
 // Image is the directory of the runtime image to test with. Without one the test is skipped; one that cannot be used
 // fails it.
 func Image(t *testing.T) string {
@@ -36,11 +42,14 @@ func Kernel(t *testing.T) string {
 // Initrd makes an initrd in dir with the test guest as its init, and returns its path.
 func Initrd(t *testing.T, dir string) string {
 	t.Helper()
-	program := filepath.Join(dir, "guest")
-	build := exec.Command("go", "build", "-ldflags=-s -w", "-o", program, "warmboot/internal/vmm/vmmtest/guest")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build test guest: %v\n%s", err, out)
+	program := os.Getenv(GuestVar)
+	if program == "" {
+		program = filepath.Join(dir, "guest")
+		build := exec.Command("go", "build", "-ldflags=-s -w", "-o", program, "warmboot/internal/vmm/vmmtest/guest")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+		if out, err := build.CombinedOutput(); err != nil {
+			t.Fatalf("build test guest: %v\n%s", err, out)
+		}
 	}
 	init, err := os.ReadFile(program)
 	if err != nil {
