@@ -27,8 +27,8 @@ type power struct {
 	client *guestrpc.Client // nil until somebody asks for it
 }
 
-// powerOn starts QEMU. It ends with our process, whatever happens to that.
-func powerOn(args []string, socket string) (*power, error) {
+// startPower starts QEMU. It ends with our process, whatever happens to that.
+func startPower(args []string, socket string) (*power, error) {
 	p := &power{cmd: exec.Command("qemu-system-x86_64", args...), socket: socket, done: make(chan struct{})}
 	p.panics = p.console.next(panicMark)
 	p.cmd.Stdout, p.cmd.Stderr = &p.console, &p.said
@@ -112,10 +112,17 @@ func (p *power) explain(op string, err error) error {
 		code, what = warmboot.Unavailable, "the machine is off; QEMU said: "+end(p.said.String(), 3)
 	default:
 	}
-	select {
-	case <-p.panics:
+	if p.panicked() {
 		code, what = warmboot.Internal, "the machine's kernel panicked"
-	default:
 	}
 	return warmboot.Errorf(code, op, "%s: %w; its console ends with:\n%s", what, err, end(p.console.String(), 30))
+}
+
+func (p *power) panicked() bool {
+	select {
+	case <-p.panics:
+		return true
+	default:
+		return false
+	}
 }
