@@ -11,7 +11,7 @@ const consoleLimit = 64 << 10
 
 // What a kernel prints in any case.
 const (
-	panicMark   = "Kernel panic - not syncing"
+	panicMark   = "end Kernel panic - not syncing" // the last line of all that it then says
 	restartMark = "reboot: Restarting system"
 )
 

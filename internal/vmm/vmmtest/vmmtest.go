@@ -123,6 +123,9 @@ func (e *env) stopAtEnd(t *testing.T, m vmm.Machine) {
 		if err := m.Stop(context.Background(), 0); err != nil {
 			t.Error(err)
 		}
+		if k, ok := m.(vmm.ConsoleKeeper); ok && t.Failed() {
+			t.Logf("the guest's last words:\n%s", k.Console())
+		}
 		e.nothingLeft(t, m.Handle().ID, m.Handle().Dir)
 	})
 }
