@@ -17,14 +17,22 @@ import (
 
 const kvmDevice = "/dev/kvm"
 
-// kvmLimit is how long a kernel may take to boot while KVM is tried. It takes about a second where KVM works.
-const kvmLimit = 10 * time.Second
+// How long a kernel may be silent while KVM is tried, and how long it may take altogether. It takes about a second where KVM works;
+// on a busy host, or in a machine that is itself virtual, it is slow, but goes on.
+const (
+	kvmSilence = 10 * time.Second
+	kvmLimit   = 30 * time.Second
+)
 
 // nobody is the user that KVM is tried as when we are root: machines are not run as root either.
 var nobody = vmm.Owner{UID: 65534, GID: 65534}
 
-// booted is what a kernel prints, however quiet it is told to be, when it has done all its own work and finds no root file system.
+// booted is what a kernel prints when it has done all its own work and finds no root file system.
 const booted = "Kernel panic - not syncing: VFS"
+
+// kvmVerbosity makes the kernel print a line now and then. Every character costs several exits to QEMU, so it is not told to print
+// everything.
+const kvmVerbosity = "loglevel=6" // up to KERN_NOTICE
 
 // tryKVM boots a kernel under KVM, which is the only proof: there are hosts where the device opens, a machine is
 // created, and the first real kernel brings it down. It returns why KVM cannot be used, or "", and whether that is certain.
@@ -54,8 +62,6 @@ func (d *Driver) tryKVM(ctx context.Context, caps vmm.Capabilities) (why string,
 
 func (d *Driver) bootUnderKVM(ctx context.Context, caps vmm.Capabilities, kernel string) error {
 	const op = "boot a kernel"
-	ctx, cancel := context.WithTimeout(ctx, kvmLimit)
-	defer cancel()
 	var undo rollback.Stack
 	defer undo.Unwind()
 	dir, err := os.MkdirTemp("", "warmboot-kvm-")
@@ -67,7 +73,7 @@ func (d *Driver) bootUnderKVM(ctx context.Context, caps vmm.Capabilities, kernel
 		return err
 	}
 	spec := vmm.Spec{
-		ID: "kvm-probe", Dir: dir, VCPUs: 1, MemoryMiB: 256, Kernel: filepath.Join(dir, "kernel"),
+		ID: "kvm-probe", Dir: dir, VCPUs: 1, MemoryMiB: 256, Kernel: filepath.Join(dir, "kernel"), KernelArgs: []string{kvmVerbosity},
 		Network: vmm.Network{Subnet: netip.MustParsePrefix("100.64.0.0/24")}, Owner: nobody,
 	}
 	// A copy, because a distribution's kernel may be readable by root alone.
@@ -79,6 +85,10 @@ func (d *Driver) bootUnderKVM(ctx context.Context, caps vmm.Capabilities, kernel
 		return err
 	}
 	undo.Push("start machine", func() error { return m.Stop(context.WithoutCancel(ctx), 0) })
+	ctx, cancel := context.WithTimeout(ctx, kvmLimit)
+	defer cancel()
+	silence := time.NewTimer(kvmSilence)
+	defer silence.Stop()
 	for {
 		text, more := m.console.watch()
 		if strings.Contains(text, booted) {
@@ -86,19 +96,22 @@ func (d *Driver) bootUnderKVM(ctx context.Context, caps vmm.Capabilities, kernel
 		}
 		select {
 		case <-more:
+			silence.Reset(kvmSilence)
+			continue
 		case <-m.Done():
 			// The last lines may have come together with the end.
 			if strings.Contains(m.console.String(), booted) {
 				return nil
 			}
 			return warmboot.Errorf(warmboot.Unavailable, op, "QEMU ended before the kernel was up: %s", lines(m.said.String(), 2))
+		case <-silence.C:
 		case <-ctx.Done():
-			said := lines(m.said.String(), 1)
-			if said == "" {
-				said = fmt.Sprintf("the kernel's last words: %q", lines(text, 1))
-			}
-			return warmboot.Errorf(warmboot.Timeout, op, "a stock kernel was not up after %v; %s", kvmLimit, said)
 		}
+		said := lines(m.said.String(), 1)
+		if said == "" {
+			said = fmt.Sprintf("the kernel's last words: %.200q", lines(text, 1))
+		}
+		return warmboot.Errorf(warmboot.Timeout, op, "a stock kernel was silent for %v, or not up after %v; %s", kvmSilence, kvmLimit, said)
 	}
 }
 
