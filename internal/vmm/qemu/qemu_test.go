@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -44,8 +45,16 @@ func TestConformance(t *testing.T) {
 			t.Fatalf("machines are to run on %s here, and the driver finds %+v, %v", want, caps, err)
 		}
 	}
+	var log tail
+	defer func() {
+		if strings.Contains(log.String(), "deprecated") {
+			t.Errorf("QEMU will soon refuse what we ask of it:\n%s", log.String())
+		}
+	}()
 	vmmtest.Run(t, vmmtest.Suite{
-		New:   func(*testing.T) vmm.Driver { return New(Config{StateDir: state}) },
+		New: func(*testing.T) vmm.Driver {
+			return New(Config{StateDir: state, Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+		},
 		Again: func(*testing.T, vmm.Driver) vmm.Driver { return New(Config{StateDir: state}) },
 		Spec: func(*testing.T) vmm.Spec {
 			return vmm.Spec{
