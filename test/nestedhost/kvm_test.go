@@ -76,6 +76,7 @@ func TestUnderKVM(t *testing.T) {
 			compile(t, m, guest, "build", "warmboot/internal/vmm/vmmtest/guest")
 			runTests(t, m, "warmboot/internal/vmm/qemu", ".", vmmtest.GuestVar+"="+guest)
 		}},
+		{"warmboot as a user has it", asAUser},
 	} {
 		t.Run(step.name, func(t *testing.T) { step.run(t, m) })
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,8 +32,10 @@ const (
 
 // Config is what a machine is. Every field but Image may be zero.
 type Config struct {
-	Image     Image
-	VCPUs     int    // 2
+	Image Image
+	// VCPUs is 1 by default. With more of them a kernel dies now and then: it patches its own code while KVM starts and ends machines,
+	// and QEMU 7.2, whose processors are threads, then executes what is half written ("Oops: int3").
+	VCPUs     int
 	MemoryMiB int    // 4096
 	Hostname  string // "nestedhost"
 	Agent     string // path of warmboot-guest, statically linked; by default it is built
@@ -53,7 +56,7 @@ type Machine struct {
 // Boot makes a machine with a disk of its own and powers it on. On error nothing is left.
 func Boot(ctx context.Context, cfg Config) (*Machine, error) {
 	const op = "boot nested host"
-	cfg.VCPUs, cfg.MemoryMiB, cfg.Hostname = cmp.Or(cfg.VCPUs, 2), cmp.Or(cfg.MemoryMiB, 4096), cmp.Or(cfg.Hostname, "nestedhost")
+	cfg.VCPUs, cfg.MemoryMiB, cfg.Hostname = cmp.Or(cfg.VCPUs, 1), cmp.Or(cfg.MemoryMiB, 4096), cmp.Or(cfg.Hostname, "nestedhost")
 	m := &Machine{cfg: cfg, machineID: newMachineID()}
 	var undo rollback.Stack
 	defer undo.Unwind()
@@ -105,49 +108,27 @@ func (m *Machine) provideAgent(ctx context.Context) error {
 	return nil
 }
 
-// bootAttempts is how often a machine is powered on whose kernel panics before it takes commands. Seen once in 50 boots, on a host that
-// had six times more to do than it has processors: one processor executed the middle of an instruction that the other one was
-// patching. The kernel patches itself while it boots, and QEMU 7.2 emulates the processors in threads of their own.
-const bootAttempts = 3
-
 // PowerOn boots a machine that is off, from its disk as it is, and returns once it takes commands.
 func (m *Machine) PowerOn(ctx context.Context) error {
-	for attempt := 1; ; attempt++ {
-		p, err := m.powerOn(ctx)
-		if err == nil {
-			return nil
-		}
-		if p == nil {
-			return err
-		}
-		if err := m.PowerCut(); err != nil {
-			return err
-		}
-		if attempt == bootAttempts || !p.panicked() {
-			return err
-		}
-	}
-}
-
-// powerOn is one attempt. A process that it returns with an error has been started.
-func (m *Machine) powerOn(ctx context.Context) (*power, error) {
 	const op = "power nested host on"
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
 	m.mu.Lock()
 	if m.on != nil {
 		m.mu.Unlock()
-		return nil, warmboot.Errorf(warmboot.Conflict, op, "the machine is on already")
+		return warmboot.Errorf(warmboot.Conflict, op, "the machine is on already")
 	}
 	p, err := startPower(m.arguments(), m.path(agentSocket))
 	if err != nil {
 		m.mu.Unlock()
-		return nil, internal(op, err)
+		return internal(op, err)
 	}
 	m.on = p
 	m.mu.Unlock()
-	_, err = p.agent(ctx, op)
-	return p, err
+	if _, err := p.agent(ctx, op); err != nil {
+		return errors.Join(err, m.PowerCut())
+	}
+	return nil
 }
 
 // PowerCut is the end of the machine's electricity: what its kernel has not written is lost. The disk stays for PowerOn.

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// commandLimit is how long a command may take whose context knows no earlier end.
+	// commandLimit is how long a command may take whose context has no deadline.
 	commandLimit = 10 * time.Minute
 	// killLimit is how long the machine may take to tell that a command has been killed.
 	killLimit = 5 * time.Second
@@ -28,12 +28,15 @@ type Command struct {
 	Stdout, Stderr io.Writer // discarded if nil; written to as the output comes
 }
 
-// Exec runs a command to its end, or to that of ctx, and returns its exit code: 128+n if signal n ended it. A process that is to
+// Exec runs a command to its end, or to that of ctx or, if that has no deadline, for ten minutes, and returns its exit code: 128+n if signal n ended it. A process that is to
 // go on must be started by systemd-run. A machine that is off, gone or stuck is an error.
 func (m *Machine) Exec(ctx context.Context, c Command) (code int, err error) {
 	op := "run " + strings.Join(c.Argv, " ")
-	ctx, cancel := context.WithTimeout(ctx, commandLimit)
-	defer cancel()
+	if _, set := ctx.Deadline(); !set {
+		limited, cancel := context.WithTimeout(ctx, commandLimit)
+		defer cancel()
+		ctx = limited
+	}
 	p, err := m.powered(op)
 	if err != nil {
 		return 0, err

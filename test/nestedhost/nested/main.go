@@ -20,6 +20,9 @@ import (
 	"warmboot/test/nestedhost"
 )
 
+// sessionLimit ends a machine that somebody has forgotten.
+const sessionLimit = 24 * time.Hour
+
 func main() {
 	code, err := run()
 	if err != nil {
@@ -32,12 +35,14 @@ func main() {
 func run() (code int, err error) {
 	var paths []string
 	memory := flag.Int("m", 0, "the machine's memory in MiB (default 4096)")
-	cpus := flag.Int("cpus", 0, "its processors (default 2)")
+	cpus := flag.Int("cpus", 0, "its processors (default 1)")
 	suite := flag.String("suite", "", "its Debian suite (default trixie)")
 	flag.Func("copy", "a `path` to copy to /root; may be repeated", func(p string) error { paths = append(paths, p); return nil })
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, sessionLimit)
+	defer cancel()
 
 	step := ""
 	image, err := nestedhost.Build(ctx, nestedhost.BuildConfig{Suite: *suite, Progress: func(s, _ string) {
