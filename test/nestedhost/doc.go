@@ -6,8 +6,8 @@
 // distribution's kernel and systemd, cgroup v2, nftables, iproute2, and QEMU, which is newer there than on Debian bookworm. The
 // machine has no network, only loopback.
 //
-// Commands reach it through the same agent as the product's guests, warmboot-guest, which systemd starts there and which is not
-// on the disk: what a test does to the disk does not cut the test off. Files come and go through two directories that both machines see.
+// Commands reach it as they reach the product's guests, through an agent that systemd starts there. It is not on the disk: what a test
+// does to the disk does not cut the test off. Files come and go through two directories that both machines see.
 //
 // Every wait has a limit, and a machine that hangs, panics or dies gives an error that quotes the end of its console. Nothing outlives Close, or
 // the process that called Boot.

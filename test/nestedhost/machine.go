@@ -38,7 +38,7 @@ type Config struct {
 	VCPUs     int
 	MemoryMiB int    // 4096
 	Hostname  string // "nestedhost"
-	Agent     string // path of warmboot-guest, statically linked; by default it is built
+	Agent     string // path of the program in test/nestedhost/agent, statically linked; by default it is built
 }
 
 // Machine is a nested host. It is safe for concurrent use, but what is running in it fails when its power is cut.
@@ -100,7 +100,7 @@ func (m *Machine) provideAgent(ctx context.Context) error {
 	if m.cfg.Agent != "" {
 		return copyFile(to, m.cfg.Agent)
 	}
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", to, "warmboot/cmd/warmboot-guest")
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", to, "warmboot/test/nestedhost/agent")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	if out, err := build.CombinedOutput(); err != nil {
 		return warmboot.Errorf(warmboot.Internal, "build agent", "go build: %w: %.1000s", err, out)
