@@ -38,6 +38,7 @@ type Config struct {
 	VCPUs     int
 	MemoryMiB int    // 4096
 	Hostname  string // "nestedhost"
+	Dir       string // where the machine's directory is made; by default not in /tmp, which may be memory, while a disk grows
 	Agent     string // path of the program in test/nestedhost/agent, statically linked; by default it is built
 }
 
@@ -61,8 +62,7 @@ func Boot(ctx context.Context, cfg Config) (*Machine, error) {
 	var undo rollback.Stack
 	defer undo.Unwind()
 	var err error
-	// Not in /tmp, which may be memory: a disk grows.
-	if m.dir, err = os.MkdirTemp("/var/tmp", "nestedhost-"); err != nil {
+	if m.dir, err = os.MkdirTemp(cmp.Or(cfg.Dir, "/var/tmp"), "nestedhost-"); err != nil {
 		return nil, internal(op, err)
 	}
 	undo.Push("make directory", func() error { return os.RemoveAll(m.dir) })
