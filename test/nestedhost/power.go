@@ -106,16 +106,16 @@ func (p *power) forgetAgent() {
 
 // explain says what became of the machine that made something fail, and quotes its last words.
 func (p *power) explain(op string, err error) error {
-	code, what := warmboot.CodeOf(err), "the machine does not answer"
+	code, what, quoted := warmboot.CodeOf(err), "the machine does not answer", 30
 	select {
 	case <-p.done:
 		code, what = warmboot.Unavailable, "the machine is off; QEMU said: "+end(p.said.String(), 3)
 	default:
 	}
 	if p.panicked() {
-		code, what = warmboot.Internal, "the machine's kernel panicked"
+		code, what, quoted = warmboot.Internal, "the machine's kernel panicked", 100
 	}
-	return warmboot.Errorf(code, op, "%s: %w; its console ends with:\n%s", what, err, end(p.console.String(), 30))
+	return warmboot.Errorf(code, op, "%s: %w; its console ends with:\n%s", what, err, end(p.console.String(), quoted))
 }
 
 func (p *power) panicked() bool {
