@@ -178,7 +178,7 @@ func (m *Machine) Reboot(ctx context.Context) error {
 	return err
 }
 
-// SetClock sets the machine's wall clock, now and for its next boots.
+// SetClock sets the machine's wall clock. Its next boot takes the time of this machine again.
 func (m *Machine) SetClock(ctx context.Context, t time.Time) error {
 	_, err := m.Run(ctx, "date", "-u", "-s", t.UTC().Format("2006-01-02 15:04:05.000000000"))
 	return err
