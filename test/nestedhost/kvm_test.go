@@ -48,7 +48,7 @@ func runTests(t *testing.T, m *nestedhost.Machine, pkg, pattern string, env ...s
 	binary := "/root/" + path.Base(pkg) + ".test"
 	compile(t, m, binary, "test", "-c", pkg)
 	code, err := m.Exec(t.Context(), nestedhost.Command{
-		Argv:   []string{binary, "-test.v", "-test.failfast", "-test.timeout=9m", "-test.run=" + pattern},
+		Argv:   []string{binary, "-test.v", "-test.failfast", "-test.timeout=5m", "-test.run=" + pattern},
 		Env:    append(env, vmmtest.ImageVar+"="+remoteImage, vmmtest.AcceleratorVar+"=kvm"),
 		Stdout: t.Output(), Stderr: t.Output(),
 	})
