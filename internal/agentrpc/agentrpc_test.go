@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -433,4 +434,24 @@ func TestFilesOfAPeer(t *testing.T) {
 	if res.Body.Close(); res.StatusCode != http.StatusUnauthorized {
 		t.Errorf("a stranger is answered %s", res.Status)
 	}
+}
+
+func TestJoiningIsLimitedForWrongTokensOnly(t *testing.T) {
+	t.Parallel()
+	m := newManager(t, filepath.Join(t.TempDir(), "db"))
+	for i := range 50 { // a rack that is switched on
+		join(t, "h"+strconv.Itoa(i), m.token(t), m.address)
+	}
+	used := m.token(t)
+	join(t, "last", used, m.address)
+	managers := agentrpc.NewManagers([]string{m.address})
+	t.Cleanup(func() { must(t, managers.Close()) })
+	for range 100 {
+		_, _, err := authority.JoinHost(t.Context(), filepath.Join(t.TempDir(), "agent"), used, managers)
+		if warmboot.CodeOf(err) == warmboot.Exhausted {
+			return
+		}
+		wantCode(t, err, warmboot.Unauthenticated)
+	}
+	t.Error("100 wrong tokens were looked at")
 }

@@ -46,12 +46,15 @@ const (
 // ManagerHandler lets hosts join and report. Whoever has not joined can do nothing but that.
 func ManagerHandler(c ManagerConfig) http.Handler {
 	mux := http.NewServeMux()
-	joins := rate.NewLimiter(joinRate, joinBurst)
+	wrong := rate.NewLimiter(joinRate, joinBurst)
 	handle(mux, managerService+"Join", func(ctx context.Context, r *authority.JoinRequest) (*authority.JoinAnswer, error) {
-		if !joins.Allow() {
-			return nil, warmboot.Errorf(warmboot.Exhausted, "join", "too many hosts try to join at once; try again in a moment")
+		if wrong.Tokens() < 1 {
+			return nil, warmboot.Errorf(warmboot.Exhausted, "join", "too many have tried to join with tokens that are not good; try again in a moment")
 		}
 		answer, err := c.join(ctx, *r)
+		if warmboot.CodeOf(err) == warmboot.Unauthenticated {
+			wrong.Allow()
+		}
 		return &answer, err
 	})
 	handle(mux, managerService+"Renew", func(ctx context.Context, r *renewal) (*renewal, error) {

@@ -25,6 +25,7 @@ import (
 	"warmboot/internal/controlplane"
 	"warmboot/internal/controlplane/hosttest"
 	"warmboot/internal/store"
+	"warmboot/test/manager"
 )
 
 func must(t *testing.T, err error) {
@@ -40,10 +41,10 @@ const recoveryLimit = 10 * time.Second
 // plant is a database, a host, and managers that come and go.
 type plant struct {
 	t       *testing.T
-	options managerOptions
+	options manager.Options
 	host    *hosttest.Host
 	image   string
-	*manager
+	*manager.Process
 }
 
 // plants counts the plants of this process, each of which has addresses of its own: a manager must find its port free.
@@ -55,7 +56,7 @@ func newPlant(t *testing.T, database string) *plant {
 	dir := t.TempDir()
 	n := plants.Add(1)
 	ip := fmt.Sprintf("127.%d.%d.%d", 1+os.Getpid()%250, 1+n/250, 1+n%250)
-	p := &plant{t: t, host: hosttest.New(), options: managerOptions{Name: "m", API: ip + ":18080", Cluster: ip + ":18081", Log: filepath.Join(dir, "log")}}
+	p := &plant{t: t, host: hosttest.New(), options: manager.Options{Name: "m", Fast: true, API: ip + ":18080", Cluster: ip + ":18081", Log: filepath.Join(dir, "log")}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			text, _ := os.ReadFile(p.options.Log)
@@ -70,7 +71,7 @@ func newPlant(t *testing.T, database string) *plant {
 	default:
 		p.options.URL = database
 	}
-	p.manager = startManager(t, p.options)
+	p.Process = manager.Start(t, p.options)
 	p.join(dir, ip)
 	img, err := p.RegisterImage(t.Context(), api.RegisterImage{Name: "runtime", KernelPath: hosttest.Root + "k", RootfsPath: hosttest.Root + "r"})
 	must(t, err)
@@ -125,7 +126,7 @@ func (p *plant) join(dir, ip string) {
 // restart starts a manager after the last one has died.
 func (p *plant) restart() {
 	p.t.Helper()
-	p.manager = startManager(p.t, p.options)
+	p.Process = manager.Start(p.t, p.options)
 }
 
 // settled waits until a condition holds; until then it says what is wrong.
@@ -343,9 +344,9 @@ func TestKilledAtEachStep(t *testing.T) {
 					if op.prepare != nil {
 						op.prepare(p)
 					}
-					p.dieAt(step)
+					p.DieAt(step)
 					op.do(p)
-					p.died(20 * time.Second)
+					p.Died(20 * time.Second)
 					p.restart()
 					up := time.Now()
 					p.settled("recovery", func() error { return op.wrong(p) })
@@ -422,8 +423,7 @@ func TestKilledAtAnyTime(t *testing.T) {
 					})
 				}
 				time.Sleep(time.Duration(20+37*round) * time.Millisecond) // when it dies is what this is about
-				must(t, p.cmd.Process.Kill())
-				p.died(20 * time.Second)
+				p.Kill()
 				cancel()
 				all.Wait()
 				p.restart()

@@ -1,0 +1,77 @@
+package load
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"warmboot/internal/agent"
+	"warmboot/internal/agentrpc"
+	"warmboot/internal/authority"
+	"warmboot/internal/controlplane"
+	"warmboot/internal/controlplane/hosttest"
+	"warmboot/internal/store"
+	"warmboot/test/manager"
+)
+
+// BenchmarkHosts is what a thousand hosts' signs of life cost the manager, over connections and with certificates of their own.
+func BenchmarkHosts(b *testing.B) {
+	const hosts, during = 1000, 30 * time.Second
+	url := postgres(b)
+	m := manager.Start(b, manager.Options{Name: "m", URL: url, API: "127.0.0.1:28080", Cluster: "127.0.0.1:28081"})
+	db, err := store.Open(b.Context(), store.Config{URL: url, Log: slog.New(slog.DiscardHandler)})
+	must(b, err)
+	b.Cleanup(func() { must(b, db.Close()) })
+	ca, err := authority.Open(b.Context(), db)
+	must(b, err)
+	ctx, cancel := context.WithCancel(b.Context())
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel()
+	for i := range hosts {
+		h := hosttest.New()
+		h.Name, h.Address = fmt.Sprintf("h%d", i), "127.0.0.1:1"
+		managers := agentrpc.NewManagers([]string{"127.0.0.1:28081"})
+		token, _, err := ca.NewToken(ctx, db, "", time.Hour, "bench")
+		must(b, err)
+		credentials, id, err := authority.JoinHost(ctx, filepath.Join(b.TempDir(), "agent"), token, managers)
+		must(b, err)
+		managers.Use(credentials)
+		h.ID = id
+		inventory, err := h.Inventory(ctx)
+		must(b, err)
+		must(b, managers.HostHello(ctx, controlplane.Hello{ID: id, Name: h.Name, Address: h.Address, Inventory: inventory}))
+		all.Go(func() {
+			defer managers.Close()
+			time.Sleep(agent.DefaultBeat * time.Duration(i) / hosts) // as they would come
+			for beat := time.NewTicker(agent.DefaultBeat); ; {
+				if err := managers.HostBeat(ctx, id, nil); err != nil && ctx.Err() == nil {
+					b.Error(err)
+					return
+				}
+				select {
+				case <-beat.C:
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	}
+	for b.Loop() {
+		time.Sleep(2 * agent.DefaultBeat) // all have begun
+		before := cpuTime(b, m.PID())
+		time.Sleep(during)
+		report(b, 100*float64(cpuTime(b, m.PID())-before)/float64(during), "manager-%-of-a-core")
+	}
+	up, err := m.Hosts(b.Context())
+	must(b, err)
+	for _, h := range up {
+		if h.State != "up" {
+			b.Errorf("host %s is %s", h.Name, h.State)
+		}
+	}
+}
