@@ -1,5 +1,3 @@
-// Package crash kills managers. Each is a process of its own with everything real but the machines, which a host in the test's process
-// keeps in memory: so they outlive the manager, as real ones do.
 package crash
 
 import (

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -51,13 +52,13 @@ func (m *machine) DialGuest(ctx context.Context) (net.Conn, error) {
 	attempts, stop := whileAlive(attempts, m.process)
 	defer stop()
 	patience, pause := firstPatience, firstPause
-	var why error // of the latest attempt that was not cut short by the end of the time
+	var why error // of the latest attempt that tells more than that it took too long
 	for {
 		conn, err := m.connectGuest(attempts, patience)
 		if err == nil {
 			return conn, nil
 		}
-		if why == nil || attempts.Err() == nil {
+		if why == nil || !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded) {
 			why = err
 		}
 		select {
