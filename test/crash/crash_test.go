@@ -23,7 +23,7 @@ import (
 	"warmboot/internal/controlplane"
 	"warmboot/internal/controlplane/hosttest"
 	"warmboot/internal/store"
-	"warmboot/test/manager"
+	"warmboot/test/managerprocess"
 )
 
 func must(t *testing.T, err error) {
@@ -39,10 +39,10 @@ const recoveryLimit = 10 * time.Second
 // plant is a database, a host, and managers that come and go.
 type plant struct {
 	t       *testing.T
-	options manager.Options
+	options managerprocess.Options
 	host    *hosttest.Host
 	image   string
-	*manager.Process
+	*managerprocess.Process
 }
 
 // plants counts the plants of this process, each of which has addresses of its own: a manager must find its port free.
@@ -54,7 +54,7 @@ func newPlant(t *testing.T, database string) *plant {
 	dir := t.TempDir()
 	n := plants.Add(1)
 	ip := fmt.Sprintf("127.%d.%d.%d", 1+os.Getpid()%250, 1+n/250, 1+n%250)
-	p := &plant{t: t, host: hosttest.New(), options: manager.Options{Name: "m", Fast: true, API: ip + ":18080", Cluster: ip + ":18081", Log: filepath.Join(dir, "log")}}
+	p := &plant{t: t, host: hosttest.New(), options: managerprocess.Options{Name: "m", Fast: true, API: ip + ":18080", Cluster: ip + ":18081", Log: filepath.Join(dir, "log")}}
 	t.Cleanup(func() {
 		if t.Failed() {
 			text, _ := os.ReadFile(p.options.Log)
@@ -69,7 +69,7 @@ func newPlant(t *testing.T, database string) *plant {
 	default:
 		p.options.URL = database
 	}
-	p.Process = manager.Start(t, p.options)
+	p.Process = managerprocess.Start(t, p.options)
 	p.join(dir, ip)
 	img, err := p.RegisterImage(t.Context(), api.RegisterImage{Name: "runtime", KernelPath: hosttest.Root + "k", RootfsPath: hosttest.Root + "r"})
 	must(t, err)
@@ -124,7 +124,7 @@ func (p *plant) join(dir, ip string) {
 // restart starts a manager after the last one has died.
 func (p *plant) restart() {
 	p.t.Helper()
-	p.Process = manager.Start(p.t, p.options)
+	p.Process = managerprocess.Start(p.t, p.options)
 }
 
 // settled waits until a condition holds; until then it says what is wrong.

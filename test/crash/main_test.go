@@ -4,13 +4,13 @@ import (
 	"testing"
 
 	"warmboot/internal/store/pgtest"
-	"warmboot/test/manager"
+	"warmboot/test/managerprocess"
 )
 
 var postgres pgtest.Shared
 
 func TestMain(m *testing.M) {
-	manager.Main()
+	managerprocess.Main()
 	postgres.Start()
 	postgres.End(m.Run())
 }

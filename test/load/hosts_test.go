@@ -15,14 +15,14 @@ import (
 	"warmboot/internal/controlplane"
 	"warmboot/internal/controlplane/hosttest"
 	"warmboot/internal/store"
-	"warmboot/test/manager"
+	"warmboot/test/managerprocess"
 )
 
 // BenchmarkHosts is what a thousand hosts' signs of life cost the manager, over connections and with certificates of their own.
 func BenchmarkHosts(b *testing.B) {
 	const hosts, during = 1000, 30 * time.Second
 	url := postgres(b)
-	m := manager.Start(b, manager.Options{Name: "m", URL: url, API: "127.0.0.1:28080", Cluster: "127.0.0.1:28081"})
+	m := managerprocess.Start(b, managerprocess.Options{Name: "m", URL: url, API: "127.0.0.1:28080", Cluster: "127.0.0.1:28081"})
 	db, err := store.Open(b.Context(), store.Config{URL: url, Log: slog.New(slog.DiscardHandler)})
 	must(b, err)
 	b.Cleanup(func() { must(b, db.Close()) })

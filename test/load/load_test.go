@@ -16,11 +16,11 @@ import (
 	"warmboot/api"
 	"warmboot/internal/controlplane/hosttest"
 	"warmboot/internal/store/pgtest"
-	"warmboot/test/manager"
+	"warmboot/test/managerprocess"
 )
 
 func TestMain(m *testing.M) {
-	manager.Main()
+	managerprocess.Main()
 	code := m.Run()
 	if err := writeResults(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -112,9 +112,9 @@ func cpuTime(b *testing.B, pid int) time.Duration {
 }
 
 // started is a manager with a snapshot.
-func started(b *testing.B, url string) *manager.Process {
+func started(b *testing.B, url string) *managerprocess.Process {
 	b.Helper()
-	m := manager.Start(b, manager.Options{Name: "m", URL: url, API: "127.0.0.1:28080"})
+	m := managerprocess.Start(b, managerprocess.Options{Name: "m", URL: url, API: "127.0.0.1:28080"})
 	img, err := m.RegisterImage(b.Context(), api.RegisterImage{Name: "runtime", KernelPath: hosttest.Root + "k", RootfsPath: hosttest.Root + "r"})
 	must(b, err)
 	id, err := m.CreateSnapshot(b.Context(), img.ID)
@@ -127,7 +127,7 @@ func started(b *testing.B, url string) *manager.Process {
 }
 
 // createAll creates n containers, some at once, and returns how long each took to be accepted, and to run.
-func createAll(b *testing.B, m *manager.Process, n, atOnce int) (accepted, running []time.Duration) {
+func createAll(b *testing.B, m *managerprocess.Process, n, atOnce int) (accepted, running []time.Duration) {
 	b.Helper()
 	var next atomic.Int64
 	var mu sync.Mutex

@@ -1,6 +1,6 @@
-// Package manager is a manager of warmboot in a process of its own, for tests that kill or measure one. Everything in it is real but for a way to
+// Package managerprocess is a manager of warmboot in a process of its own, for tests that kill or measure one. Everything in it is real but for a way to
 // be told at which step to die. The test's program is the manager too: its TestMain calls Main.
-package manager
+package managerprocess
 
 import (
 	"bufio"
