@@ -17,6 +17,29 @@ type Store interface {
 	TokenStore
 	AuditStore
 	Feed
+	// Counts counts what there is, without reading it.
+	Counts(ctx context.Context) (*Counts, error)
+}
+
+// Counts is how much there is. A state that nothing is in is not in its map.
+type Counts struct {
+	Containers map[ContainerState]int
+	VMs        int // containers whose microVM is up
+	Snapshots  map[SnapshotState]int
+	Managers   int // that live, as far as the others have noticed
+}
+
+// Place is where an entity stands in a list that is newest first.
+type Place struct {
+	CreatedAt time.Time
+	ID        ID
+}
+
+// Page is a part of a list that is newest first. Zero is all of it. What is added or removed meanwhile shifts no page: a page begins behind an
+// entity's place, whether that entity is still there or not.
+type Page struct {
+	After Place // the last of the page before; zero: from the newest on
+	Limit int   // how many at the most; 0: no limit
 }
 
 // ImageStore keeps runtime images.
@@ -26,9 +49,17 @@ type ImageStore interface {
 	Image(ctx context.Context, id ID) (*Image, error)
 	ImageByName(ctx context.Context, name string) (*Image, error)
 	// Images are newest first.
-	Images(ctx context.Context) ([]*Image, error)
+	Images(ctx context.Context, p Page) ([]*Image, error)
 	// DeleteImage removes an image that no live snapshot and no container refers to; else it is a Conflict.
 	DeleteImage(ctx context.Context, id ID) error
+}
+
+// SnapshotFilter narrows Snapshots. Zero means all.
+type SnapshotFilter struct {
+	States         []SnapshotState
+	RuntimeImageID ID
+	HostID         ID // that builds it, or has built it
+	Page
 }
 
 // SnapshotStore keeps runtime snapshots.
@@ -37,7 +68,7 @@ type SnapshotStore interface {
 	CreateSnapshot(ctx context.Context, s *RuntimeSnapshot) error
 	Snapshot(ctx context.Context, id ID) (*RuntimeSnapshot, error)
 	// Snapshots are newest first and include deleted ones whose files may still be there.
-	Snapshots(ctx context.Context) ([]*RuntimeSnapshot, error)
+	Snapshots(ctx context.Context, f SnapshotFilter) ([]*RuntimeSnapshot, error)
 	// UpdateSnapshot reads the snapshot, lets change alter it, and stores it, as UpdateContainer does.
 	UpdateSnapshot(ctx context.Context, id ID, change func(*RuntimeSnapshot) error) (*RuntimeSnapshot, error)
 	// FinishSnapshot moves a snapshot from creating to ready with its path, VMM version and metadata, releases its lease, and marks deleted,
@@ -60,8 +91,13 @@ type SnapshotStore interface {
 
 // ContainerFilter narrows Containers. Zero means all.
 type ContainerFilter struct {
-	States []ContainerState
-	HostID ID
+	States         []ContainerState
+	HostID         ID
+	RuntimeImageID ID
+	Image          string // as the user gave it
+	NamePrefix     string
+	BootMethod     BootMethod
+	Page
 }
 
 // ContainerStore keeps containers.
@@ -97,8 +133,8 @@ type HostStore interface {
 	Host(ctx context.Context, id ID) (*Host, error)
 	// FindHost finds a host by id or name.
 	FindHost(ctx context.Context, ref string) (*Host, error)
-	// Hosts are in order of their names.
-	Hosts(ctx context.Context) ([]*Host, error)
+	// Hosts are in order of their names: at most limit of those after a name, or all that follow it if limit is 0. No name is "".
+	Hosts(ctx context.Context, after string, limit int) ([]*Host, error)
 	// UpdateHost reads the host, lets change alter it, and stores it, as UpdateContainer does. Beat and LastSeenAt stay.
 	UpdateHost(ctx context.Context, id ID, change func(*Host) error) (*Host, error)
 	// BeatHosts counts a sign of life of each of these hosts. One that is not there is passed over.
@@ -133,6 +169,7 @@ type Feed interface {
 // FeedLimit is how long a message of a Feed may be, in bytes: PostgreSQL's limit for NOTIFY, with some to spare
 // (https://www.postgresql.org/docs/current/sql-notify.html).
 const FeedLimit = 7900
+
 // TokenStore keeps what is known of tokens; their secrets it never sees.
 type TokenStore interface {
 	// CreateToken stores a new token. A taken name is a Conflict.
@@ -142,7 +179,7 @@ type TokenStore interface {
 	// TokenByDigest finds a token by the digest of its secret. Whether it has expired, the caller must see.
 	TokenByDigest(ctx context.Context, digest string) (*Token, error)
 	// Tokens are newest first, and include those that have expired.
-	Tokens(ctx context.Context) ([]*Token, error)
+	Tokens(ctx context.Context, p Page) ([]*Token, error)
 	DeleteToken(ctx context.Context, id ID) error
 	// TouchTokens records when tokens were last used. A time before the one that is known changes nothing, and neither does a
 	// token that does not exist any more.

@@ -6,9 +6,10 @@ package api
 
 import "time"
 
-// Items is the envelope of a list.
+// Items is the envelope of a list, or of a part of it.
 type Items[T any] struct {
-	Items []T `json:"items"`
+	Items      []T    `json:"items"`
+	NextCursor string `json:"next_cursor,omitempty" doc:"Where the next part begins; left out after the last item."`
 }
 
 // Item is the envelope of one entity.

@@ -232,13 +232,6 @@ func get[T any](ctx context.Context, c *Client, path string) (T, error) {
 	return e.Item, err
 }
 
-// list reads a list out of its envelope.
-func list[T any](ctx context.Context, c *Client, path string) ([]T, error) {
-	var e api.Items[T]
-	err := c.do(ctx, http.MethodGet, path, nil, &e)
-	return e.Items, err
-}
-
 // ref puts what a person typed into a path.
 func ref(prefix, typed, suffix string) (string, error) {
 	if typed == "" || typed == "." || typed == ".." {

@@ -2,8 +2,11 @@ package client
 
 import (
 	"context"
+	"iter"
 	"net/http"
+	"net/url"
 	"strconv"
+	"strings"
 
 	"warmboot"
 	"warmboot/api"
@@ -19,9 +22,32 @@ const (
 // pollSeconds is how long the server holds one request of WaitContainer: shorter than what proxies allow.
 const pollSeconds = "25"
 
+// ContainerFilter narrows a list of containers. Zero means all.
+type ContainerFilter struct {
+	States       []string
+	Host         string // id or name
+	Image        string // as it was given when they were created
+	RuntimeImage string // id or name
+	NamePrefix   string
+	BootMethod   string // "warm" or "cold"
+	Limit        int    // the newest so many only; 0: all
+}
+
 // Containers lists all containers, newest first.
 func (c *Client) Containers(ctx context.Context) ([]api.Container, error) {
-	return list[api.Container](ctx, c, "/v1/containers")
+	return collect(c.EachContainer(ctx, ContainerFilter{}))
+}
+
+// EachContainer gives containers, newest first. They are read a part at a time, as far as they are asked for. An error ends it.
+func (c *Client) EachContainer(ctx context.Context, f ContainerFilter) iter.Seq2[api.Container, error] {
+	query := url.Values{}
+	set(query, "state", strings.Join(f.States, ","))
+	set(query, "host", f.Host)
+	set(query, "image", f.Image)
+	set(query, "runtime_image", f.RuntimeImage)
+	set(query, "name_prefix", f.NamePrefix)
+	set(query, "boot_method", f.BootMethod)
+	return each[api.Container](ctx, c, "/v1/containers", query, f.Limit)
 }
 
 // Container finds a container by id, name, or the beginning of its id.

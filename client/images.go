@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"iter"
 	"net/http"
 
 	"warmboot/api"
@@ -9,7 +10,12 @@ import (
 
 // Images lists the runtime images, newest first.
 func (c *Client) Images(ctx context.Context) ([]api.Image, error) {
-	return list[api.Image](ctx, c, "/v1/images")
+	return collect(c.EachImage(ctx))
+}
+
+// EachImage gives the runtime images, newest first, as EachContainer does containers.
+func (c *Client) EachImage(ctx context.Context) iter.Seq2[api.Image, error] {
+	return each[api.Image](ctx, c, "/v1/images", nil, 0)
 }
 
 // Image finds a runtime image by id or name.

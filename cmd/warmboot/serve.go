@@ -60,7 +60,7 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 	}
 	undo.Push("end access", func() error { door.keeper.Close(); return nil })
 	metrics := telemetry.NewMetrics()
-	svc, err := startControlPlane(ctx, o, db, localHost{host}, metrics, log, &undo)
+	svc, queue, err := startControlPlane(ctx, o, db, localHost{host}, metrics, log, &undo)
 	if err != nil {
 		return err
 	}
@@ -71,7 +71,7 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 	reporting := make(chan struct{})
 	go func() { defer close(reporting); host.Run(reports, svc) }()
 	undo.Push("end reports of the host", func() error { endReports(); <-reporting; return nil })
-	if err := metrics.Watch(telemetry.Inventory{Service: svc, Slots: host.Slots, Log: log}); err != nil {
+	if err := metrics.Watch(telemetry.Inventory{Service: svc, Slots: host.Slots, Jobs: queue.Depth, Log: log}); err != nil {
 		return err
 	}
 	if o.Kernel != "" || o.Rootfs != "" {
@@ -107,11 +107,11 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 }
 
 // startControlPlane starts the control plane on a database; its end is on undo.
-func startControlPlane(ctx context.Context, o cli.ServeOptions, db *store.Store, hosts controlplane.Hosts, observer controlplane.Observer, log *slog.Logger, undo *rollback.Stack) (*controlplane.Service, error) {
+func startControlPlane(ctx context.Context, o cli.ServeOptions, db *store.Store, hosts controlplane.Hosts, observer controlplane.Observer, log *slog.Logger, undo *rollback.Stack) (*controlplane.Service, *jobs.Queue, error) {
 	sql, postgres := db.SQL()
 	queue, err := jobs.New(ctx, jobs.Config{DB: sql, Postgres: postgres, Log: log})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	svc := controlplane.New(controlplane.Config{
 		Store: db, Hosts: hosts, Queue: queue, Log: log, Name: o.Name, SnapshotWait: o.SnapshotWait, MaxSnapshots: o.MaxSnapshots,
@@ -122,9 +122,9 @@ func startControlPlane(ctx context.Context, o cli.ServeOptions, db *store.Store,
 		return queue.Close(context.WithoutCancel(ctx))
 	})
 	if err := svc.Start(ctx); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return svc, queue.Start(ctx, svc)
+	return svc, queue, queue.Start(ctx, svc)
 }
 
 // localHost is the way to the one host that is in this process.

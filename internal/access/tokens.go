@@ -44,8 +44,8 @@ func (k *Keeper) createToken(ctx context.Context, by Principal, name string, rol
 }
 
 // Tokens are newest first, with their last uses up to now.
-func (k *Keeper) Tokens(ctx context.Context) ([]*warmboot.Token, error) {
-	all, err := k.store.Tokens(ctx)
+func (k *Keeper) Tokens(ctx context.Context, p warmboot.Page) ([]*warmboot.Token, error) {
+	all, err := k.store.Tokens(ctx, p)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, t := range all {

@@ -145,7 +145,9 @@ func (b *build) run(ctx context.Context) error {
 func (b *build) ready() error {
 	ctx, cancel := b.s.lastWords()
 	defer cancel()
-	all, err := insist(ctx, func() ([]*warmboot.RuntimeSnapshot, error) { return b.s.store.Snapshots(ctx) })
+	all, err := insist(ctx, func() ([]*warmboot.RuntimeSnapshot, error) {
+		return b.s.store.Snapshots(ctx, warmboot.SnapshotFilter{})
+	})
 	if err != nil {
 		return err
 	}
@@ -219,7 +221,7 @@ func (b *build) finish(start time.Time, err error) {
 // takeOverBuilds queues again what is to be built and nobody builds; what is queued already stays so. After a death it also queues what an
 // unhealthy snapshot still waits for.
 func (s *Service) takeOverBuilds(ctx context.Context, death bool) error {
-	all, err := s.store.Snapshots(ctx)
+	all, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{})
 	if err != nil {
 		return err
 	}

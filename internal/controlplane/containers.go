@@ -78,14 +78,8 @@ func (s *Service) placeContainer(ctx context.Context, image warmboot.ID, exclude
 	all := s.hosts.all()
 	var ready []*warmboot.RuntimeSnapshot
 	if len(all) > 1 { // else there is nothing to choose
-		snaps, err := s.store.Snapshots(ctx)
-		if err != nil {
+		if ready, err = s.store.Snapshots(ctx, warmboot.SnapshotFilter{RuntimeImageID: image, States: []warmboot.SnapshotState{warmboot.SnapshotReady}}); err != nil {
 			return nil, nil, err
-		}
-		for _, snap := range snaps {
-			if snap.RuntimeImageID == image && snap.State == warmboot.SnapshotReady {
-				ready = append(ready, snap)
-			}
 		}
 	}
 	choice, err := placement.Container(all, ready, excluded)

@@ -142,7 +142,7 @@ func (s *Service) hostDown(ctx context.Context, silent *warmboot.Host) error {
 
 // refreshHosts reads the hosts, and how much is on them, from the store.
 func (s *Service) refreshHosts(ctx context.Context) error {
-	all, err := s.store.Hosts(ctx)
+	all, err := s.store.Hosts(ctx, "", 0)
 	if err != nil {
 		return err
 	}
@@ -280,8 +280,10 @@ func (s *Service) peers(except warmboot.ID, has func(*warmboot.Host) bool) []Pee
 	return peers
 }
 
-// Hosts lists the hosts in order of their names.
-func (s *Service) Hosts(ctx context.Context) ([]*warmboot.Host, error) { return s.store.Hosts(ctx) }
+// Hosts lists the hosts in order of their names: at most limit after a name; 0 and "" mean all.
+func (s *Service) Hosts(ctx context.Context, after string, limit int) ([]*warmboot.Host, error) {
+	return s.store.Hosts(ctx, after, limit)
+}
 
 // Host finds a host by id or name.
 func (s *Service) Host(ctx context.Context, ref string) (*warmboot.Host, error) {

@@ -34,7 +34,9 @@ func (s *Service) RegisterImage(ctx context.Context, img warmboot.Image) (*warmb
 }
 
 // Images lists the runtime images, newest first.
-func (s *Service) Images(ctx context.Context) ([]*warmboot.Image, error) { return s.store.Images(ctx) }
+func (s *Service) Images(ctx context.Context, p warmboot.Page) ([]*warmboot.Image, error) {
+	return s.store.Images(ctx, p)
+}
 
 // Image finds a runtime image by id or name.
 func (s *Service) Image(ctx context.Context, ref string) (*warmboot.Image, error) {
@@ -55,7 +57,7 @@ func (s *Service) DeleteImage(ctx context.Context, ref string) error {
 
 // newestImage is what a container boots from if the caller did not choose.
 func (s *Service) newestImage(ctx context.Context) (*warmboot.Image, error) {
-	images, err := s.store.Images(ctx)
+	images, err := s.store.Images(ctx, warmboot.Page{Limit: 1})
 	if err != nil {
 		return nil, err
 	}

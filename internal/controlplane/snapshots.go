@@ -57,12 +57,12 @@ func (s *Service) startBuild(ctx context.Context, r Rebuild) (warmboot.ID, error
 
 // building is the snapshot of an image and platform that is being built, "" if none is.
 func (s *Service) building(ctx context.Context, image warmboot.ID, platform string) (warmboot.ID, error) {
-	all, err := s.store.Snapshots(ctx)
+	all, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{RuntimeImageID: image, States: []warmboot.SnapshotState{warmboot.SnapshotCreating}})
 	if err != nil {
 		return "", err
 	}
 	for _, snap := range all {
-		if snap.State == warmboot.SnapshotCreating && snap.RuntimeImageID == image && snap.Platform == platform {
+		if snap.Platform == platform {
 			return snap.ID, nil
 		}
 	}
@@ -72,7 +72,7 @@ func (s *Service) building(ctx context.Context, image warmboot.ID, platform stri
 // roomForSnapshot deletes the least recently used snapshot when one more would be too many, or reports a Conflict if none may go. The one that the new snapshot will replace does
 // not count.
 func (s *Service) roomForSnapshot(ctx context.Context, image warmboot.ID, platform string) error {
-	all, err := s.store.Snapshots(ctx)
+	all, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{})
 	if err != nil {
 		return err
 	}
@@ -96,8 +96,8 @@ func (s *Service) roomForSnapshot(ctx context.Context, image warmboot.ID, platfo
 }
 
 // Snapshots lists the runtime snapshots, newest first.
-func (s *Service) Snapshots(ctx context.Context) ([]*warmboot.RuntimeSnapshot, error) {
-	return s.store.Snapshots(ctx)
+func (s *Service) Snapshots(ctx context.Context, f warmboot.SnapshotFilter) ([]*warmboot.RuntimeSnapshot, error) {
+	return s.store.Snapshots(ctx, f)
 }
 
 // Snapshot returns one snapshot.
@@ -159,7 +159,7 @@ func (s *Service) usableSnapshot(ctx context.Context, image, host warmboot.ID) (
 	deadline := time.NewTimer(s.SnapshotWait)
 	defer deadline.Stop()
 	for {
-		all, err := s.store.Snapshots(ctx)
+		all, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{RuntimeImageID: image})
 		if err != nil {
 			return nil, "", err
 		}

@@ -18,6 +18,32 @@ type ContainerRef struct {
 	Ref string `path:"id" doc:"Id, name, or the beginning of an id that only one container has."`
 }
 
+type containerQuery struct {
+	PageQuery
+	States       []string `query:"state" enum:"creating,running,stopping,stopped,starting,failed,deleting" doc:"Only those in one of these states."`
+	Host         string   `query:"host" maxLength:"64" doc:"Only those on a host, by its id or name."`
+	Image        string   `query:"image" maxLength:"512" doc:"Only those of an image, as it was given when they were created."`
+	RuntimeImage string   `query:"runtime_image" maxLength:"64" doc:"Only those whose microVM boots a runtime image, by its id or name."`
+	NamePrefix   string   `query:"name_prefix" maxLength:"63" doc:"Only those whose name begins so."`
+	BootMethod   string   `query:"boot_method" enum:"warm,cold" doc:"Only those that came up this way."`
+}
+
+// containerFilter is what the store is asked for.
+func (s *server) containerFilter(ctx context.Context, in *containerQuery) (f warmboot.ContainerFilter, err error) {
+	for _, state := range in.States {
+		f.States = append(f.States, warmboot.ContainerState(state))
+	}
+	f.Image, f.NamePrefix, f.BootMethod = in.Image, in.NamePrefix, warmboot.BootMethod(in.BootMethod)
+	if f.HostID, err = s.hostID(ctx, in.Host); err != nil {
+		return f, err
+	}
+	if f.RuntimeImageID, err = s.imageID(ctx, in.RuntimeImage); err != nil {
+		return f, err
+	}
+	f.Page, err = in.page()
+	return f, err
+}
+
 func (s *server) containerRoutes(a huma.API) {
 	const tag, base = "Containers", "/v1/containers"
 	op(a, "create-container", http.MethodPost, base, tag, "Create and start a container",
@@ -33,19 +59,17 @@ func (s *server) containerRoutes(a huma.API) {
 			}
 			return &answer[api.Created]{api.Created{ID: string(c.ID)}}, nil
 		}, created)
-	op(a, "list-containers", http.MethodGet, base, tag, "List containers", "Newest first.",
-		func(ctx context.Context, in *struct {
-			States []string `query:"state" enum:"creating,running,stopping,stopped,starting,failed,deleting" doc:"Only those in one of these states."`
-		}) (*answer[api.Items[api.Container]], error) {
-			var f warmboot.ContainerFilter
-			for _, state := range in.States {
-				f.States = append(f.States, warmboot.ContainerState(state))
-			}
-			all, err := s.svc.Containers(ctx, f)
+	op(a, "list-containers", http.MethodGet, base, tag, "List containers", "Newest first, a part at a time.",
+		func(ctx context.Context, in *containerQuery) (*answer[api.Items[api.Container]], error) {
+			filter, err := s.containerFilter(ctx, in)
 			if err != nil {
 				return nil, err
 			}
-			return items(all, s.containerOut), nil
+			all, err := s.svc.Containers(ctx, filter)
+			if err != nil {
+				return nil, err
+			}
+			return pageOf(all, in.Limit, s.containerOut, func(c *warmboot.Container) string { return cursorOf(c.CreatedAt, c.ID) }), nil
 		})
 	op(a, "get-container", http.MethodGet, base+"/{id}", tag, "Get a container", "",
 		func(ctx context.Context, in *ContainerRef) (*answer[api.Item[api.Container]], error) {

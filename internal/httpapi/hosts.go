@@ -7,6 +7,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"warmboot"
 	"warmboot/api"
 )
 
@@ -17,13 +18,17 @@ type HostRef struct {
 
 func (s *server) hostRoutes(a huma.API) {
 	const tag, base = "Hosts", "/v1/hosts"
-	op(a, "list-hosts", http.MethodGet, base, tag, "List hosts", "In order of their names.",
-		func(ctx context.Context, _ *struct{}) (*answer[api.Items[api.Host]], error) {
-			all, err := s.svc.Hosts(ctx)
+	op(a, "list-hosts", http.MethodGet, base, tag, "List hosts", "In order of their names, a part at a time.",
+		func(ctx context.Context, in *PageQuery) (*answer[api.Items[api.Host]], error) {
+			after, err := in.decode()
 			if err != nil {
 				return nil, err
 			}
-			return items(all, hostOut), nil
+			all, err := s.svc.Hosts(ctx, after, in.Limit+1)
+			if err != nil {
+				return nil, err
+			}
+			return pageOf(all, in.Limit, hostOut, func(h *warmboot.Host) string { return cursor(h.Name) }), nil
 		})
 	op(a, "get-host", http.MethodGet, base+"/{id}", tag, "Get a host", "",
 		func(ctx context.Context, in *HostRef) (*answer[api.Item[api.Host]], error) {

@@ -27,13 +27,17 @@ func (s *server) imageRoutes(a huma.API) {
 			}
 			return &answer[api.Created]{api.Created{ID: string(img.ID)}}, nil
 		}, created)
-	op(a, "list-images", http.MethodGet, "/v1/images", tag, "List runtime images", "Newest first.",
-		func(ctx context.Context, _ *struct{}) (*answer[api.Items[api.Image]], error) {
-			all, err := s.svc.Images(ctx)
+	op(a, "list-images", http.MethodGet, "/v1/images", tag, "List runtime images", "Newest first, a part at a time.",
+		func(ctx context.Context, in *PageQuery) (*answer[api.Items[api.Image]], error) {
+			page, err := in.page()
 			if err != nil {
 				return nil, err
 			}
-			return items(all, imageOut), nil
+			all, err := s.svc.Images(ctx, page)
+			if err != nil {
+				return nil, err
+			}
+			return pageOf(all, in.Limit, imageOut, func(img *warmboot.Image) string { return cursorOf(img.CreatedAt, img.ID) }), nil
 		})
 	op(a, "get-image", http.MethodGet, "/v1/images/{id}", tag, "Get a runtime image", "",
 		func(ctx context.Context, in *imageRef) (*answer[api.Item[api.Image]], error) {

@@ -24,7 +24,7 @@ func newMeasuredRig(t *testing.T, shape func(*hosttest.Host, *httpapi.Config)) *
 			shape(h, c)
 		}
 	})
-	r.must(metrics.Watch(telemetry.Inventory{Service: r.svc, Slots: func() (int, int) { return 2, 16384 }, Log: r.logger()}))
+	r.must(metrics.Watch(telemetry.Inventory{Service: r.svc, Slots: func() (int, int) { return 2, 16384 }, Jobs: r.plane.Queue.Depth, Log: r.logger()}))
 	return r
 }
 

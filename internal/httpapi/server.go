@@ -108,7 +108,7 @@ func (s *server) routes(mux *gate, c Config) {
 	s.auditRoute(a)
 	op(a, "get-version", http.MethodGet, "/v1/version", "Server", "Tell what is serving", "", func(ctx context.Context, _ *struct{}) (*answer[api.Version], error) {
 		v := api.Version{Version: s.version, GoVersion: runtime.Version()}
-		hosts, err := s.svc.Hosts(ctx)
+		hosts, err := s.svc.Hosts(ctx, "", 1)
 		if err != nil {
 			return nil, err
 		}

@@ -40,6 +40,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type rig struct {
 	t      *testing.T
 	host   *hosttest.Host
+	plane  *planetest.Plane
 	svc    *controlplane.Service
 	store  *store.Store
 	db     string // its file
@@ -77,7 +78,7 @@ func newObservedRig(t *testing.T, observer controlplane.Observer, shape func(*ho
 	t.Cleanup(func() { _ = p.Close() })
 	r.access = access.New(access.Config{Store: p.Store, Log: log, Static: staticToken})
 	t.Cleanup(r.access.Close)
-	r.svc, r.store, config.Service, config.Access = p.Service, p.Store, p.Service, r.access
+	r.plane, r.svc, r.store, config.Service, config.Access = p, p.Service, p.Store, p.Service, r.access
 	r.server = httptest.NewServer(httpapi.New(config))
 	t.Cleanup(r.server.Close)
 	if !config.NoAuth {

@@ -15,6 +15,56 @@ type SnapshotRef struct {
 	ID string `path:"id" format:"uuid"`
 }
 
+type snapshotQuery struct {
+	PageQuery
+	All    bool     `query:"all" doc:"Deleted ones too, as long as they are remembered."`
+	States []string `query:"state" enum:"creating,ready,unhealthy,deleted" doc:"Only those in one of these states."`
+	Image  string   `query:"image" maxLength:"64" doc:"Only those of a runtime image, by its id or name."`
+	Host   string   `query:"host" maxLength:"64" doc:"Only those that a host builds or has built, by its id or name."`
+}
+
+// snapshotFilter is what the store is asked for.
+func (s *server) snapshotFilter(ctx context.Context, in *snapshotQuery) (f warmboot.SnapshotFilter, err error) {
+	for _, state := range in.States {
+		f.States = append(f.States, warmboot.SnapshotState(state))
+	}
+	if len(f.States) == 0 && !in.All {
+		f.States = []warmboot.SnapshotState{warmboot.SnapshotCreating, warmboot.SnapshotReady, warmboot.SnapshotUnhealthy}
+	}
+	if f.RuntimeImageID, err = s.imageID(ctx, in.Image); err != nil {
+		return f, err
+	}
+	if f.HostID, err = s.hostID(ctx, in.Host); err != nil {
+		return f, err
+	}
+	f.Page, err = in.page()
+	return f, err
+}
+
+// imageID finds the id of a runtime image that may be named; "" stays "".
+func (s *server) imageID(ctx context.Context, ref string) (warmboot.ID, error) {
+	if ref == "" {
+		return "", nil
+	}
+	img, err := s.svc.Image(ctx, ref)
+	if err != nil {
+		return "", err
+	}
+	return img.ID, nil
+}
+
+// hostID finds the id of a host that may be named; "" stays "".
+func (s *server) hostID(ctx context.Context, ref string) (warmboot.ID, error) {
+	if ref == "" {
+		return "", nil
+	}
+	h, err := s.svc.Host(ctx, ref)
+	if err != nil {
+		return "", err
+	}
+	return h.ID, nil
+}
+
 func (s *server) snapshotRoutes(a huma.API) {
 	const tag, base = "Runtime snapshots", "/v1/runtime-snapshots"
 	op(a, "create-snapshot", http.MethodPost, base, tag, "Create a runtime snapshot",
@@ -30,21 +80,17 @@ func (s *server) snapshotRoutes(a huma.API) {
 			}
 			return &answer[api.Created]{api.Created{ID: string(id)}}, nil
 		}, created)
-	op(a, "list-snapshots", http.MethodGet, base, tag, "List runtime snapshots", "Newest first; deleted ones only if asked for.",
-		func(ctx context.Context, in *struct {
-			All bool `query:"all" doc:"Deleted ones too, as long as they are remembered."`
-		}) (*answer[api.Items[api.Snapshot]], error) {
-			all, err := s.svc.Snapshots(ctx)
+	op(a, "list-snapshots", http.MethodGet, base, tag, "List runtime snapshots", "Newest first, a part at a time; deleted ones only if asked for.",
+		func(ctx context.Context, in *snapshotQuery) (*answer[api.Items[api.Snapshot]], error) {
+			filter, err := s.snapshotFilter(ctx, in)
 			if err != nil {
 				return nil, err
 			}
-			shown := all[:0]
-			for _, snap := range all {
-				if in.All || snap.State != warmboot.SnapshotDeleted {
-					shown = append(shown, snap)
-				}
+			all, err := s.svc.Snapshots(ctx, filter)
+			if err != nil {
+				return nil, err
 			}
-			return items(shown, s.snapshotOut), nil
+			return pageOf(all, in.Limit, s.snapshotOut, func(snap *warmboot.RuntimeSnapshot) string { return cursorOf(snap.CreatedAt, snap.ID) }), nil
 		})
 	op(a, "get-snapshot", http.MethodGet, base+"/{id}", tag, "Get a runtime snapshot", "A deleted one is given too, as long as it is remembered.",
 		func(ctx context.Context, in *SnapshotRef) (*answer[api.Item[api.Snapshot]], error) {

@@ -26,13 +26,17 @@ func (s *server) tokenRoutes(a huma.API) {
 			}
 			return &answer[api.CreatedToken]{api.CreatedToken{Item: tokenOut(t), Secret: secret}}, nil
 		}, created)
-	op(a, "list-tokens", http.MethodGet, base, tag, "List tokens", "Newest first, without their secrets. Those that have expired stay until they are revoked.",
-		func(ctx context.Context, _ *struct{}) (*answer[api.Items[api.Token]], error) {
-			all, err := s.access.Tokens(ctx)
+	op(a, "list-tokens", http.MethodGet, base, tag, "List tokens", "Newest first, a part at a time, without their secrets. Those that have expired stay until they are revoked.",
+		func(ctx context.Context, in *PageQuery) (*answer[api.Items[api.Token]], error) {
+			page, err := in.page()
 			if err != nil {
 				return nil, err
 			}
-			return items(all, tokenOut), nil
+			all, err := s.access.Tokens(ctx, page)
+			if err != nil {
+				return nil, err
+			}
+			return pageOf(all, in.Limit, tokenOut, func(t *warmboot.Token) string { return cursorOf(t.CreatedAt, t.ID) }), nil
 		})
 	op(a, "get-token", http.MethodGet, base+"/{id}", tag, "Get a token", "",
 		func(ctx context.Context, in *tokenRef) (*answer[api.Item[api.Token]], error) {

@@ -11,14 +11,6 @@ import (
 
 func item[T any](v T) *answer[api.Item[T]] { return &answer[api.Item[T]]{api.Item[T]{Item: v}} }
 
-func items[E, T any](all []E, out func(E) T) *answer[api.Items[T]] {
-	list := make([]T, 0, len(all)) // an empty list is [], not null
-	for _, e := range all {
-		list = append(list, out(e))
-	}
-	return &answer[api.Items[T]]{api.Items[T]{Items: list}}
-}
-
 func done(err error) (*answer[api.OK], error) {
 	if err != nil {
 		return nil, err

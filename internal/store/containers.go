@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -110,21 +109,21 @@ func (s *Store) FindContainer(ctx context.Context, ref string) (*warmboot.Contai
 
 // Containers implements warmboot.ContainerStore.
 func (s *Store) Containers(ctx context.Context, f warmboot.ContainerFilter) ([]*warmboot.Container, error) {
-	var where []string
-	var args []any
-	if len(f.States) > 0 {
-		where = append(where, `state IN (`+places(&args, f.States)+`)`)
+	var c conditions
+	oneOf(&c, `state`, f.States)
+	equal(&c, `host_id`, f.HostID)
+	equal(&c, `runtime_image_id`, f.RuntimeImageID)
+	equal(&c, `image`, f.Image)
+	equal(&c, `boot_method`, f.BootMethod)
+	if f.NamePrefix != "" {
+		name := `name COLLATE ` + s.dialect.bytewise
+		c.add(name+` >= ? AND `+name+` < ?`, plain(f.NamePrefix), plain(f.NamePrefix)+afterNames)
 	}
-	if f.HostID != "" {
-		where = append(where, `host_id = `+places(&args, []warmboot.ID{f.HostID}))
-	}
-	query := selectContainer
-	if len(where) > 0 {
-		query += ` WHERE ` + strings.Join(where, ` AND `)
-	}
-	all, err := list(ctx, s.read, scanContainer, query+` ORDER BY created_at DESC, id DESC`, args...)
-	return all, s.fail(ctx, "list containers", err)
+	return page(ctx, s, "list containers", scanContainer, selectContainer, c, f.Page)
 }
+
+// afterNames sorts behind everything that a container's name may have (warmboot.ValidateContainerName).
+const afterNames = "~"
 
 // ContainerLoad implements warmboot.ContainerStore.
 func (s *Store) ContainerLoad(ctx context.Context) (map[warmboot.ID]int, error) {
@@ -143,19 +142,6 @@ func (s *Store) ContainerLoad(ctx context.Context) (map[warmboot.ID]int, error) 
 		loads[l.host] = l.n
 	}
 	return loads, nil
-}
-
-// places adds values to args and returns the places that stand for them in a statement: "$3, $4".
-func places[T ~string](args *[]any, values []T) string {
-	var b strings.Builder
-	for i, v := range values {
-		if i > 0 {
-			b.WriteString(`, `)
-		}
-		*args = append(*args, string(v))
-		b.WriteString(`$` + strconv.Itoa(len(*args)))
-	}
-	return b.String()
 }
 
 // UpdateContainer implements warmboot.ContainerStore. A container's id and time of creation cannot be altered. Others

@@ -63,8 +63,10 @@ func (s *Store) host(ctx context.Context, q querier, column, value, lock string)
 }
 
 // Hosts implements warmboot.HostStore.
-func (s *Store) Hosts(ctx context.Context) ([]*warmboot.Host, error) {
-	all, err := list(ctx, s.read, scanHost, selectHost+` ORDER BY name`)
+func (s *Store) Hosts(ctx context.Context, after string, limit int) ([]*warmboot.Host, error) {
+	var c conditions
+	c.add(`name > ?`, after)
+	all, err := list(ctx, s.read, scanHost, selectHost+c.where()+` ORDER BY name`+c.limit(limit), c.args...)
 	return all, s.fail(ctx, "list hosts", err)
 }
 

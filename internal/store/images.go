@@ -59,9 +59,10 @@ func (s *Store) image(ctx context.Context, q querier, column, value, lock string
 }
 
 // Images implements warmboot.ImageStore.
-func (s *Store) Images(ctx context.Context) ([]*warmboot.Image, error) {
-	all, err := list(ctx, s.read, scanImage, selectImage+` ORDER BY created_at DESC, id DESC`)
-	return all, s.fail(ctx, "list images", err)
+func (s *Store) Images(ctx context.Context, p warmboot.Page) ([]*warmboot.Image, error) {
+	var c conditions
+	c.add(`deleted_at IS NULL`)
+	return page(ctx, s, "list images", scanImage, `SELECT `+imageColumns+` FROM images`, c, p)
 }
 
 // DeleteImage implements warmboot.ImageStore.

@@ -70,9 +70,8 @@ func noToken(op, what string) error {
 }
 
 // Tokens implements warmboot.TokenStore.
-func (s *Store) Tokens(ctx context.Context) ([]*warmboot.Token, error) {
-	all, err := list(ctx, s.read, scanToken, selectToken+` ORDER BY created_at DESC, id DESC`)
-	return all, s.fail(ctx, "list tokens", err)
+func (s *Store) Tokens(ctx context.Context, p warmboot.Page) ([]*warmboot.Token, error) {
+	return page(ctx, s, "list tokens", scanToken, selectToken, conditions{}, p)
 }
 
 // DeleteToken implements warmboot.TokenStore.

@@ -35,7 +35,7 @@ func testHosts(t *testing.T, s warmboot.Store) {
 	}
 	must(t, s.CreateHost(ctx, b))
 	a := newHost(t, s, "a")
-	all, err := s.Hosts(ctx)
+	all, err := s.Hosts(ctx, "", 0)
 	must(t, err)
 	wantEqual(t, all, []*warmboot.Host{a, b})
 	for _, ref := range []string{"b", string(b.ID), strings.ToUpper(string(b.ID))} {

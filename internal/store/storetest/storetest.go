@@ -38,6 +38,10 @@ func Run(t *testing.T, open func(t *testing.T) warmboot.Store) {
 		{"ContainerNameTaken", testContainerNameTaken},
 		{"FindContainer", testFindContainer},
 		{"ListContainers", testListContainers},
+		{"ContainerFilters", testContainerFilters},
+		{"SnapshotFilters", testSnapshotFilters},
+		{"Pages", testPages},
+		{"Counts", testCounts},
 		{"ContainerStates", testContainerStates},
 		{"UpdateContainer", testUpdateContainer},
 		{"ConcurrentUpdates", testConcurrentUpdates},
@@ -163,7 +167,7 @@ func become(t *testing.T, s warmboot.Store, id warmboot.ID, states ...warmboot.C
 
 func testImages(t *testing.T, s warmboot.Store) {
 	ctx := t.Context()
-	none, err := s.Images(ctx)
+	none, err := s.Images(ctx, warmboot.Page{})
 	must(t, err)
 	wantEqual(t, len(none), 0)
 	older := newImage(t, s, "older")
@@ -175,7 +179,7 @@ func testImages(t *testing.T, s warmboot.Store) {
 	got, err = s.ImageByName(ctx, "newer")
 	must(t, err)
 	wantEqual(t, got, newer)
-	all, err := s.Images(ctx)
+	all, err := s.Images(ctx, warmboot.Page{})
 	must(t, err)
 	wantEqual(t, all, []*warmboot.Image{newer, older})
 
@@ -202,7 +206,7 @@ func testDeleteImage(t *testing.T, s warmboot.Store) {
 	wantCode(t, err, warmboot.NotFound)
 	wantCode(t, s.DeleteImage(ctx, img.ID), warmboot.NotFound)
 
-	all, err := s.Images(ctx)
+	all, err := s.Images(ctx, warmboot.Page{})
 	must(t, err)
 	wantEqual(t, len(all), 0)
 	wantCode(t, s.CreateContainer(ctx, container(img, "late")), warmboot.NotFound)
@@ -231,7 +235,7 @@ func testSnapshotRoundTrip(t *testing.T, s warmboot.Store) {
 	must(t, err)
 	wantEqual(t, got, snap)
 	second := newSnapshot(t, s, img)
-	all, err := s.Snapshots(ctx)
+	all, err := s.Snapshots(ctx, warmboot.SnapshotFilter{})
 	must(t, err)
 	wantEqual(t, all, []*warmboot.RuntimeSnapshot{second, snap})
 
@@ -300,7 +304,7 @@ func testOneBuildAtATime(t *testing.T, s warmboot.Store) {
 	}
 	wantEqual(t, began, 1)
 	must(t, s.CreateSnapshot(ctx, snapshot(img, "q")))
-	all, err := s.Snapshots(ctx)
+	all, err := s.Snapshots(ctx, warmboot.SnapshotFilter{})
 	must(t, err)
 	must(t, s.DeleteSnapshot(ctx, all[1].ID))
 	must(t, s.CreateSnapshot(ctx, snapshot(img, "p")))
@@ -669,7 +673,7 @@ func testConcurrentPortClaims(t *testing.T, s warmboot.Store) {
 func testCanceledContext(t *testing.T, s warmboot.Store) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := s.Images(ctx)
+	_, err := s.Images(ctx, warmboot.Page{})
 	wantCode(t, err, warmboot.Canceled)
 	wantCode(t, s.DeleteSnapshot(ctx, warmboot.NewID()), warmboot.Canceled)
 }

@@ -1,0 +1,16 @@
+-- +goose Up
+-- Lists are read newest first, a page at a time, and narrowed by one of these.
+DROP INDEX containers_state;
+DROP INDEX containers_host;
+DROP INDEX containers_image;
+CREATE INDEX containers_state ON containers (state, created_at DESC, id DESC);
+CREATE INDEX containers_host ON containers (host_id, created_at DESC, id DESC);
+CREATE INDEX containers_image ON containers (runtime_image_id, created_at DESC, id DESC);
+
+-- +goose Down
+DROP INDEX containers_image;
+DROP INDEX containers_host;
+DROP INDEX containers_state;
+CREATE INDEX containers_image ON containers (runtime_image_id);
+CREATE INDEX containers_host ON containers (host_id);
+CREATE INDEX containers_state ON containers (state);
