@@ -5,13 +5,15 @@ DROP INDEX containers_host;
 DROP INDEX containers_image;
 CREATE INDEX containers_state ON containers (state, created_at DESC, id DESC);
 CREATE INDEX containers_host ON containers (host_id, created_at DESC, id DESC);
-CREATE INDEX containers_image ON containers (runtime_image_id, created_at DESC, id DESC);
+CREATE INDEX containers_runtime_image ON containers (runtime_image_id, created_at DESC, id DESC);
+CREATE INDEX containers_image ON containers (image, created_at DESC, id DESC);
 -- The index of the names' uniqueness sorts by the database's own rules, which do not keep a prefix together.
 CREATE INDEX containers_name_prefix ON containers (name COLLATE "C");
 
 -- +goose Down
 DROP INDEX containers_name_prefix;
 DROP INDEX containers_image;
+DROP INDEX containers_runtime_image;
 DROP INDEX containers_host;
 DROP INDEX containers_state;
 CREATE INDEX containers_image ON containers (runtime_image_id);

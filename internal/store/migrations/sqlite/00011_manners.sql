@@ -5,10 +5,12 @@ DROP INDEX containers_host;
 DROP INDEX containers_image;
 CREATE INDEX containers_state ON containers (state, created_at DESC, id DESC);
 CREATE INDEX containers_host ON containers (host_id, created_at DESC, id DESC);
-CREATE INDEX containers_image ON containers (runtime_image_id, created_at DESC, id DESC);
+CREATE INDEX containers_runtime_image ON containers (runtime_image_id, created_at DESC, id DESC);
+CREATE INDEX containers_image ON containers (image, created_at DESC, id DESC);
 
 -- +goose Down
 DROP INDEX containers_image;
+DROP INDEX containers_runtime_image;
 DROP INDEX containers_host;
 DROP INDEX containers_state;
 CREATE INDEX containers_image ON containers (runtime_image_id);
