@@ -8,6 +8,9 @@ import (
 // Store keeps what there is, and says who does what with it. One implementation (internal/store) serves every database; storetest
 // holds it to this contract. Every method is one transaction. A missing row is a NotFound error, a name or port that is
 // taken a Conflict, a database that does not answer Unavailable. Returned entities are the caller's own copies.
+//
+// CreateImage, CreateSnapshot, CreateContainer and CreateToken keep the receipt that their context carries (WithReceipt). If there is one of
+// the same key already they create nothing: that is a Conflict caused by a Repeated, which has it.
 type Store interface {
 	ImageStore
 	SnapshotStore
@@ -16,6 +19,7 @@ type Store interface {
 	ManagerStore
 	TokenStore
 	AuditStore
+	ReceiptStore
 	Feed
 	// Counts counts what there is, without reading it.
 	Counts(ctx context.Context) (*Counts, error)
@@ -196,4 +200,15 @@ type AuditStore interface {
 	AuditEntries(ctx context.Context, before int64, limit int) ([]*AuditEntry, error)
 	// PruneAudit removes the entries that are older than a time and tells how many there were.
 	PruneAudit(ctx context.Context, before time.Time) (removed int64, err error)
+}
+
+// ReceiptStore keeps what was made by requests that may be sent again.
+type ReceiptStore interface {
+	// Receipt finds a receipt by its key.
+	Receipt(ctx context.Context, key string) (*Receipt, error)
+	// KeepReceipt keeps the receipt of a request that had nothing to create, because the entity was there already. Of the same key as another
+	// it is a Conflict caused by a Repeated.
+	KeepReceipt(ctx context.Context, r *Receipt, entity ID) error
+	// PruneReceipts removes those that are older than a time and tells how many there were.
+	PruneReceipts(ctx context.Context, before time.Time) (removed int64, err error)
 }

@@ -349,6 +349,6 @@ type AuditEntry struct {
 	EntityName string     `json:"entity_name,omitempty"`
 	Source     string     `json:"source,omitempty" doc:"The address that the request came from."`
 	RequestID  string     `json:"request_id,omitempty" doc:"X-Request-Id of the answer."`
-	Outcome    string     `json:"outcome,omitempty" doc:"ok, or the code of the error. Left out while the change is being made, and for ever if the server died meanwhile. What goes on in the background is ok once it has begun."`
+	Outcome    string     `json:"outcome,omitempty" doc:"ok, repeated if the same request had made the change before, or the code of the error. Left out while the change is being made, and for ever if the server died meanwhile. What goes on in the background is ok once it has begun."`
 	FinishedAt *time.Time `json:"finished_at,omitempty"`
 }

@@ -32,7 +32,7 @@ func (c *Client) Token(ctx context.Context, idOrName string) (api.Token, error) 
 // CreateToken makes a token. Its secret is in the answer, and cannot be had again.
 func (c *Client) CreateToken(ctx context.Context, in api.CreateToken) (api.CreatedToken, error) {
 	var created api.CreatedToken
-	err := c.do(ctx, http.MethodPost, "/v1/tokens", in, &created)
+	err := c.create(ctx, "/v1/tokens", in, &created)
 	return created, err
 }
 

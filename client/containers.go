@@ -62,8 +62,18 @@ func (c *Client) Container(ctx context.Context, idOrName string) (api.Container,
 // CreateContainer starts to bring up a container and returns its id at once; WaitContainer tells when it runs.
 func (c *Client) CreateContainer(ctx context.Context, in api.CreateContainer) (id string, err error) {
 	var created api.Created
-	err = c.do(ctx, http.MethodPost, "/v1/containers", in, &created)
+	err = c.create(ctx, "/v1/containers", in, &created)
 	return created.ID, err
+}
+
+// CreateContainerAndWait is CreateContainer and WaitContainer in one.
+func (c *Client) CreateContainerAndWait(ctx context.Context, in api.CreateContainer, condition string) (api.Container, error) {
+	var made api.Item[api.Container]
+	err := c.create(ctx, "/v1/containers?wait="+condition+"&timeout="+pollSeconds, in, &made)
+	if err != nil || fulfils(made.Item, condition) {
+		return made.Item, err
+	}
+	return c.WaitContainer(ctx, made.Item.ID, condition)
 }
 
 // WaitContainer returns the container as soon as it is Booted, Started or Stopped. Whether that went well, its State tells.
@@ -77,18 +87,24 @@ func (c *Client) WaitContainer(ctx context.Context, idOrName, condition string) 
 		if err != nil {
 			return api.Container{}, err
 		}
-		if condition == Booted && got.BootMethod != nil {
+		if fulfils(got, condition) {
 			return got, nil
-		}
-		switch warmboot.ContainerState(got.State) {
-		case warmboot.ContainerStopped, warmboot.ContainerFailed:
-			return got, nil
-		case warmboot.ContainerRunning, warmboot.ContainerStopping:
-			if condition != Stopped {
-				return got, nil
-			}
 		}
 	}
+}
+
+// fulfils reports whether a condition holds, or cannot hold any more.
+func fulfils(c api.Container, condition string) bool {
+	if condition == Booted && c.BootMethod != nil {
+		return true
+	}
+	switch warmboot.ContainerState(c.State) {
+	case warmboot.ContainerStopped, warmboot.ContainerFailed:
+		return true
+	case warmboot.ContainerRunning, warmboot.ContainerStopping:
+		return condition != Stopped
+	}
+	return false
 }
 
 // StopContainer ends a container's command, giving it timeout seconds (the server's default if nil) to end by itself,

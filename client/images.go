@@ -31,7 +31,7 @@ func (c *Client) Image(ctx context.Context, idOrName string) (api.Image, error) 
 // again gives the image that is there.
 func (c *Client) RegisterImage(ctx context.Context, in api.RegisterImage) (api.Image, error) {
 	var created api.Created
-	if err := c.do(ctx, http.MethodPost, "/v1/images", in, &created); err != nil {
+	if err := c.create(ctx, "/v1/images", in, &created); err != nil {
 		return api.Image{}, err
 	}
 	return c.Image(ctx, created.ID)

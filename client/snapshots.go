@@ -54,7 +54,7 @@ func (c *Client) WaitSnapshot(ctx context.Context, id, step string) (api.Snapsho
 // CreateSnapshot starts to build a snapshot of a runtime image. Its state tells when it is ready.
 func (c *Client) CreateSnapshot(ctx context.Context, imageID string) (id string, err error) {
 	var created api.Created
-	err = c.do(ctx, http.MethodPost, "/v1/runtime-snapshots", api.CreateSnapshot{RuntimeImageID: imageID}, &created)
+	err = c.create(ctx, "/v1/runtime-snapshots", api.CreateSnapshot{RuntimeImageID: imageID}, &created)
 	return created.ID, err
 }
 
@@ -65,7 +65,7 @@ func (c *Client) RebuildSnapshot(ctx context.Context, id string) (string, error)
 		return "", err
 	}
 	var r api.Rebuilding
-	err = c.do(ctx, http.MethodPost, path, nil, &r)
+	err = c.create(ctx, path, nil, &r)
 	return r.ID, err
 }
 

@@ -32,10 +32,13 @@ func (k *Keeper) createToken(ctx context.Context, by Principal, name string, rol
 		return nil, "", warmboot.Errorf(warmboot.Invalid, opCreate, "a token cannot expire before it is made; use a time like 720h, or none")
 	}
 	secret := newSecret()
-	t := &warmboot.Token{ID: warmboot.NewID(), Name: name, Role: role, Digest: digestOf(secret), CreatedAt: time.Now().UTC(), CreatedBy: by.Name}
+	t := &warmboot.Token{ID: warmboot.NewID(), Name: name, Role: role, Digest: digestOf(secret), CreatedAt: time.Now().UTC().Truncate(time.Microsecond), CreatedBy: by.Name}
 	if ttl > 0 {
 		end := t.CreatedAt.Add(ttl)
 		t.ExpiresAt = &end
+	}
+	if r, ok := ctx.Value(requestKey{}).(*Request); ok {
+		r.keepSecret(secret)
 	}
 	if err := k.store.CreateToken(ctx, t); err != nil {
 		return nil, "", err

@@ -238,7 +238,7 @@ func (s *Service) stop(h *hold, c *warmboot.Container, grace time.Duration) {
 	s.recordEnd(h, code, text, false)
 }
 
-// StartContainer boots a stopped container again, from its own disk. That is a cold boot: the memory of a snapshot would not
+// StartContainer boots a stopped container again, from its own disk; one that runs or starts already is left alone. That is a cold boot: the memory of a snapshot would not
 // fit a disk that has changed since.
 func (s *Service) StartContainer(ctx context.Context, ref string) (*warmboot.Container, error) {
 	return s.startAgain(ctx, ref, startedAgain, func(c *warmboot.Container) { c.Restarts = 0 })
@@ -258,7 +258,7 @@ func (s *Service) startAgain(ctx context.Context, ref, reason string, note func(
 		return warmboot.Errorf(warmboot.Conflict, op, "container %s is %s; only a stopped one can be started", c.Name, c.State)
 	}
 	switch c.State {
-	case warmboot.ContainerRunning:
+	case warmboot.ContainerRunning, warmboot.ContainerStarting: // whoever asks again, because the answer was lost, has what they want
 		return c, nil
 	case warmboot.ContainerStopped:
 	default:

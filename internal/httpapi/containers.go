@@ -47,18 +47,37 @@ func (s *server) containerFilter(ctx context.Context, in *containerQuery) (f war
 func (s *server) containerRoutes(a huma.API) {
 	const tag, base = "Containers", "/v1/containers"
 	op(a, "create-container", http.MethodPost, base, tag, "Create and start a container",
-		"Answers at once; the microVM boots in the background. Wait for `started`, then look at `state`.",
-		func(ctx context.Context, in *struct{ Body api.CreateContainer }) (*answer[api.Created], error) {
+		"Answers at once with the id, and the microVM boots in the background. With `wait` it answers with the container once the condition holds: look at `state`.",
+		func(ctx context.Context, in *struct {
+			OnceHeader
+			WaitQuery
+			Wait string `query:"wait" enum:"booted,running,started,stopped" doc:"Answer later. booted: Docker in its microVM has answered. running, started: it runs, or will not. stopped: its command has ended. One that has failed is not waited for."`
+			Body api.CreateContainer
+		}) (*made[any], error) {
 			wanted, err := createIn(in.Body)
 			if err != nil {
 				return nil, err
 			}
-			c, err := s.svc.CreateContainer(ctx, wanted)
+			o, err := s.once(ctx, in.Key, in.Body, func(ctx context.Context) (warmboot.ID, error) {
+				c, err := s.svc.CreateContainer(ctx, wanted)
+				if err != nil {
+					return "", err
+				}
+				return c.ID, nil
+			})
+			if err != nil || in.Wait == "" {
+				return o.made(o.id), err
+			}
+			cond := controlplane.WaitFor(in.Wait)
+			if in.Wait == string(warmboot.ContainerRunning) {
+				cond = controlplane.WaitStarted
+			}
+			c, err := s.waitContainer(ctx, string(o.id), cond, in.Timeout)
 			if err != nil {
 				return nil, err
 			}
-			return &answer[api.Created]{api.Created{ID: string(c.ID)}}, nil
-		}, created)
+			return &made[any]{Again: o.again, Body: item(s.containerOut(c)).Body}, nil
+		}, eitherOf[api.Created, api.Item[api.Container]](a, http.StatusCreated))
 	op(a, "list-containers", http.MethodGet, base, tag, "List containers", "Newest first, a part at a time.",
 		func(ctx context.Context, in *containerQuery) (*answer[api.Items[api.Container]], error) {
 			filter, err := s.containerFilter(ctx, in)
@@ -115,15 +134,21 @@ func (s *server) containerRoutes(a huma.API) {
 			Condition string `query:"condition" enum:"booted,started,stopped" default:"started" doc:"booted: Docker in its microVM has answered. started: running, stopped or failed. stopped: stopped or failed."`
 			Timeout   int    `query:"timeout" minimum:"0" maximum:"300" default:"30" doc:"Seconds."`
 		}) (*answer[api.Item[api.Container]], error) {
-			wctx, cancel := context.WithTimeout(ctx, time.Duration(in.Timeout)*time.Second)
-			defer cancel()
-			c, err := s.svc.WaitContainer(wctx, in.Ref, controlplane.WaitFor(in.Condition))
-			if err != nil && wctx.Err() != nil {
-				c, err = s.svc.Container(ctx, in.Ref)
-			}
+			c, err := s.waitContainer(ctx, in.Ref, controlplane.WaitFor(in.Condition), in.Timeout)
 			if err != nil {
 				return nil, err
 			}
 			return item(s.containerOut(c)), nil
 		})
+}
+
+// waitContainer waits for a condition, so many seconds at the most. Then it returns the container as it is.
+func (s *server) waitContainer(ctx context.Context, ref string, cond controlplane.WaitFor, seconds int) (*warmboot.Container, error) {
+	wctx, cancel := context.WithTimeout(ctx, time.Duration(seconds)*time.Second)
+	defer cancel()
+	c, err := s.svc.WaitContainer(wctx, ref, cond)
+	if err != nil && wctx.Err() != nil {
+		return s.svc.Container(ctx, ref)
+	}
+	return c, err
 }

@@ -18,14 +18,23 @@ func (s *server) imageRoutes(a huma.API) {
 	const tag = "Images"
 	op(a, "register-image", http.MethodPost, "/v1/images", tag, "Register a runtime image",
 		"The files must be on the host already, below an allowed root. Registering the same content under the same name again gives the id that it has.",
-		func(ctx context.Context, in *struct{ Body api.RegisterImage }) (*answer[api.Created], error) {
-			img, err := s.svc.RegisterImage(ctx, warmboot.Image{
-				Name: in.Body.Name, KernelPath: in.Body.KernelPath, InitrdPath: in.Body.InitrdPath, RootfsPath: in.Body.RootfsPath,
+		func(ctx context.Context, in *struct {
+			OnceHeader
+			Body api.RegisterImage
+		}) (*made[api.Created], error) {
+			o, err := s.once(ctx, in.Key, in.Body, func(ctx context.Context) (warmboot.ID, error) {
+				img, err := s.svc.RegisterImage(ctx, warmboot.Image{
+					Name: in.Body.Name, KernelPath: in.Body.KernelPath, InitrdPath: in.Body.InitrdPath, RootfsPath: in.Body.RootfsPath,
+				})
+				if err != nil {
+					return "", err
+				}
+				return img.ID, nil
 			})
 			if err != nil {
 				return nil, err
 			}
-			return &answer[api.Created]{api.Created{ID: string(img.ID)}}, nil
+			return &made[api.Created]{Again: o.again, Body: api.Created{ID: string(o.id)}}, nil
 		}, created)
 	op(a, "list-images", http.MethodGet, "/v1/images", tag, "List runtime images", "Newest first, a part at a time.",
 		func(ctx context.Context, in *PageQuery) (*answer[api.Items[api.Image]], error) {

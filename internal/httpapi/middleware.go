@@ -27,9 +27,11 @@ type request struct {
 	source  string           // the address that it comes from
 	pattern string           // of its route; empty if there is none
 	who     access.Principal // empty where nobody is asked for a token
+	secret  string           // that they are known by
 	// What an operation has to say for the audit log.
-	entity string // id of what it made
-	code   warmboot.Code
+	entity   string // id of what it made
+	repeated bool   // it was made by the same request before
+	code     warmboot.Code
 }
 
 type requestKey struct{}

@@ -173,13 +173,9 @@ func op[I, O any](a huma.API, id, method, path, tag, summary, description string
 			requestOf(ctx).code = warmboot.CodeOf(err)
 			return nil, problemOf(err)
 		}
-		requestOf(ctx).entity = madeEntity(out)
 		return out, nil
 	})
 }
-
-// created makes an operation answer 201.
-func created(o *huma.Operation) { o.DefaultStatus = http.StatusCreated }
 
 func jsonFormat() huma.Format {
 	return huma.Format{

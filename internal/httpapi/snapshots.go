@@ -68,18 +68,27 @@ func (s *server) hostID(ctx context.Context, ref string) (warmboot.ID, error) {
 func (s *server) snapshotRoutes(a huma.API) {
 	const tag, base = "Runtime snapshots", "/v1/runtime-snapshots"
 	op(a, "create-snapshot", http.MethodPost, base, tag, "Create a runtime snapshot",
-		"Answers at once; the snapshot's `state` goes from `creating` to `ready`. While one of the same image is being built, its id is given.",
-		func(ctx context.Context, in *struct{ Body api.CreateSnapshot }) (*answer[api.Created], error) {
+		"Answers at once with the id; the snapshot's `state` goes from `creating` to `ready`. While one of the same image is being built, its id is given. With `wait=ready` it answers with the snapshot once that is not being built any more: look at `state`.",
+		func(ctx context.Context, in *struct {
+			OnceHeader
+			WaitQuery
+			Wait string `query:"wait" enum:"ready" doc:"Answer later: once the snapshot is ready, or will not be."`
+			Body api.CreateSnapshot
+		}) (*made[any], error) {
 			image, err := warmboot.ParseID(in.Body.RuntimeImageID)
 			if err != nil {
 				return nil, err
 			}
-			id, err := s.svc.BuildSnapshot(ctx, image)
+			o, err := s.once(ctx, in.Key, in.Body, func(ctx context.Context) (warmboot.ID, error) { return s.svc.BuildSnapshot(ctx, image) })
+			if err != nil || in.Wait == "" {
+				return o.made(o.id), err
+			}
+			snap, err := s.waitBuild(ctx, o.id, in.Timeout)
 			if err != nil {
 				return nil, err
 			}
-			return &answer[api.Created]{api.Created{ID: string(id)}}, nil
-		}, created)
+			return &made[any]{Again: o.again, Body: item(s.snapshotOut(snap)).Body}, nil
+		}, eitherOf[api.Created, api.Item[api.Snapshot]](a, http.StatusCreated))
 	op(a, "list-snapshots", http.MethodGet, base, tag, "List runtime snapshots", "Newest first, a part at a time; deleted ones only if asked for.",
 		func(ctx context.Context, in *snapshotQuery) (*answer[api.Items[api.Snapshot]], error) {
 			filter, err := s.snapshotFilter(ctx, in)
@@ -134,16 +143,41 @@ func (s *server) snapshotRoutes(a huma.API) {
 			}
 			return done(s.svc.DeleteSnapshot(ctx, id))
 		})
-	op(a, "rebuild-snapshot", http.MethodPost, base+"/{id}/rebuild", tag, "Rebuild a runtime snapshot", "Builds a new snapshot of the same image, which takes this one's place once it is ready.",
-		func(ctx context.Context, in *SnapshotRef) (*answer[api.Rebuilding], error) {
+	op(a, "rebuild-snapshot", http.MethodPost, base+"/{id}/rebuild", tag, "Rebuild a runtime snapshot", "Builds a new snapshot of the same image, which takes this one's place once it is ready. `wait` is that of a create.",
+		func(ctx context.Context, in *struct {
+			OnceHeader
+			WaitQuery
+			SnapshotRef
+			Wait string `query:"wait" enum:"ready" doc:"Answer later, with the new snapshot: once it is ready, or will not be."`
+		}) (*made[any], error) {
 			id, err := warmboot.ParseID(in.ID)
 			if err != nil {
 				return nil, err
 			}
-			next, err := s.svc.RebuildSnapshot(ctx, id)
+			o, err := s.once(ctx, in.Key, id, func(ctx context.Context) (warmboot.ID, error) { return s.svc.RebuildSnapshot(ctx, id) })
+			switch {
+			case err != nil:
+				return nil, err
+			case in.Wait == "":
+				return &made[any]{Again: o.again, Body: api.Rebuilding{ID: string(o.id), Message: "Snapshot rebuild initiated"}}, nil
+			}
+			snap, err := s.waitBuild(ctx, o.id, in.Timeout)
 			if err != nil {
 				return nil, err
 			}
-			return &answer[api.Rebuilding]{api.Rebuilding{ID: string(next), Message: "Snapshot rebuild initiated"}}, nil
-		})
+			return &made[any]{Again: o.again, Body: item(s.snapshotOut(snap)).Body}, nil
+		}, eitherOf[api.Rebuilding, api.Item[api.Snapshot]](a, http.StatusOK))
+}
+
+// waitBuild waits until a snapshot is not being built any more, so many seconds at the most. Then it returns the snapshot as it is.
+func (s *server) waitBuild(ctx context.Context, id warmboot.ID, seconds int) (*warmboot.RuntimeSnapshot, error) {
+	wctx, cancel := context.WithTimeout(ctx, time.Duration(seconds)*time.Second)
+	defer cancel()
+	snap, err := s.svc.Snapshot(ctx, id)
+	for err == nil && snap.State == warmboot.SnapshotCreating {
+		if snap, err = s.svc.WaitSnapshot(wctx, id, snap.Metadata.Step); err != nil && wctx.Err() != nil {
+			return s.svc.Snapshot(ctx, id)
+		}
+	}
+	return snap, err
 }

@@ -18,13 +18,28 @@ type tokenRef struct {
 func (s *server) tokenRoutes(a huma.API) {
 	const tag, base = "Access", "/v1/tokens"
 	op(a, "create-token", http.MethodPost, base, tag, "Create a token", "The answer holds its secret, which is shown this once: only a digest of it is kept.",
-		func(ctx context.Context, in *struct{ Body api.CreateToken }) (*answer[api.CreatedToken], error) {
-			ttl := time.Duration(in.Body.TTLSeconds) * time.Second
-			t, secret, err := s.access.CreateToken(ctx, requestOf(ctx).who, in.Body.Name, warmboot.Role(in.Body.Role), ttl)
+		func(ctx context.Context, in *struct {
+			OnceHeader
+			Body api.CreateToken
+		}) (*made[api.CreatedToken], error) {
+			var t *warmboot.Token
+			var secret string
+			o, err := s.once(ctx, in.Key, in.Body, func(ctx context.Context) (_ warmboot.ID, err error) {
+				ttl := time.Duration(in.Body.TTLSeconds) * time.Second
+				if t, secret, err = s.access.CreateToken(ctx, requestOf(ctx).who, in.Body.Name, warmboot.Role(in.Body.Role), ttl); err != nil {
+					return "", err
+				}
+				return t.ID, nil
+			})
+			if err == nil && o.again != "" {
+				if t, err = s.access.Token(ctx, string(o.id)); err == nil {
+					secret, err = o.request.Secret()
+				}
+			}
 			if err != nil {
 				return nil, err
 			}
-			return &answer[api.CreatedToken]{api.CreatedToken{Item: tokenOut(t), Secret: secret}}, nil
+			return &made[api.CreatedToken]{Again: o.again, Body: api.CreatedToken{Item: tokenOut(t), Secret: secret}}, nil
 		}, created)
 	op(a, "list-tokens", http.MethodGet, base, tag, "List tokens", "Newest first, a part at a time, without their secrets. Those that have expired stay until they are revoked.",
 		func(ctx context.Context, in *PageQuery) (*answer[api.Items[api.Token]], error) {

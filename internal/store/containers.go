@@ -29,7 +29,7 @@ func scanContainer(row scanner) (*warmboot.Container, error) {
 // CreateContainer implements warmboot.ContainerStore.
 func (s *Store) CreateContainer(ctx context.Context, c *warmboot.Container) error {
 	const op = "create container"
-	return s.tx(ctx, op, func(tx *sql.Tx) error {
+	return s.create(ctx, op, c.ID, func(tx *sql.Tx) error {
 		if _, err := s.image(ctx, tx, `id`, string(c.RuntimeImageID), s.dialect.forShare); err != nil {
 			return err
 		}

@@ -22,7 +22,7 @@ func scanImage(row scanner) (*warmboot.Image, error) {
 // CreateImage implements warmboot.ImageStore.
 func (s *Store) CreateImage(ctx context.Context, img *warmboot.Image) error {
 	const op = "register image"
-	return s.tx(ctx, op, func(tx *sql.Tx) error {
+	return s.create(ctx, op, img.ID, func(tx *sql.Tx) error {
 		other, err := scanImage(tx.QueryRowContext(ctx, selectImage+` AND name = $1`, img.Name))
 		if err == nil {
 			return warmboot.Errorf(warmboot.Conflict, op, "the name %s is taken by image %s, which has other content; choose another name, or delete that image", img.Name, other.ID)

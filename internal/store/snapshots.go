@@ -23,7 +23,7 @@ func scanSnapshot(row scanner) (*warmboot.RuntimeSnapshot, error) {
 // CreateSnapshot implements warmboot.SnapshotStore.
 func (s *Store) CreateSnapshot(ctx context.Context, snap *warmboot.RuntimeSnapshot) error {
 	const op = "create snapshot"
-	return s.tx(ctx, op, func(tx *sql.Tx) error {
+	return s.create(ctx, op, snap.ID, func(tx *sql.Tx) error {
 		if _, err := s.image(ctx, tx, `id`, string(snap.RuntimeImageID), s.dialect.forShare); err != nil {
 			return err
 		}

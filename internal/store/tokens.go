@@ -24,7 +24,7 @@ func scanToken(row scanner) (*warmboot.Token, error) {
 // CreateToken implements warmboot.TokenStore.
 func (s *Store) CreateToken(ctx context.Context, t *warmboot.Token) error {
 	const op = "create token"
-	return s.tx(ctx, op, func(tx *sql.Tx) error {
+	return s.create(ctx, op, t.ID, func(tx *sql.Tx) error {
 		var taken string
 		err := tx.QueryRowContext(ctx, `SELECT name FROM api_tokens WHERE name = $1`, t.Name).Scan(&taken)
 		if err == nil {

@@ -61,6 +61,9 @@ func Run(t *testing.T, open func(t *testing.T) warmboot.Store) {
 		{"ConcurrentTokenNames", testConcurrentTokenNames},
 		{"Audit", testAudit},
 		{"PruneAudit", testPruneAudit},
+		{"Receipts", testReceipts},
+		{"ReceiptAndEntityAreOne", testReceiptAndEntity},
+		{"ConcurrentReceipts", testConcurrentReceipts},
 		{"CanceledContext", testCanceledContext},
 	} {
 		t.Run(c.name, func(t *testing.T) {

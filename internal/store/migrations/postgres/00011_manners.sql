@@ -10,7 +10,18 @@ CREATE INDEX containers_image ON containers (image, created_at DESC, id DESC);
 -- The index of the names' uniqueness sorts by the database's own rules, which do not keep a prefix together.
 CREATE INDEX containers_name_prefix ON containers (name COLLATE "C");
 
+-- What requests with an Idempotency-Key have made. A row refers to nothing: it outlives that.
+CREATE TABLE receipts (
+    key_digest     TEXT PRIMARY KEY,
+    request_digest TEXT NOT NULL,
+    entity_id      UUID NOT NULL,
+    secret         BYTEA,
+    created_at     TIMESTAMPTZ NOT NULL
+);
+CREATE INDEX receipts_created_at ON receipts (created_at);
+
 -- +goose Down
+DROP TABLE receipts;
 DROP INDEX containers_name_prefix;
 DROP INDEX containers_image;
 DROP INDEX containers_runtime_image;
