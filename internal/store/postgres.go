@@ -33,6 +33,7 @@ var postgresDialect = dialect{
 	bytewise:      `"C"`,
 	forUpdate:     " FOR UPDATE",
 	forShare:      " FOR SHARE",
+	forKeyShare:   " FOR KEY SHARE",
 	lockPorts:     lockPostgresPorts,
 	listen:        listenPostgres,
 	again:         postgresAgain,
