@@ -55,8 +55,11 @@ type ImageStore interface {
 	ImageByName(ctx context.Context, name string) (*Image, error)
 	// Images are newest first.
 	Images(ctx context.Context, p Page) ([]*Image, error)
-	// DeleteImage removes an image that no live snapshot and no container refers to; else it is a Conflict.
-	DeleteImage(ctx context.Context, id ID) error
+	// UpdateImage reads the image, lets change alter its name, and stores that, as UpdateContainer does. A taken name is a Conflict.
+	UpdateImage(ctx context.Context, id ID, change func(*Image) error) (*Image, error)
+	// DeleteImage removes an image that no live snapshot and no container refers to; else it is a Conflict. Where a condition does not hold
+	// it is an error of that.
+	DeleteImage(ctx context.Context, id ID, conditions ...func(*Image) error) error
 }
 
 // SnapshotFilter narrows Snapshots. Zero means all.
@@ -145,8 +148,9 @@ type HostStore interface {
 	UpdateHost(ctx context.Context, id ID, change func(*Host) error) (*Host, error)
 	// BeatHosts counts a sign of life of each of these hosts. One that is not there is passed over.
 	BeatHosts(ctx context.Context, ids []ID, at time.Time) error
-	// DeleteHost removes a host. While containers, or snapshots that are not deleted, are on it, that is a Conflict.
-	DeleteHost(ctx context.Context, id ID) error
+	// DeleteHost removes a host. While containers, or snapshots that are not deleted, are on it, that is a Conflict. Conditions are as
+	// DeleteImage's.
+	DeleteHost(ctx context.Context, id ID, conditions ...func(*Host) error) error
 }
 
 // ManagerStore keeps the managers that share the store. A manager that is not in it is dead: its leases are free.

@@ -80,7 +80,8 @@ func (c *Client) Version(ctx context.Context) (api.Version, error) {
 
 // do sends in as JSON, unless it is nil, and reads the answer into out, unless that is nil.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
-	return c.exchange(ctx, method, path, nil, in, out)
+	_, err := c.exchange(ctx, method, path, nil, in, out)
+	return err
 }
 
 // tries is how often a create is sent whose outcome is not known, and tryAgainAfter the first of the waits between, which double.
@@ -95,7 +96,7 @@ func (c *Client) create(ctx context.Context, path string, in, out any) error {
 	header := http.Header{"Idempotency-Key": {string(warmboot.NewID())}}
 	wait := tryAgainAfter
 	for left := tries; ; left-- {
-		err := c.exchange(ctx, http.MethodPost, path, header, in, out)
+		_, err := c.exchange(ctx, http.MethodPost, path, header, in, out)
 		if warmboot.CodeOf(err) != warmboot.Unavailable || errors.Is(err, errNobody) || left == 1 {
 			return err
 		}
@@ -111,11 +112,11 @@ func (c *Client) create(ctx context.Context, path string, in, out any) error {
 // errNobody is the cause of an Unavailable error when nothing was sent, because nobody listens.
 var errNobody = errors.New("nobody listens")
 
-// exchange is do with more headers.
-func (c *Client) exchange(ctx context.Context, method, path string, header http.Header, in, out any) error {
+// exchange is do with more headers, in both directions.
+func (c *Client) exchange(ctx context.Context, method, path string, header http.Header, in, out any) (http.Header, error) {
 	res, err := c.send(ctx, method, path, header, in)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer res.Body.Close()
 	body := io.LimitReader(res.Body, answerLimit)
@@ -125,9 +126,9 @@ func (c *Client) exchange(ctx context.Context, method, path string, header http.
 		err = json.NewDecoder(body).Decode(out)
 	}
 	if err != nil {
-		return c.broken(ctx, err)
+		return nil, c.broken(ctx, err)
 	}
-	return nil
+	return res.Header, nil
 }
 
 // A server that is asked too often does nothing, and says when to ask again. So much patience a client has.
@@ -169,10 +170,10 @@ func (c *Client) once(ctx context.Context, method, path string, header http.Head
 		return nil, 0, warmboot.Errorf(warmboot.Invalid, "", "the request is not valid: %w", err)
 	}
 	req.Header = c.header()
-	maps.Copy(req.Header, header)
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	maps.Copy(req.Header, header)
 	res, err := c.http.Do(req)
 	if err != nil {
 		return nil, 0, c.unreachable(ctx, err)

@@ -107,6 +107,33 @@ func fulfils(c api.Container, condition string) bool {
 	return false
 }
 
+// TaggedContainer is Container, with the ETag of what it returns: UpdateContainer takes that.
+func (c *Client) TaggedContainer(ctx context.Context, idOrName string) (_ api.Container, etag string, err error) {
+	path, err := ref("/v1/containers/", idOrName, "")
+	if err != nil {
+		return api.Container{}, "", err
+	}
+	var found api.Item[api.Container]
+	header, err := c.exchange(ctx, http.MethodGet, path, nil, nil, &found)
+	return found.Item, header.Get("ETag"), err
+}
+
+// UpdateContainer changes a container; what is nil stays as it is. With the ETag that TaggedContainer has given it changes nothing, and is a Stale
+// error, if somebody else has changed the container since. What does not take effect at once is in AtNextStart.
+func (c *Client) UpdateContainer(ctx context.Context, idOrName string, change api.UpdateContainer, etag string) (api.UpdatedContainer, error) {
+	path, err := ref("/v1/containers/", idOrName, "")
+	if err != nil {
+		return api.UpdatedContainer{}, err
+	}
+	header := http.Header{"Content-Type": {"application/merge-patch+json"}}
+	if etag != "" {
+		header.Set("If-Match", etag)
+	}
+	var out api.UpdatedContainer
+	_, err = c.exchange(ctx, http.MethodPatch, path, header, change, &out)
+	return out, err
+}
+
 // StopContainer ends a container's command, giving it timeout seconds (the server's default if nil) to end by itself,
 // and returns the container once it is stopped.
 func (c *Client) StopContainer(ctx context.Context, idOrName string, timeout *int) (api.Container, error) {

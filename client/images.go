@@ -37,6 +37,17 @@ func (c *Client) RegisterImage(ctx context.Context, in api.RegisterImage) (api.I
 	return c.Image(ctx, created.ID)
 }
 
+// RenameImage gives an image another name.
+func (c *Client) RenameImage(ctx context.Context, idOrName, name string) (api.Image, error) {
+	path, err := ref("/v1/images/", idOrName, "")
+	if err != nil {
+		return api.Image{}, err
+	}
+	var out api.Item[api.Image]
+	err = c.do(ctx, http.MethodPatch, path, api.UpdateImage{Name: &name}, &out)
+	return out.Item, err
+}
+
 // DeleteImage forgets an image that nothing uses. Its files stay.
 func (c *Client) DeleteImage(ctx context.Context, idOrName string) error {
 	path, err := ref("/v1/images/", idOrName, "")

@@ -76,11 +76,16 @@ func (k *Keeper) withUse(t *warmboot.Token) {
 	}
 }
 
-// RevokeToken takes a token back, by id or name. It is refused from now on, and what is being answered to it ends.
-func (k *Keeper) RevokeToken(ctx context.Context, ref string) error {
+// RevokeToken takes a token back, by id or name, if the conditions hold. It is refused from now on, and what is being answered to it ends.
+func (k *Keeper) RevokeToken(ctx context.Context, ref string, conditions ...func(*warmboot.Token) error) error {
 	t, err := k.store.FindToken(ctx, ref)
 	if err != nil {
 		return err
+	}
+	for _, condition := range conditions { // on what never changes, of a token that is then removed by its id
+		if err := condition(t); err != nil {
+			return err
+		}
 	}
 	err = k.store.DeleteToken(ctx, t.ID)
 	if err != nil && warmboot.CodeOf(err) != warmboot.NotFound {

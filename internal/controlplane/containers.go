@@ -312,8 +312,8 @@ func (s *Service) startAgain(ctx context.Context, ref, reason string, note func(
 
 // DeleteContainer removes a container and all that is its. One whose command runs is only removed with force. A create or start
 // that is under way is ended, whichever manager is at it. A container on a host that is down can be deleted with force: the host removes
-// what it has of it when it is back.
-func (s *Service) DeleteContainer(ctx context.Context, ref string, force bool) error {
+// what it has of it when it is back. Where a condition does not hold it is an error of that, and nothing is ended.
+func (s *Service) DeleteContainer(ctx context.Context, ref string, force bool, conditions ...func(*warmboot.Container) error) error {
 	const op = "delete container"
 	c, err := s.store.FindContainer(ctx, ref)
 	if err != nil {
@@ -325,13 +325,22 @@ func (s *Service) DeleteContainer(ctx context.Context, ref string, force bool) e
 	if !force && !s.canReach(c) {
 		return warmboot.Errorf(warmboot.Unavailable, op, "host %s, which has container %s, is down; delete it with force, or when the host is back", s.HostName(c.HostID), c.Name)
 	}
+	if err := holds(c, conditions); err != nil {
+		return err
+	}
 	t, err := s.tasks.interrupt(s.ctx, c.ID, "deleted")
 	if err != nil {
 		return err
 	}
-	h, c, err := s.acquire(ctx, t, func(c *warmboot.Container) error { c.State = warmboot.ContainerDeleting; return nil })
+	h, c, err := s.acquire(ctx, t, func(c *warmboot.Container) error {
+		if err := holds(c, conditions); err != nil {
+			return err
+		}
+		c.State = warmboot.ContainerDeleting
+		return nil
+	})
 	if warmboot.CodeOf(err) == warmboot.Conflict {
-		return s.deleteElsewhere(ctx, ref)
+		return s.deleteElsewhere(ctx, ref, conditions)
 	}
 	if err != nil {
 		return err
@@ -355,13 +364,19 @@ func (s *Service) DeleteContainer(ctx context.Context, ref string, force bool) e
 
 // deleteElsewhere asks the manager that is doing something to a container to delete it instead, by the container's state, and waits
 // until it is gone.
-func (s *Service) deleteElsewhere(ctx context.Context, ref string) error {
+func (s *Service) deleteElsewhere(ctx context.Context, ref string, conditions []func(*warmboot.Container) error) error {
 	c, err := s.store.FindContainer(ctx, ref)
 	if err != nil {
 		return err
 	}
 	if c.State != warmboot.ContainerDeleting {
-		if c, err = s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error { c.State = warmboot.ContainerDeleting; return nil }); err != nil {
+		if c, err = s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error {
+			if err := holds(c, conditions); err != nil {
+				return err
+			}
+			c.State = warmboot.ContainerDeleting
+			return nil
+		}); err != nil {
 			return err
 		}
 	}

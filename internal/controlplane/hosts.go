@@ -333,11 +333,22 @@ func (s *Service) HostName(id warmboot.ID) string {
 
 // CordonHost keeps new containers and builds away from a host, or lets them come again.
 func (s *Service) CordonHost(ctx context.Context, ref string, cordoned bool) (*warmboot.Host, error) {
+	return s.UpdateHost(ctx, ref, &cordoned)
+}
+
+// UpdateHost cordons a host, or does not any more, if the conditions hold; nil leaves it as it is.
+func (s *Service) UpdateHost(ctx context.Context, ref string, cordoned *bool, conditions ...func(*warmboot.Host) error) (*warmboot.Host, error) {
 	h, err := s.store.FindHost(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	h, err = s.store.UpdateHost(ctx, h.ID, func(h *warmboot.Host) error { h.Cordoned = cordoned; return nil })
+	h, err = s.store.UpdateHost(ctx, h.ID, func(h *warmboot.Host) error {
+		if err := holds(h, conditions); err != nil {
+			return err
+		}
+		set(&h.Cordoned, cordoned)
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -376,7 +387,7 @@ func (s *Service) DrainHost(ctx context.Context, ref string, grace time.Duration
 }
 
 // RemoveHost forgets a host that is down and has nothing any more. Its agent may join again with a new token.
-func (s *Service) RemoveHost(ctx context.Context, ref string) error {
+func (s *Service) RemoveHost(ctx context.Context, ref string, conditions ...func(*warmboot.Host) error) error {
 	h, err := s.store.FindHost(ctx, ref)
 	if err != nil {
 		return err
@@ -384,7 +395,7 @@ func (s *Service) RemoveHost(ctx context.Context, ref string) error {
 	if h.State == warmboot.HostUp {
 		return warmboot.Errorf(warmboot.Conflict, "remove host", "host %s is up; drain it, and end its agent first", h.Name)
 	}
-	if err := s.store.DeleteHost(ctx, h.ID); err != nil {
+	if err := s.store.DeleteHost(ctx, h.ID, conditions...); err != nil {
 		return err
 	}
 	s.log.Info("Host "+h.Name+" was removed", "host_id", h.ID)

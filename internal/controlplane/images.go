@@ -46,13 +46,13 @@ func (s *Service) Image(ctx context.Context, ref string) (*warmboot.Image, error
 	return s.store.ImageByName(ctx, ref)
 }
 
-// DeleteImage forgets a runtime image that nothing uses. Its files stay.
-func (s *Service) DeleteImage(ctx context.Context, ref string) error {
+// DeleteImage forgets a runtime image that nothing uses, if the conditions hold. Its files stay.
+func (s *Service) DeleteImage(ctx context.Context, ref string, conditions ...func(*warmboot.Image) error) error {
 	img, err := s.Image(ctx, ref)
 	if err != nil {
 		return err
 	}
-	return s.store.DeleteImage(ctx, img.ID)
+	return s.store.DeleteImage(ctx, img.ID, conditions...)
 }
 
 // newestImage is what a container boots from if the caller did not choose.

@@ -134,9 +134,15 @@ func (s *Service) WaitSnapshot(ctx context.Context, id warmboot.ID, step string)
 	}
 }
 
-// DeleteSnapshot marks a snapshot deleted, ending its build if one runs. Its files go as soon as no machine needs them.
-func (s *Service) DeleteSnapshot(ctx context.Context, id warmboot.ID) error {
-	if err := s.store.DeleteSnapshot(ctx, id); err != nil {
+// DeleteSnapshot marks a snapshot deleted, ending its build if one runs, if the conditions hold. Its files go as soon as no machine needs them.
+func (s *Service) DeleteSnapshot(ctx context.Context, id warmboot.ID, conditions ...func(*warmboot.RuntimeSnapshot) error) error {
+	if _, err := s.store.UpdateSnapshot(ctx, id, func(snap *warmboot.RuntimeSnapshot) error {
+		if err := holds(snap, conditions); err != nil {
+			return err
+		}
+		snap.State = warmboot.SnapshotDeleted
+		return nil
+	}); err != nil {
 		return err
 	}
 	s.Step("delete snapshot: stored")

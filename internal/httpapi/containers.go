@@ -91,19 +91,41 @@ func (s *server) containerRoutes(a huma.API) {
 			return pageOf(all, in.Limit, s.containerOut, func(c *warmboot.Container) string { return cursorOf(c.CreatedAt, c.ID) }), nil
 		})
 	op(a, "get-container", http.MethodGet, base+"/{id}", tag, "Get a container", "",
-		func(ctx context.Context, in *ContainerRef) (*answer[api.Item[api.Container]], error) {
+		func(ctx context.Context, in *struct {
+			ContainerRef
+			NoneMatchHeader
+		}) (*found[api.Container], error) {
 			c, err := s.svc.Container(ctx, in.Ref)
 			if err != nil {
 				return nil, err
 			}
-			return item(s.containerOut(c)), nil
-		})
+			return itemOf(s.containerOut(c), in.IfNoneMatch), nil
+		}, orNotModified)
+	op(a, "update-container", http.MethodPatch, base+"/{id}", tag, "Change a container",
+		"A JSON merge patch (RFC 7396): what is left out stays, null sets back to what a container has that asks for nothing. The name and the restart policy are the new ones at once. CPUs, memory and ports can be changed only of a stopped container, because its microVM is made of them: they take effect when it is started next. Image, command and variables stay: Docker has them on the container's disk. `at_next_start` tells what does not take effect at once.",
+		func(ctx context.Context, in *struct {
+			ContainerRef
+			MatchHeader
+			Body api.UpdateContainer
+		}) (*updated, error) {
+			change, err := updateIn(in.Body)
+			if err != nil {
+				return nil, err
+			}
+			c, err := s.svc.UpdateContainer(ctx, in.Ref, change, ifMatch(in.IfMatch, s.containerTag)...)
+			if err != nil {
+				return nil, err
+			}
+			out := s.containerOut(c)
+			return &updated{ETag: etag(out), Body: api.UpdatedContainer{Item: out, AtNextStart: atNextStart(in.Body, c)}}, nil
+		}, mergePatch[api.UpdateContainer](a))
 	op(a, "delete-container", http.MethodDelete, base+"/{id}", tag, "Delete a container", "Removes its microVM, disk and logs. A create or start that is under way is ended.",
 		func(ctx context.Context, in *struct {
 			ContainerRef
+			MatchHeader
 			Force bool `query:"force" doc:"Even if it runs."`
 		}) (*answer[api.OK], error) {
-			return done(s.svc.DeleteContainer(ctx, in.Ref, in.Force))
+			return done(s.svc.DeleteContainer(ctx, in.Ref, in.Force, ifMatch(in.IfMatch, s.containerTag)...))
 		})
 	op(a, "stop-container", http.MethodPost, base+"/{id}/stop", tag, "Stop a container", "Answers once it is stopped. Disk and logs stay.",
 		func(ctx context.Context, in *struct {

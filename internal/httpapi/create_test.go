@@ -403,11 +403,11 @@ func TestCreatesThatWait(t *testing.T) {
 	}
 
 	// One that was created before is waited for like any other.
-	res, body := r.request(http.MethodPost, "/v1/containers?wait=running&timeout=1", `{"image": "slow", "name": "again"}`, "Idempotency-Key: k")
+	_, body := r.request(http.MethodPost, "/v1/containers?wait=running&timeout=1", `{"image": "slow", "name": "again"}`, "Idempotency-Key: k")
 	if decode(t, body)["item"].(map[string]any)["state"] != "creating" {
 		t.Fatal(body)
 	}
-	res, body = r.request(http.MethodPost, "/v1/containers?wait=running&timeout=1", `{"image": "slow", "name": "again"}`, "Idempotency-Key: k")
+	res, body := r.request(http.MethodPost, "/v1/containers?wait=running&timeout=1", `{"image": "slow", "name": "again"}`, "Idempotency-Key: k")
 	if res.Header.Get("Idempotent-Replayed") != "true" || decode(t, body)["item"].(map[string]any)["name"] != "again" {
 		t.Errorf("%d %s", res.StatusCode, body)
 	}

@@ -10,7 +10,8 @@ import (
 	"warmboot/api"
 )
 
-type imageRef struct {
+// ImageRef is exported because huma sets no field of an embedded type that is not.
+type ImageRef struct {
 	Ref string `path:"id" doc:"Id or name."`
 }
 
@@ -49,15 +50,33 @@ func (s *server) imageRoutes(a huma.API) {
 			return pageOf(all, in.Limit, imageOut, func(img *warmboot.Image) string { return cursorOf(img.CreatedAt, img.ID) }), nil
 		})
 	op(a, "get-image", http.MethodGet, "/v1/images/{id}", tag, "Get a runtime image", "",
-		func(ctx context.Context, in *imageRef) (*answer[api.Item[api.Image]], error) {
+		func(ctx context.Context, in *struct {
+			ImageRef
+			NoneMatchHeader
+		}) (*found[api.Image], error) {
 			img, err := s.svc.Image(ctx, in.Ref)
 			if err != nil {
 				return nil, err
 			}
-			return item(imageOut(img)), nil
-		})
+			return itemOf(imageOut(img), in.IfNoneMatch), nil
+		}, orNotModified)
+	op(a, "update-image", http.MethodPatch, "/v1/images/{id}", tag, "Rename a runtime image", "A JSON merge patch (RFC 7396). The files of an image do not change: other files are another image.",
+		func(ctx context.Context, in *struct {
+			ImageRef
+			MatchHeader
+			Body api.UpdateImage
+		}) (*found[api.Image], error) {
+			img, err := s.svc.UpdateImage(ctx, in.Ref, in.Body.Name, ifMatch(in.IfMatch, imageTag)...)
+			if err != nil {
+				return nil, err
+			}
+			return itemOf(imageOut(img), ""), nil
+		}, mergePatch[api.UpdateImage](a))
 	op(a, "delete-image", http.MethodDelete, "/v1/images/{id}", tag, "Forget a runtime image", "Only one that no container and no snapshot uses. Its files stay.",
-		func(ctx context.Context, in *imageRef) (*answer[api.OK], error) {
-			return done(s.svc.DeleteImage(ctx, in.Ref))
+		func(ctx context.Context, in *struct {
+			ImageRef
+			MatchHeader
+		}) (*answer[api.OK], error) {
+			return done(s.svc.DeleteImage(ctx, in.Ref, ifMatch(in.IfMatch, imageTag)...))
 		})
 }

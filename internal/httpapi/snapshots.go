@@ -102,7 +102,10 @@ func (s *server) snapshotRoutes(a huma.API) {
 			return pageOf(all, in.Limit, s.snapshotOut, func(snap *warmboot.RuntimeSnapshot) string { return cursorOf(snap.CreatedAt, snap.ID) }), nil
 		})
 	op(a, "get-snapshot", http.MethodGet, base+"/{id}", tag, "Get a runtime snapshot", "A deleted one is given too, as long as it is remembered.",
-		func(ctx context.Context, in *SnapshotRef) (*answer[api.Item[api.Snapshot]], error) {
+		func(ctx context.Context, in *struct {
+			SnapshotRef
+			NoneMatchHeader
+		}) (*found[api.Snapshot], error) {
 			id, err := warmboot.ParseID(in.ID)
 			if err != nil {
 				return nil, err
@@ -111,8 +114,8 @@ func (s *server) snapshotRoutes(a huma.API) {
 			if err != nil {
 				return nil, err
 			}
-			return item(s.snapshotOut(snap)), nil
-		})
+			return itemOf(s.snapshotOut(snap), in.IfNoneMatch), nil
+		}, orNotModified)
 	op(a, "wait-snapshot", http.MethodGet, base+"/{id}/wait", tag, "Wait for a runtime snapshot",
 		"Answers when the snapshot is not `creating` any more, when its build does something else than `step`, or after the timeout, with the snapshot as it is then: look at `state`, and ask again.",
 		func(ctx context.Context, in *struct {
@@ -136,12 +139,15 @@ func (s *server) snapshotRoutes(a huma.API) {
 			return item(s.snapshotOut(snap)), nil
 		})
 	op(a, "delete-snapshot", http.MethodDelete, base+"/{id}", tag, "Delete a runtime snapshot", "Marks it deleted, ending its build if one runs. Its files go once no machine needs them.",
-		func(ctx context.Context, in *SnapshotRef) (*answer[api.OK], error) {
+		func(ctx context.Context, in *struct {
+			SnapshotRef
+			MatchHeader
+		}) (*answer[api.OK], error) {
 			id, err := warmboot.ParseID(in.ID)
 			if err != nil {
 				return nil, err
 			}
-			return done(s.svc.DeleteSnapshot(ctx, id))
+			return done(s.svc.DeleteSnapshot(ctx, id, ifMatch(in.IfMatch, s.snapshotTag)...))
 		})
 	op(a, "rebuild-snapshot", http.MethodPost, base+"/{id}/rebuild", tag, "Rebuild a runtime snapshot", "Builds a new snapshot of the same image, which takes this one's place once it is ready. `wait` is that of a create.",
 		func(ctx context.Context, in *struct {

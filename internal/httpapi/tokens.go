@@ -11,7 +11,8 @@ import (
 	"warmboot/api"
 )
 
-type tokenRef struct {
+// TokenRef is exported because huma sets no field of an embedded type that is not.
+type TokenRef struct {
 	Ref string `path:"id" doc:"Id or name."`
 }
 
@@ -53,18 +54,21 @@ func (s *server) tokenRoutes(a huma.API) {
 			}
 			return pageOf(all, in.Limit, tokenOut, func(t *warmboot.Token) string { return cursorOf(t.CreatedAt, t.ID) }), nil
 		})
-	op(a, "get-token", http.MethodGet, base+"/{id}", tag, "Get a token", "",
-		func(ctx context.Context, in *tokenRef) (*answer[api.Item[api.Token]], error) {
+	op(a, "get-token", http.MethodGet, base+"/{id}", tag, "Get a token", "Its ETag does not change with `last_used_at`.",
+		func(ctx context.Context, in *TokenRef) (*found[api.Token], error) {
 			t, err := s.access.Token(ctx, in.Ref)
 			if err != nil {
 				return nil, err
 			}
-			return item(tokenOut(t)), nil
+			return &found[api.Token]{Status: http.StatusOK, ETag: tokenTag(t), Body: api.Item[api.Token]{Item: tokenOut(t)}}, nil
 		})
 	op(a, "delete-token", http.MethodDelete, base+"/{id}", tag, "Revoke a token",
 		"It is refused from now on, and streams and shells that it was used for end; by other managers on the same database after 10 seconds, and a minute.",
-		func(ctx context.Context, in *tokenRef) (*answer[api.OK], error) {
-			return done(s.access.RevokeToken(ctx, in.Ref))
+		func(ctx context.Context, in *struct {
+			TokenRef
+			MatchHeader
+		}) (*answer[api.OK], error) {
+			return done(s.access.RevokeToken(ctx, in.Ref, ifMatch(in.IfMatch, tokenTag)...))
 		})
 	op(a, "get-access", http.MethodGet, "/v1/access", tag, "Tell who I am", "What the server knows of the token that is sent.",
 		func(ctx context.Context, _ *struct{}) (*answer[api.Access], error) {

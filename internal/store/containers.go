@@ -38,7 +38,7 @@ func (s *Store) CreateContainer(ctx context.Context, c *warmboot.Container) erro
 			return nil // an attempt whose answer was lost with the connection had stored it
 		}
 		if err == nil {
-			return warmboot.Errorf(warmboot.Conflict, op, "the name %s is taken by container %s, which is %s; choose another name, or remove that one with `warmboot rm %s`", c.Name, other.ID.Short(), other.State, c.Name)
+			return nameTaken(op, other)
 		}
 		if !errors.Is(err, sql.ErrNoRows) {
 			return err
@@ -57,6 +57,11 @@ func (s *Store) CreateContainer(ctx context.Context, c *warmboot.Container) erro
 		}
 		return s.claimPorts(ctx, tx, op, c)
 	})
+}
+
+// nameTaken is for who wants a name that another container has.
+func nameTaken(op string, other *warmboot.Container) error {
+	return warmboot.Errorf(warmboot.Conflict, op, "the name %s is taken by container %s, which is %s; choose another name, or remove that one with `warmboot rm %s`", other.Name, other.ID.Short(), other.State, other.Name)
 }
 
 // Container implements warmboot.ContainerStore.
@@ -156,9 +161,18 @@ func (s *Store) UpdateContainer(ctx context.Context, id warmboot.ID, change func
 		if c, err = s.container(ctx, tx, id, s.dialect.forUpdate); err != nil {
 			return err
 		}
-		before, host := c.State, c.HostID
+		before, host, name := c.State, c.HostID, c.Name
 		if err := change(c); err != nil {
 			return err
+		}
+		if c.Name != name {
+			other, err := scanContainer(tx.QueryRowContext(ctx, selectContainer+` WHERE name = $1`, c.Name))
+			if err == nil {
+				return nameTaken(op, other)
+			}
+			if !errors.Is(err, sql.ErrNoRows) {
+				return err
+			}
 		}
 		if c.State != before && !before.CanBecome(c.State) {
 			return warmboot.Errorf(warmboot.Conflict, op, "container %s is %s and cannot become %s", c.Name, before, c.State)

@@ -108,11 +108,14 @@ func (s *Store) BeatHosts(ctx context.Context, ids []warmboot.ID, at time.Time) 
 
 // DeleteHost implements warmboot.HostStore. Snapshots that are deleted are forgotten with their host: nobody will ever reach their
 // files again.
-func (s *Store) DeleteHost(ctx context.Context, id warmboot.ID) error {
+func (s *Store) DeleteHost(ctx context.Context, id warmboot.ID, conditions ...func(*warmboot.Host) error) error {
 	const op = "remove host"
 	return s.tx(ctx, op, func(tx *sql.Tx) error {
 		h, err := s.host(ctx, tx, `id`, string(id), s.dialect.forUpdate)
 		if err != nil {
+			return err
+		}
+		if err := holds(h, conditions); err != nil {
 			return err
 		}
 		var containers, snapshots int

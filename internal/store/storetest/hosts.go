@@ -80,6 +80,7 @@ func testDeleteHost(t *testing.T, s warmboot.Store) {
 	must(t, s.DeleteContainer(ctx, c.ID))
 	wantCode(t, s.DeleteHost(ctx, h.ID), warmboot.Conflict)
 	must(t, s.DeleteSnapshot(ctx, snap.ID))
+	wantCode(t, s.DeleteHost(ctx, h.ID, func(*warmboot.Host) error { return warmboot.Errorf(warmboot.Stale, "", "seen another") }), warmboot.Stale)
 	must(t, s.DeleteHost(ctx, h.ID))
 	_, err := s.Snapshot(ctx, snap.ID)
 	wantCode(t, err, warmboot.NotFound)

@@ -26,6 +26,7 @@ func Run(t *testing.T, open func(t *testing.T) warmboot.Store) {
 		test func(*testing.T, warmboot.Store)
 	}{
 		{"Images", testImages},
+		{"UpdateImage", testUpdateImage},
 		{"DeleteImage", testDeleteImage},
 		{"SnapshotRoundTrip", testSnapshotRoundTrip},
 		{"FinishSnapshotReplacesOthers", testFinishSnapshot},
@@ -196,6 +197,35 @@ func testImages(t *testing.T, s warmboot.Store) {
 	same := *older
 	same.ID = warmboot.NewID()
 	wantCode(t, s.CreateImage(ctx, &same), warmboot.Conflict, "older", string(older.ID))
+}
+
+func testUpdateImage(t *testing.T, s warmboot.Store) {
+	ctx := t.Context()
+	img := newImage(t, s, "runtime")
+	newImage(t, s, "other")
+	rename := func(name string) (*warmboot.Image, error) {
+		return s.UpdateImage(ctx, img.ID, func(img *warmboot.Image) error { img.Name, img.Digest = name, "x"; return nil })
+	}
+	_, err := rename("base")
+	must(t, err)
+	img.Name = "base" // and nothing else
+	got, err := s.ImageByName(ctx, "base")
+	must(t, err)
+	wantEqual(t, got, img)
+	_, err = rename("base")
+	must(t, err)
+	_, err = rename("other")
+	wantCode(t, err, warmboot.Conflict, "other")
+	_, err = s.UpdateImage(ctx, img.ID, func(*warmboot.Image) error { return warmboot.Errorf(warmboot.Stale, "", "seen another") })
+	wantCode(t, err, warmboot.Stale)
+	_, err = s.UpdateImage(ctx, warmboot.NewID(), func(*warmboot.Image) error { return nil })
+	wantCode(t, err, warmboot.NotFound)
+	newImage(t, s, "runtime") // the name is free
+
+	refuse := func(*warmboot.Image) error { return warmboot.Errorf(warmboot.Stale, "", "seen another") }
+	allow := func(seen *warmboot.Image) error { wantEqual(t, seen, img); return nil }
+	wantCode(t, s.DeleteImage(ctx, img.ID, allow, refuse), warmboot.Stale)
+	must(t, s.DeleteImage(ctx, img.ID, allow))
 }
 
 func testDeleteImage(t *testing.T, s warmboot.Store) {
@@ -444,6 +474,13 @@ func testContainerNameTaken(t *testing.T, s warmboot.Store) {
 	first := newContainer(t, s, img, "web")
 	wantCode(t, s.CreateContainer(ctx, container(img, "web")), warmboot.Conflict, "web", first.ID.Short(), "creating")
 	must(t, s.DeleteContainer(ctx, first.ID))
+	second, other := newContainer(t, s, img, "web"), newContainer(t, s, img, "other")
+	rename := func(name string) error {
+		_, err := s.UpdateContainer(ctx, second.ID, func(c *warmboot.Container) error { c.Name = name; return nil })
+		return err
+	}
+	wantCode(t, rename("other"), warmboot.Conflict, "other", other.ID.Short(), "creating")
+	must(t, rename("www"))
 	newContainer(t, s, img, "web")
 }
 
