@@ -25,6 +25,8 @@ import (
 type Peers interface {
 	// Chunk fetches the n-th chunk of a peer's file, nil for one of zeros, and tells how large the file is.
 	Chunk(ctx context.Context, peer controlplane.Peer, path string, n int64) (data []byte, size int64, err error)
+	// Layout tells how large a peer's file is and which of its chunks, each from and up to, are more than holes.
+	Layout(ctx context.Context, peer controlplane.Peer, path string) (size int64, data [][2]int64, err error)
 }
 
 const (
@@ -160,7 +162,7 @@ func (a *Agent) fetchSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot
 	}
 	got := a.openProgress(draft.File(snapshot.FetchFile))
 	for name, f := range m.Files {
-		if err := a.fetchFile(ctx, peers, path+name, draft.File(name), f.Size, got); err != nil {
+		if err := a.fetchFile(ctx, peers, path+name, draft.File(name), 0o640, f.Size, got); err != nil {
 			return err // the draft stays, to be gone on with
 		}
 	}
@@ -216,7 +218,7 @@ func (a *Agent) fetchImageFiles(ctx context.Context, img warmboot.Image, peers [
 	}
 	got := a.openProgress(filepath.Join(dir, snapshot.FetchFile))
 	for part, file := range files {
-		if err := a.fetchFile(ctx, peers, "images/"+img.Digest+"/"+part, file, -1, got); err != nil {
+		if err := a.fetchFile(ctx, peers, "images/"+img.Digest+"/"+part, file, 0o644, -1, got); err != nil { // each VMM reads it as a user of its own
 			return err
 		}
 	}
@@ -244,46 +246,59 @@ func (a *Agent) fetchSmall(ctx context.Context, peers []controlplane.Peer, path 
 }
 
 // fetchFile gets a file, or what is missing of it. size is what it must have, -1 if that is not known.
-func (a *Agent) fetchFile(ctx context.Context, peers []controlplane.Peer, path, dest string, size int64, got *fetchProgress) error {
+func (a *Agent) fetchFile(ctx context.Context, peers []controlplane.Peer, path, dest string, mode os.FileMode, size int64, got *fetchProgress) error {
 	const op = "fetch file"
-	f, err := os.OpenFile(dest, os.O_RDWR|os.O_CREATE, 0o640)
+	f, err := os.OpenFile(dest, os.O_RDWR|os.O_CREATE, mode)
 	if err != nil {
 		return ioError(op, err)
 	}
 	defer f.Close()
+	if err := f.Chmod(mode); err != nil { // whatever the umask is
+		return ioError(op, err)
+	}
 	name := filepath.Base(dest)
-	if size < 0 {
-		if _, size, err = a.fetchChunk(ctx, peers, path, 0); err != nil {
-			return err
-		}
-		if size > maxFetched {
-			return warmboot.Errorf(warmboot.Corrupt, op, "%s has %d bytes, which is not believable", path, size)
-		}
+	var layout [][2]int64
+	var there int64
+	err = a.askPeers(ctx, peers, path, 0, func(peer controlplane.Peer) (err error) {
+		there, layout, err = a.Peers.Layout(ctx, peer, path)
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case size < 0 && there > maxFetched:
+		return warmboot.Errorf(warmboot.Corrupt, op, "%s has %d bytes, which is not believable", path, there)
+	case size < 0:
+		size = there
+	case size != there:
+		return warmboot.Errorf(warmboot.Corrupt, op, "%s has %d bytes on another host, it must have %d", path, there, size)
 	}
 	if err := f.Truncate(size); err != nil { // what is never written is zeros
 		return ioError(op, err)
 	}
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(fetchAtOnce)
-	for n := range (size + chunkSize - 1) / chunkSize {
-		if got.has(name, n) {
-			continue
-		}
-		group.Go(func() error {
-			data, now, err := a.fetchChunk(gctx, peers, path, n)
-			if err != nil {
-				return err
+	for _, chunks := range layout {
+		for n := chunks[0]; n < chunks[1]; n++ {
+			if got.has(name, n) {
+				continue
 			}
-			if now != size {
-				return warmboot.Errorf(warmboot.Corrupt, op, "%s has %d bytes on another host, it must have %d", path, now, size)
-			}
-			if len(data) > 0 {
-				if _, err := f.WriteAt(data, n*chunkSize); err != nil {
-					return ioError(op, err)
+			group.Go(func() error {
+				data, now, err := a.fetchChunk(gctx, peers, path, n)
+				if err != nil {
+					return err
 				}
-			}
-			return ioError(op, got.add(name, n, f.Sync))
-		})
+				if now != size {
+					return warmboot.Errorf(warmboot.Corrupt, op, "%s has %d bytes on another host, it must have %d", path, now, size)
+				}
+				if len(data) > 0 {
+					if _, err := f.WriteAt(data, n*chunkSize); err != nil {
+						return ioError(op, err)
+					}
+				}
+				return ioError(op, got.add(name, n, f.Sync))
+			})
+		}
 	}
 	if err := group.Wait(); err != nil {
 		return errors.Join(err, ioError(op, got.save(f.Sync)))
@@ -294,22 +309,30 @@ func (a *Agent) fetchFile(ctx context.Context, peers []controlplane.Peer, path, 
 // maxFetched is how large a file of a runtime image may be, in bytes.
 const maxFetched = 64 << 30
 
-// fetchChunk asks one peer after the other.
 func (a *Agent) fetchChunk(ctx context.Context, peers []controlplane.Peer, path string, n int64) (data []byte, size int64, err error) {
+	err = a.askPeers(ctx, peers, path, n, func(peer controlplane.Peer) (err error) {
+		data, size, err = a.Peers.Chunk(ctx, peer, path, n)
+		return err
+	})
+	return data, size, err
+}
+
+// askPeers asks one peer after the other, beginning with the n-th, until one gives what is wanted of its file.
+func (a *Agent) askPeers(ctx context.Context, peers []controlplane.Peer, path string, n int64, ask func(controlplane.Peer) error) (err error) {
 	if len(peers) == 0 || a.Peers == nil {
-		return nil, 0, warmboot.Errorf(warmboot.NotFound, "fetch file", "no other host that can be reached has %s", path)
+		return warmboot.Errorf(warmboot.NotFound, "fetch file", "no other host that can be reached has %s", path)
 	}
 	for try := range fetchTries {
-		if data, size, err = a.Peers.Chunk(ctx, peers[(int(n)+try)%len(peers)], path, n); err == nil || ctx.Err() != nil {
-			return data, size, err
+		if err = ask(peers[(int(n)+try)%len(peers)]); err == nil || ctx.Err() != nil {
+			return err
 		}
 		select {
 		case <-time.After(fetchPause * time.Duration(try+1)):
 		case <-ctx.Done():
-			return nil, 0, ctx.Err()
+			return ctx.Err()
 		}
 	}
-	return nil, 0, err
+	return err
 }
 
 // fetchProgress is how far a fetch has come, on disk: which chunks of which file are there.

@@ -1,11 +1,15 @@
 package agent
 
 import (
+	"errors"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"warmboot"
@@ -125,5 +129,45 @@ func TestIdentitiesFollowFromTheContainer(t *testing.T) {
 	}
 	if machineIdentity(id, "", "").Hostname != "0195f2c47a1b" {
 		t.Error("a container whose name makes no host name has none")
+	}
+}
+
+// A VMM that nobody has written down is ended; one of another storage root, and a process of another user, are not ours.
+func TestOrphansAreEnded(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: only root can start processes as other users")
+	}
+	ours, theirs := t.TempDir(), t.TempDir()
+	a := &Agent{Config: Config{Root: ours, OwnerBase: 1_900_097_000, Log: slog.New(slog.DiscardHandler)}}
+	start := func(dir string, uid uint32, args ...string) *exec.Cmd {
+		t.Helper()
+		cmd := exec.Command("sleep", append(args, "100")...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		cmd.Dir = dir
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+		return cmd
+	}
+	for _, dir := range []string{ours, theirs} {
+		if err := errors.Join(os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o755), os.Mkdir(filepath.Join(dir, "vm"), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mine := a.OwnerBase + 1
+	orphan, known := start(filepath.Join(ours, "vm"), mine), start(filepath.Join(ours, "vm"), mine)
+	other, stranger := start(filepath.Join(theirs, "vm"), mine), start(filepath.Join(ours, "vm"), a.OwnerBase+maxSlots+1)
+	if err := a.killOrphans(map[int]bool{known.Process.Pid: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := orphan.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("the orphan ended with %v", err)
+	}
+	for name, cmd := range map[string]*exec.Cmd{"known": known, "other root": other, "stranger": stranger} {
+		if err := cmd.Process.Signal(syscall.Signal(0)); err != nil {
+			t.Errorf("%s was ended: %v", name, err)
+		}
 	}
 }

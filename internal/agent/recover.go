@@ -119,7 +119,7 @@ func (l *launch) reconnect(ctx context.Context) error {
 }
 
 // killOrphans ends VMMs that an earlier process started below this storage root and did not live to write down. They are known by
-// their user, which is ours alone, and by our storage root in their command line.
+// their user, which is ours alone, and by our storage root in their command line, or by working below it.
 func (a *Agent) killOrphans(adopted map[int]bool) error {
 	if os.Geteuid() != 0 {
 		return nil // without users of their own, VMMs cannot be told from the operator's other processes
@@ -139,7 +139,11 @@ func (a *Agent) killOrphans(adopted map[int]bool) error {
 			continue
 		}
 		args, err := os.ReadFile(filepath.Join(p, "cmdline"))
-		if err != nil || !strings.Contains(string(args), a.Root+"/") {
+		if err != nil {
+			continue
+		}
+		at, _ := os.Readlink(filepath.Join(p, "cwd"))
+		if !strings.Contains(string(args), a.Root+"/") && !strings.HasPrefix(at, a.Root+"/") {
 			continue
 		}
 		a.Log.Warn("A VMM that nobody knows is ended", "pid", pid)

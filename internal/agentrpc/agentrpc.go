@@ -2,7 +2,7 @@
 // both ends. A manager commands a host (HostHandler, Hosts), a host reports to a manager (ManagerHandler, Managers), and hosts fetch
 // files from each other (ArtifactHandler, Peers).
 //
-// The messages are the Go types that the control plane and the agent use anyway, as JSON: see docs/adr/0011-agent-rpc.md.
+// The messages are the Go types that the control plane and the agent use anyway, as JSON: see docs/adr/0017-agent-rpc.md.
 package agentrpc
 
 import (

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -401,7 +402,27 @@ func TestFilesOfAPeer(t *testing.T) {
 	if data, size, err := b.peers.Chunk(t.Context(), peer, "empty", 0); len(data) != 0 || size != 0 || err != nil {
 		t.Errorf("an empty file: %d of %d, %v", len(data), size, err)
 	}
-	_, _, err := b.peers.Chunk(t.Context(), peer, "absent", 0)
+	must(t, os.WriteFile(filepath.Join(string(a.files), "disk"), nil, 0o600))
+	disk, err := os.OpenFile(filepath.Join(string(a.files), "disk"), os.O_WRONLY, 0)
+	must(t, err)
+	defer disk.Close()
+	must(t, disk.Truncate(1000*agentrpc.ChunkSize+1))
+	for _, n := range []int64{3, 4, 900} {
+		_, err := disk.WriteAt([]byte("text"), n*agentrpc.ChunkSize+1)
+		must(t, err)
+	}
+	for file, want := range map[string][][2]int64{"empty": {}, "mem": {{0, 3}}, "disk": {{3, 5}, {900, 901}}} {
+		size, got, err := b.peers.Layout(t.Context(), peer, file)
+		must(t, err)
+		info, err := os.Stat(filepath.Join(string(a.files), file))
+		must(t, err)
+		if size != info.Size() || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %d bytes, data in chunks %v, want %v", file, size, got, want)
+		}
+	}
+	_, _, err = b.peers.Layout(t.Context(), peer, "absent")
+	wantCode(t, err, warmboot.NotFound, "absent")
+	_, _, err = b.peers.Chunk(t.Context(), peer, "absent", 0)
 	wantCode(t, err, warmboot.NotFound, "absent")
 	_, _, err = b.peers.Chunk(t.Context(), controlplane.Peer{ID: b.ID, Address: a.address}, "mem", 0)
 	wantCode(t, err, warmboot.Unavailable) // whoever is there is not who was meant

@@ -37,6 +37,7 @@ var layers = []string{
 	"warmboot/internal/disk",
 	"warmboot/internal/snapshot",
 	"warmboot/internal/vmm",
+	"warmboot/internal/kernel",
 	"warmboot/internal/guest",
 	"warmboot/internal/guestrpc",
 	"warmboot/internal/localregistry",

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"warmboot"
+	"warmboot/internal/kernel"
 )
 
 // The files of a base.
@@ -49,8 +50,10 @@ func makeBase(ctx context.Context, r recipe, dir string, report func(fraction fl
 	}
 
 	report(0.97, "unpacking the kernel", "")
-	if err := extractKernel(ctx, filepath.Join(out, "vmlinuz"), filepath.Join(dir, baseKernel)); err != nil {
-		return err
+	if err := kernel.Extract(ctx, filepath.Join(out, "vmlinuz"), filepath.Join(dir, baseKernel)); errors.Is(err, kernel.ErrUnusable) {
+		return warmboot.Errorf(warmboot.Corrupt, op, "%w; remove the base directory and build again, perhaps from another suite or mirror", err)
+	} else if err != nil {
+		return ioError(err)
 	}
 	for _, name := range []string{baseModules, baseRootfs, basePackages} {
 		if err := os.Rename(filepath.Join(out, name), filepath.Join(dir, name)); err != nil {

@@ -17,6 +17,7 @@ import (
 	"testing"
 
 	"warmboot"
+	"warmboot/internal/kernel/kerneltest"
 )
 
 // config is a build in an empty directory, with a program that stands in for the guest agent.
@@ -41,7 +42,7 @@ func withBase(t *testing.T, cfg Config) (base string) {
 			t.Fatal(err)
 		}
 	}
-	write(t, filepath.Join(base, baseKernel), elfProgram(t))
+	write(t, filepath.Join(base, baseKernel), kerneltest.ELF(100_000))
 	write(t, filepath.Join(base, baseModules, "virtio_blk.ko"), []byte("module"))
 	write(t, filepath.Join(base, baseModules, "warmboot.list"), []byte("/lib/modules/virtio_blk.ko\n"))
 	write(t, filepath.Join(base, basePackages), []byte("docker.io 1\n"))

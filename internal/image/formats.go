@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+
+	"warmboot/internal/kernel"
 )
 
 // truncated is the error of a file that ends before its content does.
@@ -16,9 +18,9 @@ func truncated(size, want int64) error {
 
 // checkKernel accepts a whole bzImage or ELF kernel for x86-64.
 func checkKernel(_ context.Context, f io.ReaderAt, size int64) error {
-	if b, ok := parseBzImage(f); ok {
-		if size < b.size {
-			return truncated(size, b.size)
+	if b, ok := kernel.ParseBzImage(f); ok {
+		if size < b.Size {
+			return truncated(size, b.Size)
 		}
 		return nil
 	}
@@ -26,7 +28,7 @@ func checkKernel(_ context.Context, f io.ReaderAt, size int64) error {
 	if _, err := f.ReadAt(magic, 0); err != nil || string(magic) != "\x7fELF" {
 		return errors.New("it is not a kernel: neither a bzImage nor an ELF file; use vmlinuz or vmlinux")
 	}
-	end, err := elfKernelEnd(io.NewSectionReader(f, 0, size))
+	end, err := kernel.ELFEnd(io.NewSectionReader(f, 0, size))
 	switch {
 	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
 		return errors.New("it is truncated: the tables of its ELF header lie beyond its end; copy it again")
@@ -47,7 +49,7 @@ func checkInitrd(ctx context.Context, f io.ReaderAt, size int64) error {
 	if isNewc(head) {
 		return checkNewc(ctx, f, size)
 	}
-	if compressionOf(head) == "" {
+	if kernel.Compression(head) == "" {
 		return errors.New("it is not an initrd: neither a cpio archive nor compressed in a way that a kernel knows")
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"warmboot"
+	"warmboot/internal/kernel"
 )
 
 // inspectOp names an inspection in errors.
@@ -24,7 +25,7 @@ type kind struct {
 }
 
 var (
-	kernelKind = kind{"kernel", 64 << 10, kernelLimit, checkKernel}
+	kernelKind = kind{"kernel", 64 << 10, kernel.Limit, checkKernel}
 	initrdKind = kind{"initrd", 512, 4 << 30, checkInitrd}
 	rootfsKind = kind{"root disk", 64 << 10, 1 << 40, checkExt4}
 )

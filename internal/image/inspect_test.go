@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"warmboot"
+	"warmboot/internal/kernel/kerneltest"
 )
 
 // album is a directory with the files of a good image: kernel, bz, initrd, rootfs.
@@ -21,8 +22,8 @@ func album(t *testing.T) (dir string, good warmboot.Image) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(dir, "kernel"), elfProgram(t))
-	write(t, filepath.Join(dir, "bz"), bzImageOf(bytes.Repeat([]byte("packed kernel"), 10_000)))
+	write(t, filepath.Join(dir, "kernel"), kerneltest.ELF(100_000))
+	write(t, filepath.Join(dir, "bz"), kerneltest.BzImage(bytes.Repeat([]byte("packed kernel"), 10_000)))
 	write(t, filepath.Join(dir, "initrd"), cpio([]entry{{path: "dev", mode: typeDir | 0o755}, {path: "init", mode: typeFile | 0o755, data: bytes.Repeat([]byte("x"), 5001)}}))
 	rootfs := filepath.Join(dir, "rootfs")
 	mkfs(t, rootfs, "1M", "-O", "^has_journal")
@@ -93,7 +94,7 @@ func TestInspectRefuses(t *testing.T) {
 	write(t, at("half-elf"), elf[:len(elf)/2])
 	write(t, at("short-elf"), elf[:len(elf)-1])
 	write(t, at("half-bz"), bz[:len(bz)-16])
-	write(t, at("bz-header"), bz[:headerEnd])
+	write(t, at("bz-header"), bz[:0x250])
 	write(t, at("half-initrd"), initrd[:len(initrd)/2])
 	write(t, at("bad-initrd"), append(bytes.Clone(initrd[:116]), bytes.Repeat([]byte("?"), 5000)...))
 	write(t, at("half-rootfs"), rootfs[:len(rootfs)/2])
@@ -200,7 +201,7 @@ func TestInspectRefuses(t *testing.T) {
 // FuzzCheck holds the readers of foreign files to it that no bytes crash them.
 func FuzzCheck(f *testing.F) {
 	f.Add([]byte("\x7fELF"))
-	f.Add(bzImageOf(nil))
+	f.Add(kerneltest.BzImage(nil))
 	f.Add([]byte("070701"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, k := range []kind{kernelKind, initrdKind, rootfsKind} {

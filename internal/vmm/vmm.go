@@ -40,11 +40,12 @@ type Machine interface {
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
 	// Snapshot saves a paused machine's device state and memory. The machine must have been created with a
-	// Spec.MemoryFile; it stays paused, and must be stopped before its files are used: the memory file is live
-	// until then.
+	// Spec.MemoryFile; it stays paused, and must be stopped before its files are used: the memory file may be live
+	// until then. Connections to the guest do not survive it: there should be none.
 	Snapshot(ctx context.Context, opts SnapshotOptions) (Snapshot, error)
 	// DialGuest connects to the guest agent's channel. A machine has one such connection at a time under QEMU: the
-	// caller closes the first before it dials again. The guest may not be listening yet; the protocol above retries.
+	// caller closes the first before it dials again. The guest may not be listening yet: QEMU connects all the same, and the protocol
+	// above retries; Firecracker connects when the guest listens, within a limit of its own.
 	DialGuest(ctx context.Context) (net.Conn, error)
 	// Timings tells how long the driver's own steps took: PhaseVMM, and PhaseRestore after a Restore.
 	Timings() []warmboot.Phase
@@ -53,6 +54,13 @@ type Machine interface {
 	// Stop ends the machine and releases everything the driver holds for it. With grace > 0 the guest is first asked
 	// to power off and given that long. Idempotent.
 	Stop(ctx context.Context, grace time.Duration) error
+}
+
+// MemoryReclaimer is a Machine that can give memory which its guest does not use back to the host.
+type MemoryReclaimer interface {
+	// Reclaim asks the guest to do without mib MiB of its memory (0 gives all of it back) and returns how many MiB it does without
+	// when it yields no more, or when ctx ends. A machine without the device for it is a Conflict.
+	Reclaim(ctx context.Context, mib int) (int, error)
 }
 
 // ConsoleKeeper is a Machine that also keeps the end of what the guest's kernel has printed.
@@ -72,8 +80,9 @@ type Spec struct {
 	KernelArgs []string // added to the driver's own
 	RootDisk   Disk     // read-only, shared by all machines; the guest's /dev/vda
 	DataDisk   Disk     // the guest's /dev/vdb; a zero Disk means none
-	// MemoryFile, if set, is where the guest's RAM lives, as a shared mapping of a file that the driver creates
-	// with exactly MemoryMiB: the way to take a snapshot without copying memory. Empty means anonymous memory.
+	// MemoryFile, if set, is where a snapshot finds the guest's RAM: a file that the driver creates with exactly MemoryMiB. QEMU maps it
+	// shared and keeps the RAM there from the start, so that nothing is copied; Firecracker writes it at the snapshot. Empty means
+	// that the machine cannot be frozen.
 	MemoryFile string
 	Network    Network
 	Owner      Owner
@@ -95,12 +104,21 @@ type Disk struct {
 }
 
 // Network is the host side of a machine's one network interface. The guest's addresses are set by the guest agent, not
-// here. In user mode (all that exists so far) the VMM routes by itself, without any privilege.
+// here. There are two kinds: in user mode, which only QEMU has, the VMM routes by itself, without any privilege; with a TAP, the host
+// does. A zero Network is for a machine without an interface, which QEMU does not make.
 type Network struct {
+	// TAP is the name of the host interface that the guest's is connected to; empty means user mode. It is there already, belongs
+	// to the machine's owner, and has the same name as at the snapshot.
+	TAP string `json:"tap,omitempty"`
+	// Namespace is the path of the network namespace that TAP is in; empty means ours.
+	Namespace string `json:"namespace,omitempty"`
+	// MAC is the guest's address at boot, "02:..."; with a TAP only, empty means that the VMM chooses. A restored machine keeps its
+	// snapshot's until the guest agent changes it.
+	MAC string `json:"mac,omitempty"`
 	// Subnet is the user-mode network that the guest is in; its gateway, which stands for the host, is address 2 and
 	// its name server address 3. The guest may take any other.
 	Subnet netip.Prefix `json:"subnet"`
-	// Forwards are host ports that lead into the guest.
+	// Forwards are host ports that lead into the guest. In user mode the VMM opens them; with a TAP, whoever made it does.
 	Forwards []Forward `json:"forwards,omitempty"`
 }
 
@@ -186,6 +204,9 @@ type Capabilities struct {
 	// WritableMemoryFile means that Restore must be able to open a memory file for writing, though it maps it
 	// privately and never writes to it (QEMU before 8.2).
 	WritableMemoryFile bool `json:"writable_memory_file"`
+	// Warning is what is known to be wrong with this VMM's version, and what to do about it; empty if nothing is. It is no part of
+	// what a snapshot must match.
+	Warning string `json:"warning,omitempty"`
 }
 
 // FCVersion is the version as the API's fc_version tells it: "v1.15.1" for Firecracker, "qemu-7.2.22" for QEMU.

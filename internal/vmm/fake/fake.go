@@ -187,7 +187,11 @@ func (d *Driver) start(op string, spec vmm.Spec, memoryFile string, sharing int,
 		}()
 		return nil
 	})
-	for _, f := range spec.Network.Forwards {
+	forwards := spec.Network.Forwards
+	if spec.Network.TAP != "" {
+		forwards = nil // whoever made it has opened them
+	}
+	for _, f := range forwards {
 		l, err := m.forward(f)
 		if err != nil {
 			return nil, warmboot.Errorf(warmboot.Conflict, op, "%s port %d on %s cannot be published: %w; publish another port", f.Protocol, f.HostPort, f.HostIP, err)

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"warmboot"
+	"warmboot/internal/vmm/process"
 )
 
 // busyPort finds the rule that QEMU could not set up: "tcp:127.0.0.1:8080-100.64.0.15:80".
@@ -14,7 +15,7 @@ var busyPort = regexp.MustCompile(`Could not set up host forwarding rule '(tcp|u
 
 // failure says in our words why a machine did not come up. said is what QEMU wrote before it ended.
 func failure(ctx context.Context, op string, restoring bool, cause error, said string) error {
-	last := lines(said, 3)
+	last := process.Lines(said, 3)
 	is := func(texts ...string) bool {
 		for _, t := range texts {
 			if strings.Contains(said, t) {

@@ -54,24 +54,3 @@ func TestFailure(t *testing.T) {
 		})
 	}
 }
-
-func TestTailKeepsTheEnd(t *testing.T) {
-	t.Parallel()
-	var kept tail
-	_, more := kept.watch()
-	for range 3 * tailLimit / 10 {
-		io.WriteString(&kept, "0123456789")
-	}
-	select {
-	case <-more:
-	default:
-		t.Error("whoever watches was not told")
-	}
-	io.WriteString(&kept, "\n\n last words \r\n")
-	if n := len(kept.String()); n != tailLimit {
-		t.Errorf("%d bytes are kept, want %d", n, tailLimit)
-	}
-	if got := lines(kept.String(), 1); got != "last words" {
-		t.Errorf("the last line is %q", got)
-	}
-}

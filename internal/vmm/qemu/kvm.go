@@ -3,46 +3,37 @@ package qemu
 import (
 	"context"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"regexp"
 	"time"
 
 	"warmboot"
 	"warmboot/internal/rollback"
 	"warmboot/internal/vmm"
+	"warmboot/internal/vmm/probe"
+	"warmboot/internal/vmm/process"
 )
-
-const kvmDevice = "/dev/kvm"
 
 // kvmLimit is how long a kernel may take to boot while KVM is tried. It takes about a second where KVM works.
 const kvmLimit = 10 * time.Second
 
-// nobody is the user that KVM is tried as when we are root: machines are not run as root either.
-var nobody = vmm.Owner{UID: 65534, GID: 65534}
-
-// booted is what a kernel prints when it has done all its own work and looks for something to run: it starts an init, or
-// has none and gives up.
-var booted = regexp.MustCompile(`Run /\S+ as init process|Kernel panic - not syncing: VFS`)
-
 // tryKVM boots a kernel under KVM, which is the only proof: there are hosts where the device opens, a machine is
 // created, and the first real kernel brings it down. It returns why KVM cannot be used, or "", and whether that is certain.
 func (d *Driver) tryKVM(ctx context.Context, caps vmm.Capabilities) (why string, certain bool) {
-	f, err := os.OpenFile(kvmDevice, os.O_RDWR, 0)
+	f, err := os.OpenFile(process.KVMDevice, os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Sprintf("KVM cannot be used: %v", err), true
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err == nil && os.Geteuid() == 0 {
-		if group, err := kvmGroup(); err == nil && group == nil && info.Mode().Perm()&0o006 != 0o006 {
-			return fmt.Sprintf("KVM cannot be used: only root may open %s, and VMMs do not run as root; give it to a group: `chgrp kvm %[1]s && chmod 660 %[1]s`", kvmDevice), true
+		if group, err := process.KVMGroup(); err == nil && group == nil && info.Mode().Perm()&0o006 != 0o006 {
+			return fmt.Sprintf("KVM cannot be used: only root may open %s, and VMMs do not run as root; give it to a group: `chgrp kvm %[1]s && chmod 660 %[1]s`", process.KVMDevice), true
 		}
 	}
 	kernel := d.ProbeKernel
 	if kernel == "" {
-		if kernel = newestKernel(); kernel == "" {
+		if kernel = probe.NewestKernel(); kernel == "" {
 			return "KVM was not tried: there is no kernel in /boot to try it with", false
 		}
 	}
@@ -68,9 +59,8 @@ func (d *Driver) bootUnderKVM(ctx context.Context, caps vmm.Capabilities, kernel
 	}
 	spec := vmm.Spec{
 		ID: "kvm-probe", Dir: dir, VCPUs: 1, MemoryMiB: 256, KernelArgs: []string{"loglevel=7", "ignore_loglevel"},
-		Network: vmm.Network{Subnet: netip.MustParsePrefix("100.64.0.0/24")}, Owner: nobody,
+		Network: vmm.Network{Subnet: netip.MustParsePrefix("100.64.0.0/24")}, Owner: probe.Nobody,
 	}
-	// Copies, because a distribution's kernel may be readable by root alone.
 	for name, file := range map[string]struct {
 		from string
 		to   *string
@@ -79,7 +69,7 @@ func (d *Driver) bootUnderKVM(ctx context.Context, caps vmm.Capabilities, kernel
 			continue
 		}
 		*file.to = filepath.Join(dir, name)
-		if err := copyFile(*file.to, file.from); err != nil {
+		if err := probe.CopyFile(*file.to, file.from); err != nil {
 			return err
 		}
 	}
@@ -89,54 +79,24 @@ func (d *Driver) bootUnderKVM(ctx context.Context, caps vmm.Capabilities, kernel
 	}
 	undo.Push("start machine", func() error { return m.Stop(context.WithoutCancel(ctx), 0) })
 	for {
-		text, more := m.console.watch()
-		if booted.MatchString(text) {
+		text, more := m.console.Watch()
+		if probe.Booted.MatchString(text) {
 			return nil
 		}
 		select {
 		case <-more:
 		case <-m.Done():
 			// The last lines may have come together with the end.
-			if booted.MatchString(m.console.String()) {
+			if probe.Booted.MatchString(m.console.String()) {
 				return nil
 			}
-			return warmboot.Errorf(warmboot.Unavailable, op, "QEMU ended before the kernel was up: %s", lines(m.said.String(), 2))
+			return warmboot.Errorf(warmboot.Unavailable, op, "QEMU ended before the kernel was up: %s", process.Lines(m.said.String(), 2))
 		case <-ctx.Done():
-			said := lines(m.said.String(), 1)
+			said := process.Lines(m.said.String(), 1)
 			if said == "" {
-				said = "the kernel's last words: " + lines(text, 1)
+				said = "the kernel's last words: " + process.Lines(text, 1)
 			}
 			return warmboot.Errorf(warmboot.Timeout, op, "a stock kernel was not up after %v; %s", kvmLimit, said)
 		}
 	}
-}
-
-// newestKernel is the host's own kernel that was installed last, or "".
-func newestKernel() string {
-	kernels, _ := filepath.Glob("/boot/vmlinuz*") // fails on a bad pattern only
-	var newest string
-	var at time.Time
-	for _, k := range kernels {
-		if info, err := os.Stat(k); err == nil && info.Mode().IsRegular() && info.ModTime().After(at) {
-			newest, at = k, info.ModTime()
-		}
-	}
-	return newest
-}
-
-func copyFile(to, from string) error {
-	src, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(dst, src)
-	if closeErr := dst.Close(); err == nil {
-		err = closeErr
-	}
-	return err
 }

@@ -18,6 +18,7 @@ import (
 	"warmboot"
 	"warmboot/internal/rollback"
 	"warmboot/internal/vmm"
+	"warmboot/internal/vmm/process"
 )
 
 // The files of a machine's directory.
@@ -85,19 +86,19 @@ func (d *Driver) launch(ctx context.Context, op string, caps vmm.Capabilities, s
 	cmd.Args = append(cmd.Args, arguments(caps, spec, restored, fds)...)
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
 	cmd.Stdout, cmd.Stderr = &m.said, &m.said
-	if m.process, err = spawn(cmd, spec.Owner, ambientCapabilities(spec)); err != nil {
+	if m.process, err = process.Start(cmd, spec.Owner, ambientCapabilities(spec)); err != nil {
 		return nil, fail(fmt.Errorf("start %s: %w", caps.Binary, err))
 	}
 	undo.Push("start QEMU", func() error { return m.kill(context.WithoutCancel(ctx)) })
 	for _, f := range cmd.ExtraFiles {
 		f.Close() // so that the sockets close when QEMU ends
 	}
-	m.handle = vmm.Handle{Driver: driverName, ID: spec.ID, Dir: spec.Dir, PID: m.process.pid, StartTime: m.process.startTime}
+	m.handle = vmm.Handle{Driver: driverName, ID: spec.ID, Dir: spec.Dir, PID: m.process.PID, StartTime: m.process.StartTime}
 
 	step := func(phase warmboot.PhaseName, err error) error {
 		if err != nil {
 			var said string
-			if m.process.wait(afterwards(ctx, err)) {
+			if m.process.Wait(afterwards(ctx, err)) {
 				said = m.said.String()
 			}
 			return failure(ctx, op, restored, err, said)

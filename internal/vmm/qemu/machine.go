@@ -13,6 +13,7 @@ import (
 	"warmboot"
 	"warmboot/internal/rollback"
 	"warmboot/internal/vmm"
+	"warmboot/internal/vmm/process"
 )
 
 // quitLimit is how long QEMU may take to write its disks' metadata and end before it is killed.
@@ -22,12 +23,12 @@ const quitLimit = 5 * time.Second
 type machine struct {
 	driver  *Driver
 	spec    vmm.Spec // as created; MemoryFile is empty if the machine cannot be frozen
-	process *process
+	process *process.Process
 	handle  vmm.Handle
 	timings []warmboot.Phase
 
-	console tail // what the guest's kernel has printed
-	said    tail // what QEMU has printed
+	console process.Tail // what the guest's kernel has printed
+	said    process.Tail // what QEMU has printed
 
 	busy chan struct{} // holds a value while a command is given
 	stop sync.Mutex
@@ -41,7 +42,7 @@ var (
 
 func (m *machine) Handle() vmm.Handle        { return m.handle }
 func (m *machine) Timings() []warmboot.Phase { return m.timings }
-func (m *machine) Done() <-chan struct{}     { return m.process.done }
+func (m *machine) Done() <-chan struct{}     { return m.process.Done() }
 
 // Console is the end of what the guest's kernel has printed, for finding out why a boot failed. It is kept in memory by the process
 // that started the machine; after Recover there is none.
@@ -64,7 +65,7 @@ func (m *machine) Snapshot(ctx context.Context, opts vmm.SnapshotOptions) (vmm.S
 	defer undo.Unwind()
 	state, err := os.OpenFile(opts.StateFile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return vmm.Snapshot{}, fileError(op, err)
+		return vmm.Snapshot{}, vmm.FileError(op, err)
 	}
 	undo.Push("create state file", func() error { return os.Remove(opts.StateFile) })
 	defer state.Close()
@@ -140,12 +141,12 @@ func (m *machine) Stop(ctx context.Context, grace time.Duration) error {
 	if m.gone {
 		return nil
 	}
-	if grace > 0 && !m.ended() {
+	if grace > 0 && !m.process.Ended() {
 		ctx, cancel := context.WithTimeout(ctx, grace)
 		defer cancel()
 		// A guest that has begun to power off by itself may be gone before it is asked.
 		_ = m.command(ctx, "power off machine", func(q *qmp) error { return q.execute(ctx, "system_powerdown", nil, nil) })
-		m.process.wait(ctx)
+		m.process.Wait(ctx)
 	}
 	if err := m.kill(ctx); err != nil {
 		return err
@@ -160,39 +161,30 @@ func (m *machine) Stop(ctx context.Context, grace time.Duration) error {
 // kill ends QEMU: by itself if it can, so that the metadata of its disks is written, else by force. A ctx that is over
 // makes it force at once.
 func (m *machine) kill(ctx context.Context) error {
-	if m.ended() {
+	if m.process.Ended() {
 		return nil
 	}
 	limit, cancel := context.WithTimeout(ctx, quitLimit)
 	defer cancel()
-	if err := m.process.signal(unix.SIGTERM); err != nil {
+	if err := m.process.Signal(unix.SIGTERM); err != nil {
 		return warmboot.Errorf(warmboot.Internal, "stop machine", "process %d: %w", m.handle.PID, err)
 	}
-	if m.process.wait(limit) {
+	if m.process.Wait(limit) {
 		return nil
 	}
-	if err := m.process.signal(unix.SIGKILL); err != nil {
+	if err := m.process.Signal(unix.SIGKILL); err != nil {
 		return warmboot.Errorf(warmboot.Internal, "stop machine", "process %d: %w", m.handle.PID, err)
 	}
 	force, cancel := context.WithTimeout(context.WithoutCancel(ctx), quitLimit)
 	defer cancel()
-	if !m.process.wait(force) {
+	if !m.process.Wait(force) {
 		return warmboot.Errorf(warmboot.Unavailable, "stop machine", "process %d of machine %s does not end even when killed: it waits for a disk; look at the host's storage and try again", m.handle.PID, m.handle.ID)
 	}
 	return nil
 }
 
-func (m *machine) ended() bool {
-	select {
-	case <-m.process.done:
-		return true
-	default:
-		return false
-	}
-}
-
 // report logs, once QEMU has ended, what it had to say.
 func (m *machine) report() {
-	<-m.process.done
-	m.driver.Log.Debug("QEMU ended", "machine", m.handle.ID, "pid", m.handle.PID, "said", lines(m.said.String(), 5))
+	<-m.process.Done()
+	m.driver.Log.Debug("QEMU ended", "machine", m.handle.ID, "pid", m.handle.PID, "said", process.Lines(m.said.String(), 5))
 }

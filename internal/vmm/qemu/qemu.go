@@ -13,18 +13,15 @@ package qemu
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
-	"regexp"
 	"sync"
 	"time"
 
 	"warmboot"
 	"warmboot/internal/rollback"
 	"warmboot/internal/vmm"
+	"warmboot/internal/vmm/process"
 )
 
 const driverName = "qemu"
@@ -32,6 +29,9 @@ const driverName = "qemu"
 // startLimit is how long a QEMU process may take to become ready to take commands, and to load a state. Both take a fraction of a
 // second; the limit is for a host that is out of memory.
 const startLimit = 30 * time.Second
+
+// maxVCPUs is what QEMU's q35 machine takes.
+const maxVCPUs = 255
 
 // Config is what a Driver needs. Every field may be zero.
 type Config struct {
@@ -82,7 +82,7 @@ func (d *Driver) Create(ctx context.Context, spec vmm.Spec) (vmm.Machine, error)
 	var undo rollback.Stack
 	defer undo.Unwind()
 	if spec.MemoryFile != "" {
-		if err := makeMemory(spec); err != nil {
+		if err := spec.MakeMemoryFile(); err != nil {
 			return nil, err
 		}
 		undo.Push("create memory file", func() error { return os.Remove(spec.MemoryFile) })
@@ -106,16 +106,12 @@ func (d *Driver) Restore(ctx context.Context, snap vmm.Snapshot, opts vmm.Restor
 	if err := validate(op, spec); err != nil {
 		return nil, err
 	}
-	info, err := os.Stat(snap.MemoryFile)
-	if err != nil {
-		return nil, fileError(op, err)
-	}
-	if want := int64(snap.MemoryMiB) << 20; info.Size() != want {
-		return nil, warmboot.Errorf(warmboot.Corrupt, op, "%s has %d bytes, but the machine had %d bytes of memory; rebuild the snapshot", snap.MemoryFile, info.Size(), want)
+	if err := snap.CheckFiles(op); err != nil {
+		return nil, err
 	}
 	state, err := os.Open(snap.StateFile)
 	if err != nil {
-		return nil, fileError(op, err)
+		return nil, vmm.FileError(op, err)
 	}
 	defer state.Close()
 	caps, err := d.Probe(ctx)
@@ -140,8 +136,8 @@ func (d *Driver) Recover(_ context.Context, h vmm.Handle) (vmm.Machine, error) {
 	if h.Driver != driverName {
 		return nil, warmboot.Errorf(warmboot.Invalid, op, "machine %s was started with %q, not with %s", h.ID, h.Driver, driverName)
 	}
-	p, err := findProcess(h.PID, h.StartTime)
-	if errors.Is(err, errGone) {
+	p, err := process.Find(h.PID, h.StartTime)
+	if errors.Is(err, process.ErrGone) {
 		return nil, errors.Join(
 			warmboot.Errorf(warmboot.NotFound, op, "machine %s (process %d) is not running any more", h.ID, h.PID), releaseDir(h.Dir))
 	}
@@ -156,19 +152,19 @@ func (d *Driver) Recover(_ context.Context, h vmm.Handle) (vmm.Machine, error) {
 	return m, nil
 }
 
-// validID is what vmm.Spec.ID promises.
-var validID = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
-
 // validate rejects what QEMU would not understand, or understand as something else.
 func validate(op string, spec vmm.Spec) error {
+	if err := spec.Check(op, maxVCPUs); err != nil {
+		return err
+	}
 	invalid := func(format string, args ...any) error {
 		return warmboot.Errorf(warmboot.Invalid, op, format, args...)
 	}
-	if !validID.MatchString(spec.ID) {
-		return invalid("machine id %.80q is not 1 to 64 of a-z, 0-9 and '-'", spec.ID)
+	if spec.Kernel == "" {
+		return invalid("a machine needs a kernel")
 	}
-	if spec.VCPUs < 1 || spec.VCPUs > 255 || spec.MemoryMiB < 16 {
-		return invalid("a machine with %d CPUs and %d MiB is not possible; it takes 1 to 255 CPUs and at least 16 MiB", spec.VCPUs, spec.MemoryMiB)
+	if spec.Network.TAP != "" || spec.Network.Namespace != "" {
+		return invalid("the QEMU driver has a user-mode network only; leave out TAP %q", spec.Network.TAP)
 	}
 	if !spec.Network.Subnet.IsValid() || !spec.Network.Subnet.Addr().Is4() {
 		return invalid("%v is not an IPv4 network for the guest", spec.Network.Subnet)
@@ -181,54 +177,5 @@ func validate(op string, spec vmm.Spec) error {
 			return invalid("cannot forward %s port %d to %d", f.Protocol, f.HostPort, f.GuestPort)
 		}
 	}
-	for _, path := range []string{spec.Dir, spec.Kernel, spec.Initrd, spec.RootDisk.Path, spec.DataDisk.Path, spec.MemoryFile} {
-		if path == "" {
-			continue
-		}
-		if !filepath.IsAbs(path) {
-			return invalid("%q is not an absolute path", path)
-		}
-		if path == spec.MemoryFile {
-			continue
-		}
-		if _, err := os.Stat(path); err != nil {
-			return fileError(op, err)
-		}
-	}
-	if spec.Dir == "" || spec.Kernel == "" {
-		return invalid("a machine needs a directory and a kernel")
-	}
 	return nil
-}
-
-// makeMemory creates the file that a machine's memory lives in.
-func makeMemory(spec vmm.Spec) error {
-	const op = "create memory file"
-	f, err := os.OpenFile(spec.MemoryFile, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fileError(op, err)
-	}
-	defer f.Close()
-	err = f.Truncate(int64(spec.MemoryMiB) << 20)
-	if err == nil && confined(spec.Owner) {
-		err = f.Chown(int(spec.Owner.UID), int(spec.Owner.GID))
-	}
-	if err != nil {
-		return fileError(op, errors.Join(err, os.Remove(spec.MemoryFile)))
-	}
-	return nil
-}
-
-// confined reports whether a machine's process changes to its owner.
-func confined(o vmm.Owner) bool { return o != (vmm.Owner{}) && os.Geteuid() == 0 }
-
-func fileError(op string, err error) error {
-	code := warmboot.Internal
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		code = warmboot.NotFound
-	case errors.Is(err, fs.ErrExist):
-		code = warmboot.Conflict
-	}
-	return &warmboot.Error{Code: code, Op: op, Err: fmt.Errorf("%w", err)}
 }

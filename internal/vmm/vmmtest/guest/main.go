@@ -1,5 +1,6 @@
 // Command guest is the /init of the suite's test machines: the smallest guest that can show what a driver does to it.
-// It answers line commands on the driver's guest channel, one connection after the other.
+// It answers line commands on the driver's guest channel, one connection after the other: on a virtio-serial port, or else on vsock. Before
+// that it loads the modules in /lib/modules, in the order of their names.
 //
 //	ping         pong
 //	counter      how often a loop in the guest has gone round, once a millisecond
@@ -10,21 +11,30 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
 )
 
-const portName = "org.warmboot.agent.0"
+const (
+	portName  = "org.warmboot.agent.0"
+	vsockPort = 5000
+)
 
 func main() {
 	fmt.Fprintln(os.Stderr, "guest:", run()) // it returns only when something is wrong
-	syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
+	// Firecracker has no power to switch off, but ends when the machine restarts; QEMU is told to do the same (-no-reboot).
+	syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)
 }
 
 func run() error {
@@ -39,8 +49,14 @@ func run() error {
 			g.counter.Add(1)
 		}
 	}()
+	if err := loadModules(); err != nil {
+		return err
+	}
 	path, err := port()
 	if err != nil {
+		if l, vsockErr := vsock.Listen(vsockPort, nil); vsockErr == nil {
+			return g.serveVsock(l)
+		}
 		return err
 	}
 	// It stays open from one connection to the next: whatever has come in when a port is closed is thrown away, and that
@@ -56,6 +72,40 @@ func run() error {
 		// The port reports an end of file for as long as nobody is connected to it on the host.
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+func (g *guest) serveVsock(l net.Listener) error {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		err = g.serve(conn)
+		conn.Close()
+		if errors.Is(err, errPoweroff) {
+			return err
+		}
+	}
+}
+
+// loadModules loads what the kernel needs to find its devices. They may be compressed, as a distribution keeps them.
+func loadModules() error {
+	files, err := filepath.Glob("/lib/modules/*")
+	for _, path := range files {
+		f, openErr := os.Open(path)
+		if openErr != nil {
+			return openErr
+		}
+		flags := unix.MODULE_INIT_COMPRESSED_FILE
+		if strings.HasSuffix(path, ".ko") {
+			flags = 0
+		}
+		if loadErr := unix.FinitModule(int(f.Fd()), "", flags); loadErr != nil && loadErr != unix.EEXIST {
+			err = errors.Join(err, fmt.Errorf("load %s: %w", path, loadErr))
+		}
+		f.Close()
+	}
+	return err
 }
 
 // port finds the device of the guest channel by its name.

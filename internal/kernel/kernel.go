@@ -1,4 +1,6 @@
-package image
+// Package kernel reads Linux kernels for x86-64 in the forms in which they are kept: the bzImage that distributions ship, which
+// unpacks itself, and the ELF file inside it, which VMMs start.
+package kernel
 
 import (
 	"bytes"
@@ -7,13 +9,12 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 
 	"github.com/klauspost/compress/zstd"
-
-	"warmboot"
 )
 
 // Offsets in the setup header of a bzImage, from the boot protocol in the kernel's documentation.
@@ -27,18 +28,21 @@ const (
 	headerEnd       = 0x250
 )
 
-// kernelLimit bounds an unpacked kernel, in bytes: a hundred times what one has.
-const kernelLimit = 1 << 30
+// Limit bounds an unpacked kernel, in bytes: a hundred times what one has.
+const Limit = 1 << 30
 
-// bzImage is what the header of a compressed kernel tells.
-type bzImage struct {
-	size          int64 // that the file must have at least
+// ErrUnusable is the cause of an error that lies in the kernel, not in reading or writing its file.
+var ErrUnusable = errors.New("the kernel cannot be used")
+
+// BzImage is what the header of a compressed kernel tells.
+type BzImage struct {
+	Size          int64 // that the file must have at least
 	payloadAt     int64 // in the file
 	payloadLength int64
 }
 
-// parseBzImage reads the header. ok is false for anything that is not a bzImage.
-func parseBzImage(r io.ReaderAt) (b bzImage, ok bool) {
+// ParseBzImage reads the header. ok is false for anything that is not a bzImage.
+func ParseBzImage(r io.ReaderAt) (b BzImage, ok bool) {
 	h := make([]byte, headerEnd)
 	if _, err := r.ReadAt(h, 0); err != nil || string(h[headerMagicAt:headerMagicAt+4]) != "HdrS" {
 		return b, false
@@ -48,7 +52,7 @@ func parseBzImage(r io.ReaderAt) (b bzImage, ok bool) {
 		setup = 4 // what the protocol says 0 means
 	}
 	code := (setup + 1) * 512
-	b.size = code + int64(binary.LittleEndian.Uint32(h[sysSizeAt:]))*16
+	b.Size = code + int64(binary.LittleEndian.Uint32(h[sysSizeAt:]))*16
 	if binary.LittleEndian.Uint16(h[protocolAt:]) >= 0x208 {
 		b.payloadAt = code + int64(binary.LittleEndian.Uint32(h[payloadOffsetAt:]))
 		b.payloadLength = int64(binary.LittleEndian.Uint32(h[payloadLengthAt:]))
@@ -56,48 +60,54 @@ func parseBzImage(r io.ReaderAt) (b bzImage, ok bool) {
 	return b, true
 }
 
-// extractKernel unpacks the ELF kernel inside the bzImage at from. An emulated machine needs seconds to do that at every
-// boot, the host a fraction of one, once; and Firecracker takes nothing else.
-func extractKernel(ctx context.Context, from, to string) error {
+// Extract unpacks the ELF kernel inside the bzImage at from into a new file at to, for everyone to read. An emulated machine needs seconds
+// to do that at every boot, the host a fraction of one, once; and Firecracker before 1.17 takes nothing else.
+func Extract(ctx context.Context, from, to string) error {
 	whole, err := os.ReadFile(from)
 	if err != nil {
-		return ioError(err)
+		return err
 	}
-	b, ok := parseBzImage(bytes.NewReader(whole))
+	unusable := func(format string, args ...any) error {
+		return fmt.Errorf("%w: %w", ErrUnusable, fmt.Errorf(format, args...))
+	}
+	b, ok := ParseBzImage(bytes.NewReader(whole))
 	if !ok || b.payloadLength < 8 || b.payloadAt+b.payloadLength > int64(len(whole)) {
-		return warmboot.Errorf(warmboot.Corrupt, op, "the kernel package holds no usable bzImage; remove the base directory and build again, perhaps from another mirror")
+		return unusable("%s is no whole bzImage", from)
 	}
 	kernel, err := unpack(ctx, whole[b.payloadAt:b.payloadAt+b.payloadLength])
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	if err != nil {
-		return warmboot.Errorf(warmboot.Corrupt, op, "the packed kernel cannot be read: %w; build again, perhaps from another mirror", err)
+		return unusable("what is packed in %s cannot be read: %w", from, err)
 	}
 	// Relocations for a kernel that moves itself follow the ELF file; nobody reads them here.
-	end, err := elfKernelEnd(bytes.NewReader(kernel))
+	end, err := ELFEnd(bytes.NewReader(kernel))
 	if err != nil {
-		return warmboot.Errorf(warmboot.Corrupt, op, "the packed kernel is not usable: %w; build from another suite or mirror", err)
+		return unusable("what is packed in %s: %w", from, err)
 	}
-	return ioError(os.WriteFile(to, kernel[:min(end, int64(len(kernel)))], 0o444))
+	return os.WriteFile(to, kernel[:min(end, int64(len(kernel)))], 0o444)
 }
 
 // unpack decompresses a kernel's payload. But for gzip, the kernel's build appends the unpacked size as four bytes, which the decoders would
 // take for garbage.
 func unpack(ctx context.Context, payload []byte) ([]byte, error) {
 	body := payload[:len(payload)-4]
-	switch compressionOf(payload) {
+	switch Compression(payload) {
 	case "zstd":
 		d, err := zstd.NewReader(bytes.NewReader(body), zstd.WithDecoderMaxWindow(1<<28), zstd.WithDecoderConcurrency(1))
 		if err != nil {
 			return nil, err
 		}
 		defer d.Close()
-		return readAtMost(d, kernelLimit)
+		return readAtMost(d, Limit)
 	case "gzip":
 		d, err := gzip.NewReader(bytes.NewReader(payload))
 		if err != nil {
 			return nil, err
 		}
 		d.Multistream(false)
-		return readAtMost(d, kernelLimit)
+		return readAtMost(d, Limit)
 	case "xz":
 		cmd := exec.CommandContext(ctx, "xz", "-dc")
 		cmd.Stdin = bytes.NewReader(body)
@@ -114,8 +124,8 @@ func readAtMost(r io.Reader, limit int64) ([]byte, error) {
 	return b, err
 }
 
-// compressionOf names the compression of data that begins with head; "" when it is none that is known.
-func compressionOf(head []byte) string {
+// Compression names the compression of data that begins with head; "" when it is none that is known.
+func Compression(head []byte) string {
 	for _, c := range []struct{ magic, name string }{
 		{"\x28\xb5\x2f\xfd", "zstd"}, {"\x1f\x8b", "gzip"}, {"\xfd7zXZ\x00", "xz"}, {"\x04\x22\x4d\x18", "lz4"}, {"\x02\x21\x4c\x18", "lz4"},
 		{"BZh", "bzip2"}, {"\x89LZO", "lzo"}, {"\x5d\x00\x00", "lzma"},
@@ -127,8 +137,8 @@ func compressionOf(head []byte) string {
 	return ""
 }
 
-// elfKernelEnd checks that r is an ELF kernel for x86-64 and returns the size that its file must have at least.
-func elfKernelEnd(r io.ReaderAt) (int64, error) {
+// ELFEnd checks that r is an ELF kernel for x86-64 and returns the size that its file must have at least.
+func ELFEnd(r io.ReaderAt) (int64, error) {
 	f, err := elf.NewFile(r)
 	if err != nil {
 		return 0, err
@@ -164,7 +174,7 @@ func elfKernelEnd(r io.ReaderAt) (int64, error) {
 		return 0, err
 	}
 	end = max(end, h.Shoff+uint64(h.Shnum)*uint64(h.Shentsize), h.Phoff+uint64(h.Phnum)*uint64(h.Phentsize))
-	if end > kernelLimit {
+	if end > Limit {
 		return 0, errors.New("its headers claim more than a kernel can have")
 	}
 	return int64(end), nil

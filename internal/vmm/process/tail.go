@@ -1,26 +1,26 @@
-package qemu
+package process
 
 import (
 	"strings"
 	"sync"
 )
 
-// tailLimit is how much of the end of an output is kept.
-const tailLimit = 16 << 10
+// TailLimit is how much of the end of an output is kept.
+const TailLimit = 16 << 10
 
-// tail is a writer that keeps the end of what is written to it: what a guest or QEMU prints is never allowed to fill a
+// Tail is a writer that keeps the end of what is written to it: what a guest or a VMM prints is never allowed to fill a
 // disk. It is safe for concurrent use.
-type tail struct {
+type Tail struct {
 	mu      sync.Mutex
 	bytes   []byte
 	changed chan struct{} // closed at the next write, if somebody waits for it
 }
 
-func (t *tail) Write(p []byte) (int, error) {
+func (t *Tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.bytes = append(t.bytes, p...)
-	if extra := len(t.bytes) - tailLimit; extra > 0 {
+	if extra := len(t.bytes) - TailLimit; extra > 0 {
 		t.bytes = append(t.bytes[:0], t.bytes[extra:]...)
 	}
 	if t.changed != nil {
@@ -31,13 +31,13 @@ func (t *tail) Write(p []byte) (int, error) {
 }
 
 // String is what is kept.
-func (t *tail) String() string {
-	text, _ := t.watch()
+func (t *Tail) String() string {
+	text, _ := t.Watch()
 	return text
 }
 
-// watch returns what is kept, and a channel that is closed as soon as there is more.
-func (t *tail) watch() (string, <-chan struct{}) {
+// Watch returns what is kept, and a channel that is closed as soon as there is more.
+func (t *Tail) Watch() (string, <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.changed == nil {
@@ -46,8 +46,8 @@ func (t *tail) watch() (string, <-chan struct{}) {
 	return string(t.bytes), t.changed
 }
 
-// lines are the last n lines that have something in them, on one line, for an error text.
-func lines(text string, n int) string {
+// Lines are the last n lines that have something in them, on one line, for an error text.
+func Lines(text string, n int) string {
 	var kept []string
 	for l := range strings.Lines(text) {
 		if l = strings.TrimSpace(l); l != "" {

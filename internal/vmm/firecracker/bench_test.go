@@ -1,0 +1,142 @@
+package firecracker
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"warmboot/internal/rollback"
+	"warmboot/internal/vmm"
+	"warmboot/internal/vmm/firecracker/standin"
+	"warmboot/internal/vmm/process"
+)
+
+// BenchmarkRestore measures what the driver adds to a restore. Each round restores once with the driver and once with the bare calls that
+// nobody can do without: start the process, connect, load. CPU time is this process's own, not the VMM's. With firecrackerVar set it measures
+// with the first real one in it, else with the stand-in.
+func BenchmarkRestore(b *testing.B) {
+	r := realRig(b)
+	if r == nil {
+		r = newRig(b, standin.Profile{Version: "1.15.1"})
+	}
+	var driver, bare, driverCPU, bareCPU []float64
+	timed := func(wall, cpu *[]float64, f func()) {
+		start, used := time.Now(), cpuTime(b)
+		f()
+		*wall = append(*wall, float64(time.Since(start).Microseconds())/1000)
+		*cpu = append(*cpu, float64((cpuTime(b)-used).Microseconds())/1000)
+	}
+	for b.Loop() {
+		opts := vmm.RestoreOptions{RootDisk: r.spec.RootDisk, DataDisk: r.spec.DataDisk, Owner: r.spec.Owner}
+		opts.ID, opts.Dir = r.place(b)
+		var m vmm.Machine
+		timed(&driver, &driverCPU, func() {
+			var err error
+			if m, err = r.Restore(b.Context(), r.snap, opts); err != nil {
+				b.Fatal(err)
+			}
+		})
+		if err := m.Stop(context.Background(), 0); err != nil {
+			b.Fatal(err)
+		}
+		benchBare(b, r, func(f func()) { timed(&bare, &bareCPU, f) })
+	}
+	quantile := func(all []float64, q float64) float64 {
+		slices.Sort(all)
+		return all[int(float64(len(all)-1)*q)]
+	}
+	b.ReportMetric(quantile(driver, 0.5), "driver-p50-ms")
+	b.ReportMetric(quantile(driver, 0.95), "driver-p95-ms")
+	b.ReportMetric(quantile(bare, 0.5), "bare-p50-ms")
+	b.ReportMetric(quantile(bare, 0.95), "bare-p95-ms")
+	b.ReportMetric(quantile(driver, 0.5)-quantile(bare, 0.5), "overhead-p50-ms")
+	b.ReportMetric(quantile(driverCPU, 0.5), "driver-cpu-p50-ms")
+	b.ReportMetric(quantile(bareCPU, 0.5), "bare-cpu-p50-ms")
+}
+
+// benchBare restores by hand; only the calls themselves are measured, and not that their files are laid out.
+func benchBare(b *testing.B, r *rig, timed func(func())) {
+	var undo rollback.Stack
+	defer func() {
+		if err := undo.Unwind(); err != nil {
+			b.Error(err)
+		}
+	}()
+	id, dir := r.place(b)
+	spec := vmm.Spec{ID: id, Dir: dir, Owner: r.spec.Owner}
+	root, err := r.starter.prepare(spec)
+	if err != nil {
+		b.Fatal(err)
+	}
+	undo.Push("prepare", func() error { return r.starter.release(root) })
+	for _, p := range []placed{{rootName, r.spec.RootDisk.Path, true}, {dataName, r.spec.DataDisk.Path, true}, {memoryName, r.snap.MemoryFile, true}, {stateName, r.snap.StateFile, true}} {
+		if _, err := r.starter.place(root, p); err != nil {
+			b.Fatal(err)
+		}
+	}
+	socket := filepath.Join(root, apiSocket)
+	timed(func() {
+		cmd := exec.Command(r.found.caps.Binary, "--id", id, "--api-sock", apiSocket, "--level", "Warning")
+		cmd.Dir = root
+		p, err := process.Start(cmd, vmm.Owner{}, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		undo.Push("start", func() error {
+			err := p.Signal(unix.SIGKILL)
+			p.Wait(b.Context())
+			return err
+		})
+		var conn net.Conn
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Microsecond) {
+			if conn, err = net.Dial("unix", socket); err == nil {
+				break
+			}
+			if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ECONNREFUSED) || time.Now().After(deadline) {
+				b.Fatal(err)
+			}
+		}
+		defer conn.Close()
+		body := `{"snapshot_path":"state","mem_backend":{"backend_type":"File","backend_path":"memory"},"resume_vm":true}`
+		if _, err := fmt.Fprintf(conn, "PUT /snapshot/load HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body); err != nil {
+			b.Fatal(err)
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusNoContent {
+			b.Fatal(resp)
+		}
+	})
+}
+
+func cpuTime(b *testing.B) time.Duration {
+	b.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// firecrackerVar names the environment variable that enables tests with real Firecrackers: their paths, divided by colons. Without it they
+// are skipped; with it, what cannot be used fails them. They need KVM to open, not to work.
+const firecrackerVar = "WARMBOOT_TEST_FIRECRACKER"
+
+func realBinaries() []string {
+	return strings.FieldsFunc(os.Getenv(firecrackerVar), func(c rune) bool { return c == ':' })
+}

@@ -1,0 +1,115 @@
+package firecracker
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"warmboot/internal/kernel/kerneltest"
+	"warmboot/internal/vmm"
+	"warmboot/internal/vmm/firecracker/standin"
+	"warmboot/internal/vmm/vmmtest"
+)
+
+// owner is a user that nothing else runs as.
+var owner = vmm.Owner{UID: 1_900_098_001, GID: 1_900_098_000}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"1.7.0", "1.12.1", "1.15.1", "1.16.2", "1.17.0"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			conformance(t, standin.Profile{Version: version})
+		})
+	}
+}
+
+func conformance(t *testing.T, p standin.Profile) {
+	dir := shared(t)
+	config := configFor(t, p)
+	config.StateDir = t.TempDir()
+	vmmtest.Run(t, vmmtest.Suite{
+		New:        func(*testing.T) vmm.Driver { return New(config) },
+		Again:      func(*testing.T, vmm.Driver) vmm.Driver { return New(config) },
+		Spec:       func(t *testing.T) vmm.Spec { return machineSpec(t, dir) },
+		Kill:       func(t *testing.T, _ vmm.Driver, m vmm.Machine) { kill(t, m.Handle().PID) },
+		Alive:      func(t *testing.T, _ vmm.Driver, id string) bool { return find(t, config.Binary, id) != 0 },
+		NoForwards: true,
+	})
+}
+
+// configFor is the configuration of a driver of the stand-in.
+func configFor(t testing.TB, p standin.Profile) Config {
+	t.Helper()
+	kernel := filepath.Join(shared(t), "kernel")
+	write(t, kernel, kerneltest.ELF(4096))
+	return Config{Binary: standin.Install(t, p), ProbeKernel: kernel}
+}
+
+// machineSpec is a machine with all its parts but a network. Its files lie in dir.
+func machineSpec(t testing.TB, dir string) vmm.Spec {
+	t.Helper()
+	spec := vmm.Spec{
+		VCPUs: 1, MemoryMiB: 32, Kernel: filepath.Join(dir, "kernel"), Initrd: filepath.Join(dir, "initrd"),
+		RootDisk: vmm.Disk{Path: filepath.Join(dir, "root"), Format: vmm.Raw}, DataDisk: vmm.Disk{Path: filepath.Join(dir, "data"), Format: vmm.Raw},
+		Owner: owner,
+	}
+	write(t, spec.Kernel, kerneltest.ELF(4096))
+	write(t, spec.Initrd, []byte("initrd"))
+	write(t, spec.RootDisk.Path, []byte("the root disk"))
+	write(t, spec.DataDisk.Path, make([]byte, 4096))
+	if os.Geteuid() == 0 {
+		if err := os.Chown(spec.DataDisk.Path, int(owner.UID), int(owner.GID)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return spec
+}
+
+func write(t testing.TB, path string, content []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// shared is a temporary directory that others may pass through and read.
+func shared(t testing.TB) string {
+	t.Helper()
+	d, err := os.MkdirTemp("", "fctest-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(d) })
+	if err := os.Chmod(d, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func kill(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// find returns the process of a machine that runs a binary, or 0.
+func find(t testing.TB, binary, id string) int {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err == nil && strings.HasPrefix(string(text), binary+"\x00--id\x00"+id+"\x00") {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+			return pid
+		}
+	}
+	return 0
+}

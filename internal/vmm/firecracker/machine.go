@@ -1,0 +1,224 @@
+package firecracker
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"warmboot"
+	"warmboot/internal/rollback"
+	"warmboot/internal/vmm"
+	"warmboot/internal/vmm/process"
+)
+
+// killLimit is how long a killed process may take to be gone.
+const killLimit = 5 * time.Second
+
+// machine is one Firecracker process.
+type machine struct {
+	driver  *Driver
+	kept    kept
+	process *process.Process
+	handle  vmm.Handle
+	timings []warmboot.Phase
+
+	console process.Tail // what the guest's kernel has printed, and Firecracker's log
+	said    process.Tail // what Firecracker has written to its standard error
+
+	drained []<-chan struct{} // closed when everything that the process has printed is in console and said
+
+	knock atomic.Bool // before the guest is dialled; see knockPort
+
+	busy chan struct{} // holds a value while a command is given
+	stop sync.Mutex
+	gone bool // Stop has released everything
+}
+
+var (
+	_ vmm.Machine         = (*machine)(nil)
+	_ vmm.ConsoleKeeper   = (*machine)(nil)
+	_ vmm.MemoryReclaimer = (*machine)(nil)
+)
+
+func (m *machine) Handle() vmm.Handle        { return m.handle }
+func (m *machine) Timings() []warmboot.Phase { return m.timings }
+func (m *machine) Done() <-chan struct{}     { return m.process.Done() }
+
+// Console is the end of what the guest's kernel has printed, for finding out why a boot failed. It is kept in memory by the process
+// that started the machine; after Recover there is none.
+func (m *machine) Console() string { return m.console.String() }
+
+func (m *machine) Pause(ctx context.Context) error {
+	return m.command(ctx, "pause machine", func(c *Client) error { return c.Pause(ctx) })
+}
+
+// Resume lets the machine go on. One whose process refuses that is in a state that nobody knows, so it is ended.
+func (m *machine) Resume(ctx context.Context) error {
+	const op = "resume machine"
+	return m.command(ctx, op, func(c *Client) error {
+		err := c.Resume(ctx)
+		var refused *Refusal
+		if !errors.As(err, &refused) {
+			return err
+		}
+		return warmboot.Errorf(warmboot.Unavailable, op, "machine %s did not go on and was ended: %w", m.handle.ID, errors.Join(err, m.kill(ctx)))
+	})
+}
+
+// Snapshot lets Firecracker write into files that we have made and opened to it: so they are ours from the first moment, and nothing has to be
+// fetched from a directory in which the VMM can put whatever it likes.
+func (m *machine) Snapshot(ctx context.Context, opts vmm.SnapshotOptions) (vmm.Snapshot, error) {
+	const op = "snapshot machine"
+	spec := m.kept.Spec
+	if spec.MemoryFile == "" {
+		return vmm.Snapshot{}, warmboot.Errorf(warmboot.Invalid, op, "machine %s was not started with a memory file, so it cannot be frozen", m.handle.ID)
+	}
+	var undo rollback.Stack
+	defer undo.Unwind()
+	err := m.command(ctx, op, func(c *Client) error {
+		info, err := c.Instance(ctx)
+		if err != nil {
+			return err
+		}
+		if info.State != "Paused" {
+			return warmboot.Errorf(warmboot.Conflict, op, "machine %s is %.20q; pause it first", m.handle.ID, info.State)
+		}
+		if err := makeStateFile(opts.StateFile, spec.Owner); err != nil {
+			return vmm.FileError(op, err)
+		}
+		undo.Push("create state file", func() error { return os.Remove(opts.StateFile) })
+		request := SnapshotCreate{SnapshotType: "Full"}
+		for _, f := range []struct {
+			placed
+			name *string
+		}{{placed{name: memoryName, target: spec.MemoryFile}, &request.MemFilePath}, {placed{name: stateName, target: opts.StateFile}, &request.SnapshotPath}} {
+			if *f.name, err = m.driver.starter.place(m.kept.Root, f.placed); err != nil {
+				return vmm.FileError(op, err)
+			}
+			defer func() { _ = m.driver.starter.displace(m.kept.Root, f.placed) }()
+		}
+		return c.CreateSnapshot(ctx, request)
+	})
+	if err != nil {
+		return vmm.Snapshot{}, err
+	}
+	snap := vmm.Snapshot{
+		MemoryFile: spec.MemoryFile, StateFile: opts.StateFile, VCPUs: spec.VCPUs, MemoryMiB: spec.MemoryMiB,
+		Kernel: spec.Kernel, Initrd: spec.Initrd, KernelArgs: spec.KernelArgs,
+	}
+	if err := snap.CheckFiles(op); err != nil {
+		return vmm.Snapshot{}, err
+	}
+	if err := punchZeros(snap.MemoryFile); err != nil {
+		return vmm.Snapshot{}, vmm.FileError(op, err)
+	}
+	undo.Move()
+	return snap, nil
+}
+
+func makeStateFile(path string, owner vmm.Owner) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if owner.Confined() {
+		if err := f.Chown(int(owner.UID), int(owner.GID)); err != nil {
+			return errors.Join(err, os.Remove(path))
+		}
+	}
+	return nil
+}
+
+// command connects to Firecracker, runs f and disconnects.
+func (m *machine) command(ctx context.Context, op string, f func(*Client) error) error {
+	select {
+	case m.busy <- struct{}{}:
+		defer func() { <-m.busy }()
+	case <-ctx.Done():
+		return m.unreachable(ctx, op, ctx.Err())
+	}
+	conn, err := dial(ctx, m.kept.Root, apiSocket, m.kept.Spec.Owner)
+	if err != nil {
+		return m.unreachable(ctx, op, err)
+	}
+	c := NewClient(conn, m.kept.Release)
+	defer func() { _ = c.Close() }()
+	err = f(c)
+	var refused *Refusal
+	var ours *warmboot.Error
+	switch {
+	case err == nil, errors.As(err, &ours):
+		return err
+	case errors.As(err, &refused):
+		return refusalError(op, refused)
+	}
+	return m.unreachable(ctx, op, err)
+}
+
+// unreachable is the error of a machine that did not answer.
+func (m *machine) unreachable(ctx context.Context, op string, err error) error {
+	if ctx.Err() != nil {
+		return warmboot.Errorf(warmboot.CodeOf(ctx.Err()), op, "machine %s did not answer in time: %w", m.handle.ID, ctx.Err())
+	}
+	return warmboot.Errorf(warmboot.Unavailable, op, "machine %s does not answer, so it has ended or is about to: %w", m.handle.ID, err)
+}
+
+// Stop ends the machine.
+func (m *machine) Stop(ctx context.Context, grace time.Duration) error {
+	m.stop.Lock() // held for seconds at most, so a second caller waits for the first to be done
+	defer m.stop.Unlock()
+	if m.gone {
+		return nil
+	}
+	if grace > 0 && !m.process.Ended() {
+		ctx, cancel := context.WithTimeout(ctx, grace)
+		defer cancel()
+		// A guest that has begun to go down by itself may be gone before it is asked.
+		_ = m.command(ctx, "power off machine", func(c *Client) error { return c.SendCtrlAltDel(ctx) })
+		m.process.Wait(ctx)
+	}
+	if err := m.kill(ctx); err != nil {
+		return err
+	}
+	if err := m.driver.releaseMachine(m.handle.Dir, m.kept.Root); err != nil {
+		return err
+	}
+	m.gone = true
+	return nil
+}
+
+// kill ends Firecracker by force, whatever ctx is: it has nothing to put in order, because what the guest has written is the host's by then.
+func (m *machine) kill(ctx context.Context) error {
+	if m.process.Ended() {
+		return nil
+	}
+	if err := m.process.Signal(unix.SIGKILL); err != nil {
+		return warmboot.Errorf(warmboot.Internal, "stop machine", "process %d: %w", m.handle.PID, err)
+	}
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
+	defer cancel()
+	if !m.process.Wait(limit) {
+		return warmboot.Errorf(warmboot.Unavailable, "stop machine", "process %d of machine %s does not end even when killed: it waits for a disk; look at the host's storage and try again", m.handle.PID, m.handle.ID)
+	}
+	return nil
+}
+
+// drain waits for the last words of a process that has ended.
+func (m *machine) drain() {
+	for _, d := range m.drained {
+		<-d
+	}
+}
+
+// report logs, once Firecracker has ended, how it did and what it had to say.
+func (m *machine) report() {
+	<-m.process.Done()
+	m.drain()
+	m.driver.Log.Debug("Firecracker ended", "machine", m.handle.ID, "pid", m.handle.PID, "how", ending(m.process.State()), "said", process.Lines(m.said.String(), 5))
+}

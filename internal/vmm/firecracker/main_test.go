@@ -1,0 +1,31 @@
+package firecracker
+
+import (
+	"os"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"warmboot/internal/vmm/firecracker/standin"
+)
+
+// keptDir is for what all tests share. Everyone may pass through and read.
+var keptDir = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "fctests-")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	return dir, err
+})
+
+// TestMain fails if a test leaves a goroutine. The test binary is also the stand-in.
+func TestMain(m *testing.M) {
+	standin.Run()
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if dir, err := keptDir(); err == nil {
+			os.RemoveAll(dir)
+		}
+		os.Exit(code)
+	}))
+}

@@ -1,0 +1,283 @@
+package firecracker
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"warmboot"
+	"warmboot/internal/kernel/kerneltest"
+	"warmboot/internal/vmm"
+	"warmboot/internal/vmm/probe"
+	"warmboot/internal/vmm/vmmtest"
+)
+
+// realRig is newRig with the first real Firecracker, or nil if there is none. Its machine's kernel halts at once, so what is shown is the
+// API, files and processes; it takes no KVM that works.
+func realRig(t testing.TB) *rig {
+	t.Helper()
+	binaries := realBinaries()
+	if len(binaries) == 0 {
+		return nil
+	}
+	return rigOf(t, binaries[0])
+}
+
+func rigOf(t testing.TB, binary string) *rig {
+	t.Helper()
+	d := New(Config{Binary: binary, Balloon: true})
+	version, err := askBinary(t.Context(), "ask", binary, "--version", versionLine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	format, err := askBinary(t.Context(), "ask", binary, "--snapshot-version", snapshotLine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, err := ParseRelease(version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := probe.FileDigest(binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.found = &found{vmm.Capabilities{Driver: driverName, Version: release.String(), Binary: binary, BinaryDigest: digest, SnapshotVersion: format}, release}
+	r := &rig{Driver: d, dir: shared(t)}
+	r.spec = machineSpec(t, r.dir)
+	r.spec.Owner = vmm.Owner{} // who may always use KVM, if anybody may
+	write(t, r.spec.RootDisk.Path, make([]byte, 1<<20))
+	write(t, r.spec.DataDisk.Path, make([]byte, 1<<20))
+	write(t, r.spec.Initrd, make([]byte, 4096))
+	m, err := r.create(t, t.Context(), func(s *vmm.Spec) { s.MemoryFile = filepath.Join(r.dir, "memory") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // both are idempotent
+		if err := errors.Join(m.Pause(t.Context()), m.Resume(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = m.Snapshot(t.Context(), vmm.SnapshotOptions{StateFile: filepath.Join(r.dir, "state")})
+	if warmboot.CodeOf(err) != warmboot.Conflict {
+		t.Errorf("a running machine was frozen: %v", err)
+	}
+	if err := m.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r.snap, err = m.Snapshot(t.Context(), vmm.SnapshotOptions{StateFile: filepath.Join(r.dir, "state")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Stop(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// What the stand-in was written for: the driver's exchange with real releases.
+func TestRealFirecracker(t *testing.T) {
+	binaries := realBinaries()
+	if len(binaries) == 0 {
+		t.Skipf("SKIPPED: this test starts real Firecrackers; set %s to their paths, divided by colons", firecrackerVar)
+	}
+	for _, binary := range binaries {
+		t.Run(binary, func(t *testing.T) {
+			r := rigOf(t, binary)
+			t.Logf("Firecracker %s, snapshots of format %s", r.found.release, r.found.caps.SnapshotVersion)
+			for range 3 {
+				m := r.mustRestore(t)
+				t.Log(m.Timings())
+				if err := errors.Join(m.Pause(t.Context()), m.Resume(t.Context())); err != nil {
+					t.Error(err)
+				}
+				_, err := m.(vmm.MemoryReclaimer).Reclaim(t.Context(), 0) // its kernel has no driver for the balloon
+				wantError(t, err, warmboot.Conflict, "no balloon")
+				again, err := New(Config{Binary: binary}).Recover(t.Context(), m.Handle())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := errors.Join(again.Pause(t.Context()), again.Stop(t.Context(), 0)); err != nil {
+					t.Error(err)
+				}
+				<-m.Done()
+			}
+			state, err := os.ReadFile(r.snap.StateFile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			flipped := append([]byte(nil), state...)
+			flipped[len(flipped)/2] ^= 1
+			for name, content := range map[string][]byte{
+				"half": state[:len(state)/2], "empty": nil, "text": []byte(strings.Repeat("not a state", 100)), "flipped": flipped,
+			} {
+				_, err := r.restore(t, t.Context(), func(s *vmm.Snapshot, _ *vmm.RestoreOptions) {
+					s.StateFile = filepath.Join(r.dir, name)
+					write(t, s.StateFile, content)
+				})
+				t.Logf("%s: %v", name, err)
+				wantError(t, err, warmboot.Corrupt, "rebuild")
+			}
+			_, err = r.restore(t, t.Context(), func(_ *vmm.Snapshot, o *vmm.RestoreOptions) { o.DataDisk = vmm.Disk{} })
+			wantError(t, err, warmboot.Internal, "os error 2")
+			_, err = r.restore(t, t.Context(), func(s *vmm.Snapshot, _ *vmm.RestoreOptions) {
+				s.MemoryFile, s.MemoryMiB = filepath.Join(r.dir, "small"), 16
+				write(t, s.MemoryFile, make([]byte, 16<<20))
+			})
+			wantError(t, err, warmboot.Corrupt, "rebuild")
+			_, err = r.create(t, t.Context(), func(s *vmm.Spec) { write(t, s.Kernel, []byte("no kernel at all")) })
+			wantError(t, err, warmboot.Internal, "refused PUT /actions")
+			write(t, r.spec.Kernel, kerneltest.ELF(4096))
+			_, err = r.create(t, t.Context(), func(s *vmm.Spec) { s.Network.TAP = "no-such-tap-here" })
+			wantError(t, err, warmboot.Internal, "refused PUT /network-interfaces/eth0")
+			t.Run("every call", func(t *testing.T) { everyCall(t, r) })
+		})
+	}
+}
+
+// kernelArgsVar names the environment variable with arguments for the guests' kernel, as an emulated host may need.
+const kernelArgsVar = "WARMBOOT_TEST_KERNEL_ARGS"
+
+// The suite on real machines: with vmmtest.ImageVar set too, which takes a KVM that works.
+func TestRealConformance(t *testing.T) {
+	binaries := realBinaries()
+	if len(binaries) == 0 {
+		t.Skipf("SKIPPED: this test runs machines in real Firecrackers; set %s to their paths, divided by colons, and %s to a runtime image", firecrackerVar, vmmtest.ImageVar)
+	}
+	kernel := vmmtest.Kernel(t)
+	dir := shared(t)
+	initrd := vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...)
+	for _, binary := range binaries {
+		t.Run(binary, func(t *testing.T) {
+			config := Config{Binary: binary, ProbeKernel: kernel, StateDir: t.TempDir()}
+			caps, err := New(config).Probe(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			vmmtest.Run(t, vmmtest.Suite{
+				New:   func(*testing.T) vmm.Driver { return New(config) },
+				Again: func(*testing.T, vmm.Driver) vmm.Driver { return New(config) },
+				Spec: func(t *testing.T) vmm.Spec {
+					spec := machineSpec(t, dir)
+					spec.Kernel, spec.Initrd, spec.MemoryMiB = kernel, initrd, 128
+					spec.KernelArgs = strings.Fields(os.Getenv(kernelArgsVar))
+					return spec
+				},
+				Kill:         func(t *testing.T, _ vmm.Driver, m vmm.Machine) { kill(t, m.Handle().PID) },
+				Alive:        func(t *testing.T, _ vmm.Driver, id string) bool { return find(t, binary, id) != 0 },
+				NoForwards:   true,
+				NoBareResume: caps.Version == "1.16.0" || caps.Version == "1.16.1",
+			})
+		})
+	}
+}
+
+// A real machine goes on when the process that started it ends, though it prints all the time and nobody reads.
+func TestRealMachineOutlivesUs(t *testing.T) {
+	if text := os.Getenv(helperVar); text != "" {
+		var spec vmm.Spec
+		if err := json.Unmarshal([]byte(text), &spec); err != nil {
+			t.Fatal(err)
+		}
+		m, err := New(Config{Binary: realBinaries()[0], ProbeKernel: spec.Kernel, StateDir: filepath.Dir(spec.Dir)}).Create(t.Context(), spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := json.Marshal(m.Handle())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Printf("%s\n", out)
+		os.Exit(0) // and no clean-up
+	}
+	if len(realBinaries()) == 0 {
+		t.Skipf("SKIPPED: this test runs machines in real Firecrackers; set %s to their paths, divided by colons, and %s to a runtime image", firecrackerVar, vmmtest.ImageVar)
+	}
+	dir := shared(t)
+	spec := machineSpec(t, dir)
+	spec.Kernel, spec.Initrd, spec.MemoryMiB = vmmtest.Kernel(t), vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...), 128
+	spec.KernelArgs = append(strings.Fields(os.Getenv(kernelArgsVar)), "ignore_loglevel")
+	r := &rig{Driver: New(Config{Binary: realBinaries()[0]}), dir: dir}
+	spec.ID, spec.Dir = r.place(t)
+	text, err := json.Marshal(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	helper := exec.Command(os.Args[0], "-test.run=^TestRealMachineOutlivesUs$")
+	helper.Env = append(os.Environ(), helperVar+"="+string(text))
+	out, err := helper.Output()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var handle vmm.Handle
+	if err := json.Unmarshal(out, &handle); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	m, err := r.Recover(t.Context(), handle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.after(t, m, nil, handle.ID, handle.Dir)
+	conn, err := m.DialGuest(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Minute))
+	fmt.Fprintln(conn, "ping")
+	if answer, err := bufio.NewReader(conn).ReadString('\n'); answer != "pong\n" {
+		t.Errorf("the guest answers %q, %v", answer, err)
+	}
+}
+
+// everyCall makes each configuring call with every field. Those that the release has are known to it, and those that are held back from it are
+// not.
+func everyCall(t *testing.T, r *rig) {
+	spec := r.spec
+	spec.ID, spec.Dir = r.place(t)
+	paths := strings.NewReplacer("/drives/{}", "/drives/root", "/network-interfaces/{}", "/network-interfaces/eth0")
+	ran, held := 0, 0
+	_, err := r.launch(t.Context(), "try calls", r.found, spec, false, func(ctx context.Context, c *Client, _ names) error {
+		for call, whole := range full {
+			if call == "PUT /actions" || call == "PUT /snapshot/load" {
+				continue // they would start something, or end everything
+			}
+			for _, one := range oneByOne(t, whole) {
+				text, err := json.Marshal(one)
+				if err != nil {
+					return err
+				}
+				_, err = encode(call, r.found.release, one)
+				known := err == nil && (call != "PUT /serial" || r.found.release.knows("1.14"))
+				method, path, _ := strings.Cut(paths.Replace(call), " ")
+				err = c.call(ctx, method, path, json.RawMessage(text), nil)
+				var refused *Refusal
+				if err != nil && !errors.As(err, &refused) {
+					return err
+				}
+				foreign := refused != nil && (strings.Contains(refused.Fault, "unknown field") || strings.Contains(refused.Fault, "missing field") || strings.Contains(refused.Fault, "Invalid request method"))
+				if call == "PUT /metrics" {
+					foreign = !known // the one body in which foreign fields are overlooked; they would do nothing
+				}
+				if foreign == known {
+					t.Errorf("%s %s: known %v, but the answer is %v", call, text, known, err)
+				}
+				if ran++; !known {
+					held++
+				}
+			}
+		}
+		return errors.New("that was all")
+	})
+	if err == nil || !strings.Contains(err.Error(), "that was all") {
+		t.Errorf("the calls ended with %v", err)
+	}
+	t.Logf("%d requests, %d of them foreign to %s", ran, held, r.found.release)
+}

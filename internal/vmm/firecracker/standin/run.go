@@ -1,0 +1,84 @@
+package standin
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	instanceID = regexp.MustCompile(`^[0-9A-Za-z-]{1,64}$`)
+	logLevels  = map[string]bool{"off": true, "trace": true, "debug": true, "info": true, "warn": true, "warning": true, "error": true}
+)
+
+// run is the program's main.
+func run(p Profile, args []string) int {
+	signal.Ignore(syscall.SIGPIPE)
+	r := parse(p.Version)
+	if p.SnapshotVersion == "" {
+		p.SnapshotVersion = snapshotVersion(r)
+	}
+	options := map[string]string{"--api-sock": "/run/firecracker.socket", "--id": "anonymous-instance"}
+	for i := 0; i < len(args); i++ {
+		switch a := args[i]; a {
+		case "--version":
+			fmt.Printf("Firecracker v%s\n\n%s [anonymous-instance:main] exiting, exit_code=0\n", p.Version, time.Now().Format(time.RFC3339Nano))
+			return 0
+		case "--snapshot-version":
+			fmt.Printf("v%s\n%s [anonymous-instance:main] exiting, exit_code=0\n", p.SnapshotVersion, time.Now().Format(time.RFC3339Nano))
+			return 0
+		case "--api-sock", "--id", "--level", "--seccomp-filter":
+			if i++; i == len(args) {
+				return bad(exitArguments, "argument %s has no value", a)
+			}
+			options[a] = args[i]
+		default:
+			return bad(exitArguments, "argument %s is not known", a)
+		}
+	}
+	if !instanceID.MatchString(options["--id"]) {
+		return bad(134, "invalid instance id %q", options["--id"]) // a panic, there
+	}
+	if l, ok := options["--level"]; ok && !logLevels[strings.ToLower(l)] {
+		return bad(exitConfig, "invalid log level %q", l)
+	}
+	if f, ok := options["--seccomp-filter"]; ok {
+		if _, err := os.Stat(f); err != nil {
+			return bad(exitError, "seccomp filter: %v", err)
+		}
+	}
+	switch {
+	case p.Faults.NoSocket:
+		select {}
+	case p.Faults.ExitAtStart != 0:
+		return bad(p.Faults.ExitAtStart, "told to end with status %d", p.Faults.ExitAtStart)
+	}
+	l, err := net.Listen("unix", options["--api-sock"])
+	if err != nil {
+		return bad(exitError, "cannot open the API socket %s: %v", options["--api-sock"], err)
+	}
+	a := &api{release: r, faults: p.Faults.Calls}
+	a.vm = newMachine(p, r, options["--id"], &a.one)
+	return a.serve(l)
+}
+
+func bad(status int, format string, args ...any) int {
+	fmt.Fprintf(os.Stderr, "Error: "+format+"\n", args...)
+	return status
+}
+
+// end ends this process, as if killed if status is negative.
+func end(status int) {
+	if status < 0 {
+		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+		select {}
+	}
+	os.Exit(status)
+}

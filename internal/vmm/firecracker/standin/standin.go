@@ -1,0 +1,154 @@
+// Package standin is a program that behaves as Firecracker does towards its driver, for tests: a process of its own with the same
+// command line, the same API on the same kind of socket, the same vsock protocol, and real files. It is as strict as Firecracker is, per
+// release: a field or call that a release does not have is refused, calls have their order, and a failed load ends the process.
+//
+// What it runs is no machine but a few lines of Go (guest.go). All that they know lies in the machine's memory, which is mapped as
+// Firecracker maps it, so what is right or wrong about a snapshot's memory file is so for the guest. A memory file that is not what was
+// written is a dead guest.
+//
+// A test binary is the program: its TestMain calls Run first, and Install makes it a file that a driver can be told to use. What must go
+// wrong is part of the Profile.
+//
+// It was written from Firecracker's published API and from observing what its releases do. It holds nothing of theirs.
+package standin
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// Profile is what the program is.
+type Profile struct {
+	Version string // "1.15.1"
+	// SnapshotVersion is the format of its snapshots, "9.0.0"; empty: that of the release.
+	SnapshotVersion string
+	Faults          Faults
+}
+
+// Faults is what goes wrong. The zero value is nothing.
+type Faults struct {
+	NoSocket    bool             // the process lives, and never makes its API socket
+	ExitAtStart int              // it ends with this status instead of making one
+	Calls       map[string]Fault // by call, as in "PUT /snapshot/load"
+	Vsock       VsockFaults
+	BootSays    string        // what the kernel prints before the machine ends, instead of booting
+	BootTime    time.Duration // until the guest listens
+	Stubborn    bool          // the guest ignores Ctrl-Alt-Del, and yields none of its memory
+
+	// What no Firecracker does, to see that a test would notice.
+	SharedMemory bool // a restored machine writes to its snapshot's memory file
+	Restless     bool // a paused machine goes on
+	AnyState     bool // a damaged state file is loaded as if it were empty
+}
+
+// Accepts returns why a release refuses a call with this body, or nil if it knows the call and every field.
+func Accepts(version, call string, body []byte) error {
+	r := parse(version)
+	if !exists(r, call) {
+		return fmt.Errorf("there is no such call: %s", call)
+	}
+	return check(r, bodies[call], body)
+}
+
+// Fault is what goes wrong with one call.
+type Fault struct {
+	Refuse string // the call is refused with this message; a refused load ends the process
+	Exit   int    // the process ends with this status instead of answering, killed if negative
+	After  bool   // it does so after answering
+	Hang   bool   // there is no answer
+	Flood  bool   // the answer never ends
+	Answer string // is the answer, instead of HTTP
+}
+
+// VsockFaults is what goes wrong with the first connections to the guest, in this order, and with the rest.
+type VsockFaults struct {
+	Refuse   int           // the guest does not listen
+	Reset    int           // the connection ends as soon as it has been taken, before anything is said
+	Silent   int           // nothing is ever said
+	Late     time.Duration // until the guest takes a connection
+	Greeting string        // is said instead of OK and the number
+	Flood    bool          // the guest sends without end
+}
+
+// profileFile lies beside the program.
+const profileFile = "standin.json"
+
+// Install makes the program with a profile and returns its path. Everyone on this machine may run it; it is gone at the end of the
+// test.
+func Install(t testing.TB, p Profile) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "standin-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, profileFile), text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "firecracker")
+	if os.Link(self, path) == nil {
+		return path
+	}
+	if err := copyProgram(path, self); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func copyProgram(to, from string) error {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(dst, src)
+	if closeErr := dst.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}
+
+// Run makes this process the program if it was started as such, and never returns then.
+func Run() {
+	if filepath.Base(os.Args[0]) != "firecracker" {
+		return
+	}
+	text, err := os.ReadFile(filepath.Join(filepath.Dir(os.Args[0]), profileFile))
+	if err != nil {
+		return
+	}
+	var p Profile
+	if err := json.Unmarshal(text, &p); err != nil {
+		fmt.Fprintln(os.Stderr, "stand-in:", err)
+		os.Exit(exitArguments)
+	}
+	os.Exit(run(p, os.Args[1:]))
+}
+
+// The exit statuses, which are Firecracker's.
+const (
+	exitError     = 1
+	exitSIGBUS    = 149
+	exitConfig    = 152
+	exitArguments = 153
+)

@@ -1,0 +1,71 @@
+package probe
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"warmboot"
+	"warmboot/internal/vmm"
+)
+
+func TestAnswersAreKeptUntilSomethingChanges(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	binary, file := filepath.Join(dir, "vmm"), filepath.Join(dir, "state", "answer.json")
+	if err := os.WriteFile(binary, []byte("binary"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	stamp := func(more ...any) string {
+		t.Helper()
+		s, err := Stamp("probe", binary, more...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	want := Answer{Stamp: stamp("a", 1), Found: vmm.Capabilities{Driver: "x", Version: "1"}, Why: "because"}
+	if _, ok := Recall(file, want.Stamp); ok {
+		t.Error("there is an answer before one was kept")
+	}
+	Keep(t.Context(), slog.New(slog.DiscardHandler), file, want)
+	if got, ok := Recall(file, stamp("a", 1)); !ok || got != want {
+		t.Errorf("recalled %+v, %v", got, ok)
+	}
+	if _, ok := Recall(file, stamp("a", 2)); ok {
+		t.Error("the answer is to something else")
+	}
+	later := time.Now().Add(time.Hour)
+	if err := os.Chtimes(binary, later, later); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := Recall(file, stamp("a", 1)); ok {
+		t.Error("the answer is about another binary")
+	}
+	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := Recall(file, want.Stamp); ok {
+		t.Error("a damaged answer was recalled")
+	}
+	if _, err := Stamp("probe", filepath.Join(dir, "no-such")); warmboot.CodeOf(err) != warmboot.NotFound {
+		t.Errorf("a binary that is not there: %v", err)
+	}
+}
+
+func TestHostFacts(t *testing.T) {
+	t.Parallel()
+	var caps vmm.Capabilities
+	if err := SetKVM("probe", &caps); err != nil {
+		t.Fatal(err)
+	}
+	if parts := strings.Split(caps.CPUModel, "/"); len(parts) != 4 || parts[0] == "" || parts[1] == "" {
+		t.Errorf("the CPU is %q, want vendor/family/model/stepping", caps.CPUModel)
+	}
+	if caps.Accelerator != "kvm" || caps.KernelRelease == "" || strings.ContainsAny(caps.KernelRelease, " \n") {
+		t.Errorf("found %+v", caps)
+	}
+}
