@@ -20,6 +20,7 @@ import (
 
 	"warmboot"
 	"warmboot/api"
+	"warmboot/internal/telemetry/span"
 )
 
 // DefaultAddr is where `warmboot serve` listens unless it is told otherwise.
@@ -170,6 +171,7 @@ func (c *Client) once(ctx context.Context, method, path string, header http.Head
 		return nil, 0, warmboot.Errorf(warmboot.Invalid, "", "the request is not valid: %w", err)
 	}
 	req.Header = c.header()
+	span.Inject(ctx, req.Header)
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}

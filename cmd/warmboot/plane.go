@@ -38,11 +38,25 @@ type plane struct {
 	service  *controlplane.Service
 	config   controlplane.Config // what the options do not say
 	metrics  *telemetry.Metrics
+	tracing  *telemetry.Tracing
+}
+
+// trace begins tracing, if the environment asks for it. name is this server's, the machine's if empty.
+func trace(ctx context.Context, name string, log *slog.Logger, undo *rollback.Stack) (*telemetry.Tracing, error) {
+	tracing, err := telemetry.NewTracing(ctx, telemetry.TracingConfig{Version: version, Instance: managerName(name), Log: log})
+	if err != nil {
+		return nil, err
+	}
+	undo.Push("end tracing", func() error { tracing.Close(); return nil })
+	return tracing, nil
 }
 
 // openStore opens the database, and what stands between the API and those who want in.
 func (p *plane) openStore(ctx context.Context, server cli.ServerOptions, o cli.ControlOptions) error {
 	var err error
+	if p.tracing, err = trace(ctx, server.Name, p.log, p.undo); err != nil {
+		return err
+	}
 	if p.store, err = store.Open(ctx, store.Config{URL: cmp.Or(o.DatabaseURL, filepath.Join(server.StorageRoot, "warmboot.db")), Log: p.log}); err != nil {
 		return err
 	}
@@ -68,7 +82,7 @@ func (p *plane) listen(o cli.ControlOptions) error {
 func (p *plane) start(ctx context.Context, server cli.ServerOptions, o cli.ControlOptions, hosts controlplane.Hosts) error {
 	sql, postgres := p.store.SQL()
 	var err error
-	if p.queue, err = jobs.New(ctx, jobs.Config{DB: sql, Postgres: postgres, Log: p.log}); err != nil {
+	if p.queue, err = jobs.New(ctx, jobs.Config{DB: sql, Postgres: postgres, Log: p.log, Tracing: p.tracing}); err != nil {
 		return err
 	}
 	p.metrics = telemetry.NewMetrics()
@@ -96,7 +110,7 @@ func managerName(name string) string {
 
 // serveAPI serves the API until ctx ends, or others have taken over. what says in the log what is served.
 func (p *plane) serveAPI(ctx context.Context, c httpapi.Config, what ...any) error {
-	c.Service, c.Version, c.Metrics = p.service, version, p.metrics
+	c.Service, c.Version, c.Metrics, c.Tracing = p.service, version, p.metrics, p.tracing
 	server := p.door.server(c)
 	p.log.Info("warmboot "+version+" serves "+p.door.url(p.listener.Addr()), what...)
 	failed := make(chan error, 1)

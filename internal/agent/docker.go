@@ -18,6 +18,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/controlplane"
+	"warmboot/internal/telemetry/span"
 )
 
 // ociContainer is the name, in the guest's Docker, of the one container that a microVM is for.
@@ -54,18 +55,18 @@ func (a *Agent) StartContainer(ctx context.Context, c warmboot.Container, auth *
 	return phases, err
 }
 
-func (a *Agent) startContainer(ctx context.Context, vm *microVM, c warmboot.Container, auth *controlplane.RegistryAuth, step func(string)) ([]warmboot.Phase, error) {
+func (a *Agent) startContainer(ctx context.Context, vm *microVM, c warmboot.Container, auth *controlplane.RegistryAuth, step func(string)) (_ []warmboot.Phase, err error) {
 	var phases []warmboot.Phase
 	known, err := vm.docker.ContainerInspect(ctx, ociContainer, client.ContainerInspectOptions{})
 	if err != nil && !cerrdefs.IsNotFound(err) {
 		return nil, dockerError("start container", err)
 	}
-	if err == nil {
+	exists := err == nil
+	if exists {
 		if err := a.adjust(ctx, vm, c, known.Container.HostConfig); err != nil {
 			return nil, err
 		}
-	}
-	if err != nil {
+	} else {
 		begin := time.Now()
 		if err := a.pull(ctx, vm, c.Image, auth, step); err != nil {
 			return nil, err
@@ -73,7 +74,9 @@ func (a *Agent) startContainer(ctx context.Context, vm *microVM, c warmboot.Cont
 		phases = append(phases, warmboot.Phase{Name: warmboot.PhasePull, Duration: time.Since(begin)})
 	}
 	begin := time.Now()
-	if err != nil {
+	ctx, s := span.Start(ctx, "phase: "+string(warmboot.PhaseStart))
+	defer func() { s.End(err) }()
+	if !exists {
 		step("Creating the container")
 		config, host := ociConfig(c)
 		if _, err := vm.docker.ContainerCreate(ctx, client.ContainerCreateOptions{Name: ociContainer, Config: config, HostConfig: host}); err != nil {
@@ -161,8 +164,10 @@ func (a *Agent) UpdateContainer(ctx context.Context, c warmboot.Container) error
 }
 
 // pull makes the guest's Docker fetch an image from its registry.
-func (a *Agent) pull(ctx context.Context, vm *microVM, image string, auth *controlplane.RegistryAuth, step func(string)) error {
+func (a *Agent) pull(ctx context.Context, vm *microVM, image string, auth *controlplane.RegistryAuth, step func(string)) (err error) {
 	const op = "pull image"
+	ctx, s := span.Start(ctx, "phase: "+string(warmboot.PhasePull), "image", image)
+	defer func() { s.End(err) }()
 	ref, err := reference.ParseNormalizedNamed(image)
 	if err != nil {
 		return warmboot.Errorf(warmboot.Invalid, op, "%q is not an image reference: %v", image, err)

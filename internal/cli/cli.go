@@ -20,6 +20,7 @@ import (
 	"warmboot/client"
 	"warmboot/internal/bench"
 	"warmboot/internal/preflight"
+	"warmboot/internal/telemetry/span"
 )
 
 // Config is what the commands need from outside. In, Out, Err and Env are required, and so are the functions.
@@ -85,7 +86,8 @@ func Run(ctx context.Context, c Config, args []string) int {
 	}
 	root := New(c)
 	root.SetArgs(args)
-	cmd, err := root.ExecuteContextC(ctx)
+	// Whoever runs us may be traced, and so will be what we ask the server for.
+	cmd, err := root.ExecuteContextC(span.Remote(ctx, c.Env("TRACEPARENT")))
 	return exitCode(c.Err, cmd, err)
 }
 

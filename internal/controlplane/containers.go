@@ -10,6 +10,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/placement"
+	"warmboot/internal/telemetry/span"
 )
 
 // WaitFor is a condition on a container.
@@ -32,7 +33,9 @@ type CreateContainer struct {
 }
 
 // CreateContainer stores a container and starts to bring it up. It returns at once; WaitContainer tells when it runs.
-func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (*warmboot.Container, error) {
+func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (_ *warmboot.Container, err error) {
+	ctx, sp := span.Start(ctx, "create container")
+	defer func() { sp.End(err) }()
 	img, err := s.runtimeImage(ctx, in.RuntimeImageID)
 	if err != nil {
 		return nil, err
@@ -51,6 +54,9 @@ func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (*war
 	}
 	for {
 		c, err := s.createOnSomeHost(ctx, in, img)
+		if err == nil {
+			sp.Set("container_id", c.ID, "name", c.Name, "host", s.HostName(c.HostID))
+		}
 		if !errors.Is(err, warmboot.ErrHostClosed) {
 			return c, err
 		}
@@ -82,7 +88,7 @@ func (s *Service) createOnSomeHost(ctx context.Context, in CreateContainer, img 
 		return nil, err
 	}
 	s.Step("create: stored")
-	return c, s.bringUp(s.holdOf(t, c), *c, *img, in.Auth)
+	return c, s.bringUp(s.holdOf(ctx, t, c), *c, *img, in.Auth)
 }
 
 // placeContainer chooses the host of a container that is to boot from an image. stored must be called once that is stored, or will not be.
@@ -237,7 +243,9 @@ func (s *Service) keepStopped(ctx context.Context, c *warmboot.Container) (*warm
 
 // stop carries out what StopContainer has begun. If the host does not answer, it is done when the host is back.
 func (s *Service) stop(h *hold, c *warmboot.Container, grace time.Duration) {
+	h, sp := h.span("stop container", "host", s.HostName(c.HostID))
 	host, err := s.reach(c.HostID)
+	defer func() { sp.End(err) }()
 	code := -1
 	if err == nil {
 		code, err = host.StopContainer(h.ctx, h.ref(), grace)
@@ -398,10 +406,11 @@ func (s *Service) deleteElsewhere(ctx context.Context, ref string, conditions []
 }
 
 // remove carries out a deletion.
-func (s *Service) remove(h *hold, c *warmboot.Container) error {
+func (s *Service) remove(h *hold, c *warmboot.Container) (err error) {
+	h, sp := h.span("delete container", "host", s.HostName(c.HostID))
+	defer func() { sp.End(err) }()
 	s.Step("delete: stored")
-	err := s.removeFromHost(h, c)
-	if err != nil {
+	if err = s.removeFromHost(h, c); err != nil {
 		s.log.Error("A container could not be deleted; it is tried again", "container_id", c.ID, "err", err)
 		h.abandon()
 		return err

@@ -9,6 +9,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/placement"
+	"warmboot/internal/telemetry/span"
 )
 
 // BuildSnapshot starts to build a snapshot of an image and returns its id at once. While a build of that image runs, its id is
@@ -170,7 +171,9 @@ func (s *Service) RebuildSnapshot(ctx context.Context, id warmboot.ID) (warmboot
 
 // usableSnapshot finds the snapshot that a container starts from on a host, waiting for one that is being built. Without one, it says why,
 // in the words of the founding document.
-func (s *Service) usableSnapshot(ctx context.Context, image, host warmboot.ID) (*warmboot.RuntimeSnapshot, string, error) {
+func (s *Service) usableSnapshot(ctx context.Context, image, host warmboot.ID) (_ *warmboot.RuntimeSnapshot, reason string, err error) {
+	ctx, sp := span.Start(ctx, "find snapshot", "image_id", image)
+	defer func() { sp.Set("reason", reason); sp.End(err) }()
 	deadline := time.NewTimer(s.SnapshotWait)
 	defer deadline.Stop()
 	for {

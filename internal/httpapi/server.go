@@ -41,6 +41,8 @@ type Config struct {
 	Metrics *telemetry.Metrics
 	// Joins lets hosts join; nil: this server has the one host that is in its process.
 	Joins *Joins
+	// Tracing traces the requests; nil: nothing is traced.
+	Tracing *telemetry.Tracing
 	// BodyTimeout is how long a request's body may take to arrive; 0 means 10 s.
 	BodyTimeout time.Duration
 }
@@ -73,7 +75,7 @@ func New(c Config) http.Handler {
 		gate: mux, access: c.Access, log: c.Log, noAuth: c.NoAuth,
 		perAddress: newLimits(perSecond, burst), perToken: newLimits(perSecond, burst), failures: newLimits(failureRate, failureBurst),
 	}
-	return observe(c.Log, c.Metrics, secureHeaders(guard.wrap(readBodies(c.BodyTimeout, orProblem(mux)))))
+	return observe(c.Log, c.Metrics, c.Tracing, secureHeaders(guard.wrap(readBodies(c.BodyTimeout, orProblem(mux)))))
 }
 
 // routes registers every route on mux.

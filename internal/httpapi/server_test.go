@@ -78,7 +78,7 @@ func newObservedRig(t *testing.T, observer controlplane.Observer, shape func(*ho
 		shape(r.host, &config)
 	}
 	p, err := planetest.Start(t.Context(), planetest.Config{
-		URL: db, Hosts: []*hosttest.Host{r.host}, Log: log, Shape: func(c *controlplane.Config) { c.Observer = observer },
+		URL: db, Hosts: []*hosttest.Host{r.host}, Log: log, Tracing: config.Tracing, Shape: func(c *controlplane.Config) { c.Observer = observer },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"warmboot"
+	"warmboot/internal/telemetry/span"
 )
 
 // conditions are those of a SELECT, and the values that they need. The zero value has none.
@@ -69,11 +70,13 @@ func places[T ~string](args *[]any, values []T) string {
 
 // page reads a part of a list that is newest first. A page is found by the place where it begins, in an index; an OFFSET would read all
 // that comes before it.
-func page[T any](ctx context.Context, s *Store, op string, scan func(scanner) (T, error), query string, c conditions, p warmboot.Page) ([]T, error) {
+func page[T any](ctx context.Context, s *Store, op string, scan func(scanner) (T, error), query string, c conditions, p warmboot.Page) (all []T, err error) {
+	ctx, sp := span.Start(ctx, "store: "+op)
+	defer func() { sp.End(err) }()
 	if p.After.ID != "" {
 		c.add(`(created_at, id) < (?, ?)`, stamp(p.After.CreatedAt), string(p.After.ID))
 	}
 	query += c.where() + ` ORDER BY created_at DESC, id DESC` + c.limit(p.Limit)
-	all, err := list(ctx, s.read, scan, query, c.args...)
+	all, err = list(ctx, s.read, scan, query, c.args...)
 	return all, s.fail(ctx, op, err)
 }
