@@ -53,6 +53,7 @@ func (s *Service) HostHello(ctx context.Context, hello Hello) error {
 	}
 	s.log.Info(fmt.Sprintf("Host %s is here, with %s and %d containers", hello.Name, hello.Inventory.VMM, len(hello.Containers)), "host_id", hello.ID, "why", hello.Inventory.VMMWhy)
 	s.snapshotsForPlatform(ctx, hello.Inventory.Platform)
+	s.collectSoon() // what was deleted while it, or every manager, was away
 	return s.takeOver(ctx, false)
 }
 

@@ -25,6 +25,8 @@ type Rebuild struct {
 	// Old is the snapshot to replace; "" for an image that has none. Nothing is built once it is gone.
 	Old     warmboot.ID `json:"old,omitempty"`
 	Attempt int         `json:"attempt"` // RuntimeSnapshot.Attempt of what will be built
+	// Snapshot is the id that the new snapshot will have: one that the store knows was built by a job whose end the queue was not told of.
+	Snapshot warmboot.ID `json:"snapshot"`
 }
 
 // Restart starts a stopped container again, if its restart policy still wants that.

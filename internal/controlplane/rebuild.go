@@ -36,6 +36,7 @@ func (s *Service) queueRebuild(r Rebuild) {
 	if r.Attempt > len(s.RebuildDelays) {
 		return
 	}
+	r.Snapshot = warmboot.NewID()
 	wait := s.RebuildDelays[r.Attempt-1]
 	if wait > 0 {
 		s.log.Info(fmt.Sprintf("The snapshot of runtime image %s is built again in %s", r.Image.Short(), wait), "image_id", r.Image)
@@ -54,6 +55,11 @@ func (s *Service) RunRebuild(ctx context.Context, r Rebuild) error {
 			return nil // replaced or deleted meanwhile
 		case err != nil:
 			return err
+		}
+	}
+	if r.Snapshot != "" {
+		if _, err := s.store.Snapshot(ctx, r.Snapshot); warmboot.CodeOf(err) != warmboot.NotFound {
+			return err // it is being built, or was
 		}
 	}
 	s.Step("rebuild: begun")

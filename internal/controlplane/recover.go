@@ -32,6 +32,9 @@ func (s *Service) takeOver(ctx context.Context, death bool) error {
 			return err
 		}
 	}
+	if death {
+		s.collectSoon()
+	}
 	return s.takeOverBuilds(ctx, death)
 }
 
@@ -91,7 +94,7 @@ func (s *Service) resumed(h *hold, c *warmboot.Container) {
 	case warmboot.ContainerStopping:
 		s.stop(h, c, defaultGrace)
 	case warmboot.ContainerCreating, warmboot.ContainerStarting:
-		img, err := s.store.Image(h.ctx, c.RuntimeImageID)
+		img, err := insist(h.ctx, func() (*warmboot.Image, error) { return s.store.Image(h.ctx, c.RuntimeImageID) })
 		switch {
 		case err != nil:
 		case c.State == warmboot.ContainerCreating && c.Private:

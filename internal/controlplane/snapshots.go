@@ -1,7 +1,9 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -39,7 +41,7 @@ func (s *Service) startBuild(ctx context.Context, r Rebuild) (warmboot.ID, error
 		return "", err
 	}
 	snap := &warmboot.RuntimeSnapshot{
-		ID: warmboot.NewID(), RuntimeImageID: img.ID, HostID: host.ID, Platform: host.Inventory.Platform, State: warmboot.SnapshotCreating,
+		ID: cmp.Or(r.Snapshot, warmboot.NewID()), RuntimeImageID: img.ID, HostID: host.ID, Platform: host.Inventory.Platform, State: warmboot.SnapshotCreating,
 		FCVersion: host.Inventory.VMM, CreatedAt: time.Now().UTC(), Attempt: r.Attempt,
 	}
 	for {
@@ -53,7 +55,8 @@ func (s *Service) startBuild(ctx context.Context, r Rebuild) (warmboot.ID, error
 		if err == nil {
 			break
 		}
-		if warmboot.CodeOf(err) != warmboot.Conflict { // else another manager was faster, and its build is the one, unless it has ended
+		var repeated *warmboot.Repeated
+		if warmboot.CodeOf(err) != warmboot.Conflict || errors.As(err, &repeated) { // else another manager was faster, and its build is the one, unless it has ended
 			return "", err
 		}
 	}
@@ -177,7 +180,9 @@ func (s *Service) usableSnapshot(ctx context.Context, image, host warmboot.ID) (
 	deadline := time.NewTimer(s.SnapshotWait)
 	defer deadline.Stop()
 	for {
-		all, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{RuntimeImageID: image})
+		all, err := insist(ctx, func() ([]*warmboot.RuntimeSnapshot, error) {
+			return s.store.Snapshots(ctx, warmboot.SnapshotFilter{RuntimeImageID: image})
+		})
 		if err != nil {
 			return nil, "", err
 		}
@@ -188,7 +193,7 @@ func (s *Service) usableSnapshot(ctx context.Context, image, host warmboot.ID) (
 			return nil, "No runtime snapshot available", nil
 		}
 		changed := s.changes.of(best.ID)
-		now, err := s.store.Snapshot(ctx, best.ID)
+		now, err := insist(ctx, func() (*warmboot.RuntimeSnapshot, error) { return s.store.Snapshot(ctx, best.ID) })
 		if err != nil {
 			return nil, "", err
 		}

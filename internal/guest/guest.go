@@ -111,6 +111,10 @@ func (g *Guest) Run(ctx context.Context) error {
 	return g.endMachine()
 }
 
+// ServePort serves the guest API over the virtio-serial port until ctx ends, and does nothing else: for a machine that is to be reached and
+// otherwise left as it is.
+func (g *Guest) ServePort(ctx context.Context) error { return g.servePort(ctx) }
+
 // internal makes an Internal error of a system call or file operation that should have worked.
 func internal(op string, err error) error {
 	if err == nil {

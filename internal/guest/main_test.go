@@ -33,6 +33,8 @@ func TestMain(m *testing.M) {
 		playEngine()
 	case "init":
 		playInit()
+	case "intruder":
+		playIntruder()
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/yamux"
 	"github.com/mdlayher/vsock"
+	"golang.org/x/sys/unix"
 
 	"warmboot"
 	guestv1 "warmboot/gen/guest/v1"
@@ -88,7 +89,8 @@ func (g *Guest) conversations(ctx context.Context, p *port) error {
 }
 
 func (g *Guest) serveVsock(ctx context.Context) error {
-	l, err := vsock.Listen(VsockPort, nil)
+	// On every address: a restored machine may have another one than it had when this began.
+	l, err := vsock.ListenContextID(unix.VMADDR_CID_ANY, VsockPort, nil)
 	if err != nil {
 		return internal("listen on vsock", err)
 	}

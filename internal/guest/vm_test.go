@@ -22,8 +22,12 @@ import (
 	"warmboot/internal/guestrpc"
 )
 
-// imageEnv names the directory of a built runtime image: vmlinux or vmlinuz, initrd.img, rootfs.ext4.
-const imageEnv = "WARMBOOT_TEST_IMAGE"
+const (
+	// imageEnv names the directory of a built runtime image: vmlinux or vmlinuz, initrd.img, rootfs.ext4.
+	imageEnv = "WARMBOOT_TEST_IMAGE"
+	// acceleratorEnv is what the machines run on: "kvm", or "tcg", the default.
+	acceleratorEnv = "WARMBOOT_TEST_ACCELERATOR"
+)
 
 // vm is a machine under QEMU, started by hand: these tests are about the guest, so they do without the drivers.
 type vm struct {
@@ -34,8 +38,9 @@ type vm struct {
 	done    chan struct{}
 }
 
-// startVM starts a machine whose memory is in the file ram. A restored one reads state into a private mapping of it.
-func startVM(t *testing.T, name, ram, disk, state string) *vm {
+// startVM starts a machine whose memory is in the file ram. A restored one reads state into a private mapping of it. more are arguments
+// of QEMU for the test's own devices.
+func startVM(t *testing.T, name, ram, disk, state string, more ...string) *vm {
 	t.Helper()
 	image := os.Getenv(imageEnv)
 	kernel := filepath.Join(image, "vmlinux")
@@ -51,8 +56,12 @@ func startVM(t *testing.T, name, ram, disk, state string) *vm {
 		t.Fatal(err)
 	}
 	m := &vm{t: t, dir: dir, console: filepath.Join(dir, "console"), done: make(chan struct{})}
+	accelerator, cpu := "tcg,thread=multi", "max"
+	if os.Getenv(acceleratorEnv) == "kvm" {
+		accelerator, cpu = "kvm", "host"
+	}
 	args := []string{
-		"-M", "q35,memory-backend=ram", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512", "-smp", "1",
+		"-M", "q35,memory-backend=ram", "-accel", accelerator, "-cpu", cpu, "-m", "512", "-smp", "1",
 		"-object", "memory-backend-file,id=ram,size=512M,mem-path=" + ram + ",share=" + share,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", kernel, "-initrd", filepath.Join(image, "initrd.img"),
@@ -70,6 +79,7 @@ func startVM(t *testing.T, name, ram, disk, state string) *vm {
 		"-serial", "file:" + m.console,
 		"-qmp", "unix:" + filepath.Join(dir, "qmp.sock") + ",server=on,wait=off",
 	}
+	args = append(args, more...)
 	if state != "" {
 		args = append(args, "-incoming", "defer")
 	}
@@ -216,6 +226,28 @@ func identity(name, last string) *guestv1.ReidentifyRequest {
 	}
 }
 
+// makeDisk makes an empty data disk.
+func makeDisk(t *testing.T, disk string) {
+	t.Helper()
+	if out, err := exec.Command("truncate", "-s", "2G", disk).CombinedOutput(); err != nil {
+		t.Fatal(string(out), err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1", disk).CombinedOutput(); err != nil {
+		t.Fatal(string(out), err)
+	}
+}
+
+// freeze stops a machine, saves its state and ends it.
+func (m *vm) freeze(state string) {
+	m.t.Helper()
+	m.qmp("stop", nil)
+	m.qmp("migrate-set-capabilities", ignoreShared)
+	m.qmp("migrate", map[string]any{"uri": "exec:cat > " + state})
+	m.migrated()
+	m.cmd.Process.Kill()
+	<-m.done
+}
+
 // TestMachine boots a machine, freezes it and brings two clones of it to life.
 func TestMachine(t *testing.T) {
 	image := os.Getenv(imageEnv)
@@ -230,12 +262,7 @@ func TestMachine(t *testing.T) {
 	defer cancel()
 	dir := t.TempDir()
 	ram, disk, state := filepath.Join(dir, "ram"), filepath.Join(dir, "data"), filepath.Join(dir, "state")
-	if out, err := exec.Command("truncate", "-s", "2G", disk).CombinedOutput(); err != nil {
-		t.Fatal(string(out), err)
-	}
-	if out, err := exec.Command("mkfs.ext4", "-q", "-E", "lazy_itable_init=1,lazy_journal_init=1", disk).CombinedOutput(); err != nil {
-		t.Fatal(string(out), err)
-	}
+	makeDisk(t, disk)
 
 	begin := time.Now()
 	m := startVM(t, "first", ram, disk, "")
@@ -249,6 +276,9 @@ func TestMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("cold: Docker after %v", time.Since(begin))
+	if got := sh(t, ctx, c, "ls /dev/vsock 2>/dev/null; grep vsock /proc/modules || true"); got != "" {
+		t.Errorf("a machine without a vsock device has loaded drivers for one: %s", got)
+	}
 	begin = time.Now()
 	q, err := c.Quiesce(ctx)
 	if err != nil {
@@ -259,12 +289,7 @@ func TestMachine(t *testing.T) {
 		t.Errorf("quiesce: %v", q)
 	}
 	c.Close()
-	m.qmp("stop", nil)
-	m.qmp("migrate-set-capabilities", ignoreShared)
-	m.qmp("migrate", map[string]any{"uri": "exec:cat > " + state})
-	m.migrated()
-	m.cmd.Process.Kill()
-	<-m.done
+	m.freeze(state)
 
 	var ids []string
 	for i := range 2 {
@@ -406,33 +431,9 @@ func testContainer(t *testing.T, ctx context.Context, c *guestrpc.Client) {
 	if code, err := p.Wait(); code != 0 || err != nil {
 		t.Fatal(code, err)
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return c.DialDocker(ctx) }}}
-	post := func(path, contentType string, body io.Reader) string {
-		t.Helper()
-		resp, err := client.Post("http://docker"+path, contentType, body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		text, err := io.ReadAll(resp.Body)
-		if err != nil || resp.StatusCode >= 300 {
-			t.Fatalf("%s: %s %s %v", path, resp.Status, text, err)
-		}
-		return string(text)
-	}
-	post("/images/create?fromSrc=-&repo=agent&tag=v1", "application/x-tar", &image)
-	post("/containers/create?name=one", "application/json", strings.NewReader(
-		`{"Image": "agent:v1", "Cmd": ["/warmboot-guest", "version"], "HostConfig": {"NetworkMode": "host", "Memory": 100000000, "NanoCpus": 500000000}}`))
-	post("/containers/one/start", "", nil)
-	if got := post("/containers/one/wait", "", nil); !strings.Contains(got, `"StatusCode":0`) {
-		t.Errorf("the container ended with %s", got)
-	}
-	resp, err := client.Get("http://docker/containers/one/logs?stdout=1&stderr=1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if text, err := io.ReadAll(resp.Body); err != nil || len(text) <= 8 {
-		t.Errorf("the container said %q (%v)", text, err)
+	said := runContainer(t, ctx, c, "one", &image,
+		`{"Image": "one:v1", "Cmd": ["/warmboot-guest", "version"], "HostConfig": {"NetworkMode": "host", "Memory": 100000000, "NanoCpus": 500000000}}`)
+	if strings.TrimSpace(said) == "" {
+		t.Error("the container said nothing")
 	}
 }

@@ -45,7 +45,17 @@ func makeBase(ctx context.Context, r recipe, dir string, report func(fraction fl
 	if err := os.WriteFile(script, []byte(r.Script), 0o755); err != nil {
 		return ioError(err)
 	}
-	if err := installPackages(ctx, r, script, out, scratch, report); err != nil {
+	tree := Tree{
+		Suite: r.Suite, Mirror: r.Mirror, Packages: r.Packages, Exclude: r.Exclude, Script: script, Out: out, Scratch: scratch,
+		Env: []string{
+			"WB_KERNEL=" + r.Kernel,
+			"WB_MODULES=" + strings.Join(r.Modules, "|"),
+			"WB_BOOT_MODULES=" + strings.Join(r.BootModules, " "),
+			"WB_REMOVE=" + strings.Join(r.Remove, " "),
+			"WB_UUID=" + uuidOf(r.digest()),
+		},
+	}
+	if err := tree.Install(ctx, report); err != nil {
 		return err
 	}
 
@@ -68,8 +78,23 @@ func makeBase(ctx context.Context, r recipe, dir string, report func(fraction fl
 	return nil
 }
 
-// installPackages runs mmdebstrap with treeScript as its hook. When it returns, no process of it and no mount is left.
-func installPackages(ctx context.Context, r recipe, script, out, scratch string, report func(float64, string, string)) error {
+// Tree is a tree of installed Debian packages, and what is made out of it while it is there.
+type Tree struct {
+	Suite, Mirror string
+	Packages      []string
+	Exclude       []string // paths that dpkg does not unpack
+	// Script is a program that gets the tree's path as its argument, within the installation's namespaces: here, and nowhere else,
+	// the files have their owners, and mounts go away by themselves. It runs with Env in the directory Out, which is where it
+	// leaves what it makes.
+	Script string
+	Env    []string
+	Out    string
+	// Scratch is an empty directory for the tree, which is gone afterwards.
+	Scratch string
+}
+
+// Install runs mmdebstrap. When it returns, no process of it and no mount is left. Its errors are as Build's.
+func (t Tree) Install(ctx context.Context, report func(fraction float64, step, detail string)) error {
 	// In namespaces of its own, killing it ends everything that it started and undoes every mount. Without root, one of
 	// them makes it root over the user's subordinate ids.
 	args := []string{"--mount", "--pid", "--fork", "--kill-child"}
@@ -80,29 +105,24 @@ func installPackages(ctx context.Context, r recipe, script, out, scratch string,
 		"mmdebstrap", "--mode=root",
 		"--variant=minbase", "--format=null", "--skip=cleanup", "--verbose", "--keyring="+keyring,
 		`--aptopt=Apt::Install-Recommends "false"`, `--aptopt=Acquire::Languages "none"`, `--aptopt=Acquire::Retries "3"`,
-		"--include="+strings.Join(r.Packages, ","),
-		"--customize-hook='"+script+`' "$1"`,
+		"--dpkgopt=force-unsafe-io", // the tree never outlives this call, so it need not reach the disk
+		"--include="+strings.Join(t.Packages, ","),
+		"--customize-hook='"+t.Script+`' "$1"`,
 	)
-	for _, e := range r.Exclude {
+	for _, e := range t.Exclude {
 		args = append(args, "--dpkgopt=path-exclude="+e)
 	}
-	args = append(args, r.Suite, "-")
-	if r.Mirror != "" {
-		args = append(args, r.Mirror)
+	args = append(args, t.Suite, "-")
+	if t.Mirror != "" {
+		args = append(args, t.Mirror)
 	}
 
 	cmd := exec.CommandContext(ctx, "unshare", args...)
-	cmd.Dir = out
-	cmd.Env = []string{
+	cmd.Dir = t.Out
+	cmd.Env = append([]string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "HOME=/nonexistent", "DEBIAN_FRONTEND=noninteractive",
-		"TMPDIR=" + scratch, "SOURCE_DATE_EPOCH=" + sourceDate, "E2FSPROGS_FAKE_TIME=" + sourceDate,
-		"WB_OUT=" + out, // where the hook leaves its files
-		"WB_KERNEL=" + r.Kernel,
-		"WB_MODULES=" + strings.Join(r.Modules, "|"),
-		"WB_BOOT_MODULES=" + strings.Join(r.BootModules, " "),
-		"WB_REMOVE=" + strings.Join(r.Remove, " "),
-		"WB_UUID=" + uuidOf(r.digest()),
-	}
+		"TMPDIR=" + t.Scratch, "SOURCE_DATE_EPOCH=" + sourceDate, "E2FSPROGS_FAKE_TIME=" + sourceDate, "WB_OUT=" + t.Out,
+	}, t.Env...)
 	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy"} {
 		if v, ok := os.LookupEnv(name); ok {
 			cmd.Env = append(cmd.Env, name+"="+v)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"debug/elf"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/url"
@@ -18,7 +17,6 @@ import (
 	"time"
 
 	"warmboot"
-	"warmboot/internal/rollback"
 )
 
 // op names a build in errors.
@@ -67,7 +65,7 @@ func Build(ctx context.Context, cfg Config) (Built, error) {
 		return Built{}, ioError(err)
 	}
 	b.progress("waiting for another build", 0, "")
-	unlock, err := lock(ctx, filepath.Join(cfg.Dir, ".lock"))
+	unlock, err := Lock(ctx, filepath.Join(cfg.Dir, ".lock"))
 	if err != nil {
 		return Built{}, asError(err)
 	}
@@ -99,7 +97,7 @@ func (b *build) run(ctx context.Context) (Built, error) {
 			return Built{}, err
 		}
 		err := b.timed("base", func() error {
-			return b.publish(base, func(draft string) error {
+			return Publish(base, func(draft string) error {
 				return makeBase(ctx, b.base, draft, func(f float64, step, detail string) { b.progress(step, f*begin, detail) })
 			})
 		})
@@ -128,7 +126,7 @@ func (b *build) run(ctx context.Context) (Built, error) {
 	}
 	err = b.timed("image", func() error {
 		b.progress("adding warmboot-guest", begin, "")
-		return b.publish(final, func(draft string) error { return b.assemble(ctx, base, draft) })
+		return Publish(final, func(draft string) error { return b.assemble(ctx, base, draft) })
 	})
 	if err != nil {
 		return Built{}, err
@@ -141,63 +139,22 @@ func (b *build) run(ctx context.Context) (Built, error) {
 	return Built{Image: img, Steps: b.steps}, nil
 }
 
+// Ready reports what this host lacks to install packages and make disks of them below dir: a tool, or, without root, a way to dir that
+// others may pass.
+func Ready(dir string) error {
+	if err := needTools(); err != nil || os.Geteuid() == 0 {
+		return err
+	}
+	return needPassage(dir)
+}
+
 // prepare makes sure that a build can begin, and that nothing of a crashed one is left.
 func (b *build) prepare() error {
-	if err := needTools(); err != nil {
+	if err := Ready(b.Dir); err != nil {
 		return err
 	}
-	if os.Geteuid() != 0 {
-		if err := needPassage(b.Dir); err != nil {
-			return err
-		}
-	}
-	left, _ := filepath.Glob(filepath.Join(b.Dir, draftPrefix+"*")) // the lock is held, so nobody is writing there
-	for _, d := range left {
-		if err := removeDraft(d); err != nil {
-			b.Log.Warn("what a crashed build has left cannot be removed; remove it as root", "dir", d, "error", err)
-		}
-	}
-	return nil
-}
-
-// publish lets write fill an empty directory, flushes it, and gives it its final name: it is there whole, or not at all.
-func (b *build) publish(final string, write func(draft string) error) (err error) {
-	var undo rollback.Stack
-	defer func() { err = errors.Join(err, undo.Unwind()) }()
-	draft, err := os.MkdirTemp(b.Dir, draftPrefix)
-	if err != nil {
-		return ioError(err)
-	}
-	undo.Push("write "+final, func() error { return removeDraft(draft) })
-	if err := os.Chmod(draft, 0o711); err != nil { // apt fetches packages as a user of its own, which must get through
-		return ioError(err)
-	}
-	if err := write(draft); err != nil {
-		return err
-	}
-	if err := seal(draft); err != nil {
-		return ioError(err)
-	}
-	// What has the name now was found unusable. Whoever still runs from its files keeps them.
-	if err := os.RemoveAll(final); err != nil {
-		return ioError(err)
-	}
-	if err := os.Rename(draft, final); err != nil {
-		return ioError(err)
-	}
-	return ioError(flush(b.Dir))
-}
-
-// removeDraft removes a directory of a build. If mmdebstrap was killed in it without root, it has files of subordinate
-// ids, which only a namespace that has these may remove.
-func removeDraft(dir string) error {
-	err := os.RemoveAll(dir)
-	if err == nil || os.Geteuid() == 0 {
-		return err
-	}
-	cmd := exec.CommandContext(context.Background(), "unshare", "--map-root-user", "--map-auto", "rm", "-rf", "--", dir) // also for a caller that has gone
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("remove %s: %w: %.300s", dir, err, out)
+	if err := RemoveDrafts(b.Dir); err != nil {
+		b.Log.Warn("what a crashed build has left cannot be removed; remove it as root", "error", err)
 	}
 	return nil
 }

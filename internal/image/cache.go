@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"time"
 
 	"warmboot"
+	"warmboot/internal/rollback"
 )
 
 // draftPrefix marks a directory that is still being written.
@@ -83,8 +85,8 @@ func imageDigest(kernel, initrd, rootfs string) string {
 	return digestOf([]byte(kernel + "\n" + initrd + "\n" + rootfs + "\n"))
 }
 
-// lock takes the lock of a directory's builds, for this process and all others. It goes away with the process.
-func lock(ctx context.Context, path string) (unlock func(), err error) {
+// Lock takes the lock of a directory's builds, for this process and all others. It goes away with the process.
+func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o644)
 	if err != nil {
 		return nil, ioError(err)
@@ -108,6 +110,60 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// Publish lets write fill an empty directory beside final, flushes it, and gives it the name final: it is there whole and read-only,
+// or not at all. The caller holds the lock of the directory that final is in.
+func Publish(final string, write func(draft string) error) (err error) {
+	var undo rollback.Stack
+	defer func() { err = errors.Join(err, undo.Unwind()) }()
+	dir := filepath.Dir(final)
+	draft, err := os.MkdirTemp(dir, draftPrefix)
+	if err != nil {
+		return ioError(err)
+	}
+	undo.Push("write "+final, func() error { return removeDraft(draft) })
+	if err := os.Chmod(draft, 0o711); err != nil { // apt fetches packages as a user of its own, which must get through
+		return ioError(err)
+	}
+	if err := write(draft); err != nil {
+		return err
+	}
+	if err := seal(draft); err != nil {
+		return ioError(err)
+	}
+	// What has the name now was found unusable. Whoever still runs from its files keeps them.
+	if err := os.RemoveAll(final); err != nil {
+		return ioError(err)
+	}
+	if err := os.Rename(draft, final); err != nil {
+		return ioError(err)
+	}
+	return ioError(flush(dir))
+}
+
+// RemoveDrafts removes what crashed builds have left in dir. The caller holds the lock of dir, so nobody is writing there.
+func RemoveDrafts(dir string) error {
+	left, _ := filepath.Glob(filepath.Join(dir, draftPrefix+"*")) // fails on a bad pattern only
+	var errs []error
+	for _, d := range left {
+		errs = append(errs, removeDraft(d))
+	}
+	return errors.Join(errs...)
+}
+
+// removeDraft removes a directory of a build. If mmdebstrap was killed in it without root, it has files of subordinate
+// ids, which only a namespace that has these may remove.
+func removeDraft(dir string) error {
+	err := os.RemoveAll(dir)
+	if err == nil || os.Geteuid() == 0 {
+		return err
+	}
+	cmd := exec.CommandContext(context.Background(), "unshare", "--map-root-user", "--map-auto", "rm", "-rf", "--", dir) // also for a caller that has gone
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("remove %s: %w: %.300s", dir, err, out)
+	}
+	return nil
 }
 
 // seal makes everything in dir read-only for all, readable for all, and durable.

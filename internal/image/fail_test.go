@@ -143,7 +143,7 @@ func TestABuildWaitsForAnotherNoLongerThanItsCaller(t *testing.T) {
 	t.Parallel()
 	cfg := config(t)
 	withBase(t, cfg)
-	unlock, err := lock(t.Context(), filepath.Join(cfg.Dir, ".lock"))
+	unlock, err := Lock(t.Context(), filepath.Join(cfg.Dir, ".lock"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,7 @@ var milestones = []milestone{
 	{"I: downloading packages", "downloading packages", 0.15, 200},
 	{"I: extracting archives", "unpacking the base system", 0.25, 1},
 	{"I: installing essential packages", "installing the base system", 0.30, 570},
-	{"I: installing remaining packages", "installing Docker", 0.45, 250},
+	{"I: installing remaining packages", "installing packages", 0.45, 250},
 	{"warmboot: kernel", "fetching the kernel", 0.75, 2},
 	{"warmboot: modules", "choosing kernel modules", 0.82, 1},
 	{"warmboot: root disk", "writing the root disk", 0.88, 1},

@@ -194,7 +194,7 @@ func (q *Queue) Build(ctx context.Context, snapshot warmboot.ID) error {
 
 // Rebuild implements controlplane.Queue.
 func (q *Queue) Rebuild(ctx context.Context, r controlplane.Rebuild, after time.Duration) error {
-	args := rebuildArgs{Image: r.Image, Platform: r.Platform, Old: r.Old, Attempt: r.Attempt}
+	args := rebuildArgs{Image: r.Image, Platform: r.Platform, Old: r.Old, Attempt: r.Attempt, Snapshot: r.Snapshot}
 	opts := args.in(after)
 	return q.insert(ctx, args, opts)
 }

@@ -74,6 +74,7 @@ type rebuildArgs struct {
 	Platform string      `json:"platform" river:"unique"`
 	Old      warmboot.ID `json:"old,omitempty" river:"unique"`
 	Attempt  int         `json:"attempt" river:"unique"`
+	Snapshot warmboot.ID `json:"snapshot"`
 }
 
 func (rebuildArgs) Kind() string                 { return "rebuild_snapshot" }
@@ -88,7 +89,7 @@ func (w *rebuildWorker) Work(ctx context.Context, job *river.Job[rebuildArgs]) e
 	if err := job.Args.wait(ctx); err != nil {
 		return err
 	}
-	return w.s.RunRebuild(ctx, controlplane.Rebuild{Image: job.Args.Image, Platform: job.Args.Platform, Old: job.Args.Old, Attempt: job.Args.Attempt})
+	return w.s.RunRebuild(ctx, controlplane.Rebuild{Image: job.Args.Image, Platform: job.Args.Platform, Old: job.Args.Old, Attempt: job.Args.Attempt, Snapshot: job.Args.Snapshot})
 }
 
 type restartArgs struct {

@@ -40,6 +40,8 @@ func arguments(caps vmm.Capabilities, spec vmm.Spec, restored bool, fds inherite
 		// The translated code is kept small: a host runs many machines. Five-level page tables make every page walk of the
 		// emulated MMU longer.
 		accel, cpu = "tcg,thread=multi,tb-size=512", "max,la57=off"
+		// On a busy host the emulated timer may be so late that a kernel takes it for broken, and panics.
+		spec.KernelArgs = append([]string{"no_timer_check"}, spec.KernelArgs...)
 	}
 	args := []string{
 		"-name", "warmboot-" + spec.ID,

@@ -109,3 +109,17 @@ func TestAtLeast(t *testing.T) {
 		}
 	}
 }
+
+// TestAnEmulatedTimerIsNotTested: it is late when the host is busy, and the kernel would panic.
+func TestAnEmulatedTimerIsNotTested(t *testing.T) {
+	t.Parallel()
+	for accelerator, want := range map[string]bool{"tcg": true, "kvm": false} {
+		caps := testCaps
+		caps.Accelerator = accelerator
+		args := arguments(caps, testSpec(), false, inherited{})
+		line := args[slices.Index(args, "-append")+1]
+		if got := slices.Contains(strings.Fields(line), "no_timer_check"); got != want || !strings.HasSuffix(line, " warmboot.debug=1") {
+			t.Errorf("%s: the kernel's command line is %q", accelerator, line)
+		}
+	}
+}

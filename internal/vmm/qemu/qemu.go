@@ -37,10 +37,8 @@ const maxVCPUs = 255
 type Config struct {
 	Binary   string // "qemu-system-x86_64", looked up in PATH
 	StateDir string // where what Probe found out is remembered; empty: nowhere
-	// ProbeKernel and ProbeInitrd are what Probe boots to find out whether KVM works; by default the newest kernel in
-	// /boot, and no initrd.
+	// ProbeKernel is what Probe boots to find out whether KVM works; by default the newest kernel in /boot.
 	ProbeKernel string
-	ProbeInitrd string
 	Accelerator string // "kvm" or "tcg"; empty: KVM if it works
 	Log         *slog.Logger
 }

@@ -2,9 +2,11 @@ package qemu
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -20,6 +22,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/vmm"
+	"warmboot/internal/vmm/process"
 	"warmboot/internal/vmm/vmmtest"
 )
 
@@ -37,8 +40,22 @@ func TestConformance(t *testing.T) {
 		t.Fatal(err)
 	}
 	state := t.TempDir()
+	if want := os.Getenv(vmmtest.AcceleratorVar); want != "" {
+		caps, err := New(Config{StateDir: state}).Probe(t.Context())
+		if err != nil || caps.Accelerator != want {
+			t.Fatalf("machines are to run on %s here, and the driver finds %+v, %v", want, caps, err)
+		}
+	}
+	var log process.Tail
+	defer func() {
+		if strings.Contains(log.String(), "deprecated") {
+			t.Errorf("QEMU will soon refuse what we ask of it:\n%s", log.String())
+		}
+	}()
 	vmmtest.Run(t, vmmtest.Suite{
-		New:   func(*testing.T) vmm.Driver { return New(Config{StateDir: state}) },
+		New: func(*testing.T) vmm.Driver {
+			return New(Config{StateDir: state, Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+		},
 		Again: func(*testing.T, vmm.Driver) vmm.Driver { return New(Config{StateDir: state}) },
 		Spec: func(*testing.T) vmm.Spec {
 			return vmm.Spec{
@@ -64,9 +81,12 @@ func machineFor(t *testing.T, id, kernel string) vmm.Spec {
 	}
 }
 
+// accelerator is what machines run on that no probe decides about: emulation works everywhere.
+func accelerator() string { return cmp.Or(os.Getenv(vmmtest.AcceleratorVar), "tcg") }
+
 func create(t *testing.T, spec vmm.Spec) *machine {
 	t.Helper()
-	m, err := New(Config{Accelerator: "tcg"}).Create(t.Context(), spec)
+	m, err := New(Config{Accelerator: accelerator()}).Create(t.Context(), spec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,9 +129,13 @@ func TestConfinement(t *testing.T) {
 				status[k] = strings.Join(strings.Fields(v), " ")
 			}
 			uid, gid := fmt.Sprint(owner.UID), fmt.Sprint(owner.GID)
+			groups, err := process.KVMGroup() // and of all groups, that one
+			if err != nil {
+				t.Fatal(err)
+			}
 			for k, want := range map[string]string{
 				"Uid": strings.Join([]string{uid, uid, uid, uid}, " "), "Gid": strings.Join([]string{gid, gid, gid, gid}, " "),
-				"Groups": "", "CapEff": c.caps, "CapPrm": c.caps, "CapInh": c.caps, "CapAmb": c.caps, "NoNewPrivs": "1", "Seccomp": "2",
+				"Groups": strings.Trim(fmt.Sprint(groups), "[]"), "CapEff": c.caps, "CapPrm": c.caps, "CapInh": c.caps, "CapAmb": c.caps, "NoNewPrivs": "1", "Seccomp": "2",
 			} {
 				if status[k] != want {
 					t.Errorf("%s is %q, want %q", k, status[k], want)
@@ -197,7 +221,7 @@ func TestMachineOutlivesUs(t *testing.T) {
 		spec := machineFor(t, "outlives", kernel)
 		spec.Dir, spec.Initrd = dir, filepath.Join(filepath.Dir(dir), "initrd.img")
 		spec.KernelArgs = []string{"ignore_loglevel"} // all the time something is printed
-		m, err := New(Config{Accelerator: "tcg"}).Create(t.Context(), spec)
+		m, err := New(Config{Accelerator: accelerator()}).Create(t.Context(), spec)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -224,7 +248,7 @@ func TestMachineOutlivesUs(t *testing.T) {
 	if err := json.Unmarshal(out, &h); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	m, err := New(Config{Accelerator: "tcg"}).Recover(t.Context(), h)
+	m, err := New(Config{Accelerator: accelerator()}).Recover(t.Context(), h)
 	if err != nil {
 		t.Fatal(err)
 	}

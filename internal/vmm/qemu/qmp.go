@@ -14,19 +14,27 @@ import (
 
 // qmp is one connection to QEMU's control socket. It is not safe for concurrent use.
 type qmp struct {
-	conn   *net.UnixConn
-	limit  *io.LimitedReader
-	in     *json.Decoder
-	events []message // that came while something else was waited for
+	conn    *net.UnixConn
+	limit   *io.LimitedReader
+	in      *json.Decoder
+	events  []message // that came while something else was waited for
+	version string    // of the QEMU that runs, which may not be the one that is installed; known after greet
 }
 
 // message is anything that QEMU says.
 type message struct {
-	QMP    json.RawMessage // the greeting
+	QMP    *greeting
 	Return json.RawMessage
 	Error  *qmpError
 	Event  string
 	Data   json.RawMessage // of the event
+}
+
+// greeting is what QEMU says first.
+type greeting struct {
+	Version struct {
+		QEMU struct{ Major, Minor int }
+	}
 }
 
 // qmpError is QEMU's refusal of a command.
@@ -49,8 +57,12 @@ func newQMP(conn *net.UnixConn) *qmp {
 // greet waits until QEMU answers. QEMU serves one connection at a time: this one may have to wait for another to end.
 func (q *qmp) greet(ctx context.Context) error {
 	defer q.until(ctx)()
-	if _, err := q.read(ctx); err != nil {
+	m, err := q.read(ctx)
+	if err != nil {
 		return err
+	}
+	if m.QMP != nil {
+		q.version = fmt.Sprintf("%d.%d", m.QMP.Version.QEMU.Major, m.QMP.Version.QEMU.Minor)
 	}
 	return q.execute(ctx, "qmp_capabilities", nil, nil)
 }
@@ -153,37 +165,44 @@ func (q *qmp) migrated(ctx context.Context) error {
 	}
 }
 
-// prepareMigration sets what both ends of a migration must agree on, and gives QEMU the file under the name "state".
-func (q *qmp) prepareMigration(ctx context.Context, state *os.File) error {
+// prepareMigration sets what both ends of a migration must agree on, and gives QEMU the file. It returns the URI by which QEMU knows it.
+func (q *qmp) prepareMigration(ctx context.Context, state *os.File) (uri string, err error) {
 	type capability struct {
 		Capability string `json:"capability"`
 		State      bool   `json:"state"`
 	}
-	err := q.execute(ctx, "migrate-set-capabilities", map[string]any{
+	err = q.execute(ctx, "migrate-set-capabilities", map[string]any{
 		"capabilities": []capability{{"events", true}, {"x-ignore-shared", true}}}, nil)
 	if err != nil {
-		return err
+		return "", err
 	}
-	return q.executeWithFile(ctx, "getfd", map[string]string{"fdname": "state"}, nil, state)
+	if !atLeast(q.version, 9, 0) {
+		return "fd:state", q.executeWithFile(ctx, "getfd", map[string]string{"fdname": "state"}, nil, state)
+	}
+	// Since 9.1 the above is deprecated for files (QEMU's docs/about/deprecated.rst). QEMU forgets the set when we disconnect.
+	var set struct {
+		ID int `json:"fdset-id"`
+	}
+	err = q.executeWithFile(ctx, "add-fd", nil, &set, state)
+	return fmt.Sprintf("file:/dev/fdset/%d", set.ID), err
 }
 
 // load reads the state of the devices from a file.
 func (q *qmp) load(ctx context.Context, state *os.File) error {
-	if err := q.prepareMigration(ctx, state); err != nil {
-		return err
-	}
-	if err := q.execute(ctx, "migrate-incoming", map[string]string{"uri": "fd:state"}, nil); err != nil {
-		return err
-	}
-	return q.migrated(ctx)
+	return q.migrate(ctx, "migrate-incoming", state)
 }
 
 // save writes the state of the devices to a file.
 func (q *qmp) save(ctx context.Context, state *os.File) error {
-	if err := q.prepareMigration(ctx, state); err != nil {
+	return q.migrate(ctx, "migrate", state)
+}
+
+func (q *qmp) migrate(ctx context.Context, command string, state *os.File) error {
+	uri, err := q.prepareMigration(ctx, state)
+	if err != nil {
 		return err
 	}
-	if err := q.execute(ctx, "migrate", map[string]string{"uri": "fd:state"}, nil); err != nil {
+	if err := q.execute(ctx, command, map[string]string{"uri": uri}, nil); err != nil {
 		return err
 	}
 	return q.migrated(ctx)

@@ -16,6 +16,9 @@ const ImageVar = "WARMBOOT_TEST_IMAGE"
 // GuestVar names the environment variable with the test guest's program, for where there is no Go to build it with.
 const GuestVar = "WARMBOOT_TEST_VMM_GUEST"
 
+// AcceleratorVar names the environment variable that says what machines must run on here: "kvm", or "tcg".
+const AcceleratorVar = "WARMBOOT_TEST_ACCELERATOR"
+
 // Image is the directory of the runtime image to test with. Without one the test is skipped; one that cannot be used
 // fails it.
 func Image(t *testing.T) string {

@@ -127,6 +127,9 @@ func (e *env) stopAtEnd(t *testing.T, m vmm.Machine) {
 		if err := m.Stop(context.Background(), 0); err != nil {
 			t.Error(err)
 		}
+		if k, ok := m.(vmm.ConsoleKeeper); ok && t.Failed() {
+			t.Logf("the guest's last words:\n%s", k.Console())
+		}
 		e.nothingLeft(t, m.Handle().ID, m.Handle().Dir)
 	})
 }
@@ -281,8 +284,16 @@ func (e *env) freeze(t *testing.T) {
 		t.Errorf("the memory file has %d bytes, want %d", info.Size(), want)
 	}
 	if os.Geteuid() == 0 {
-		// As the agent seals it: the VMM's group may use it.
-		if err := errors.Join(os.Chown(e.snap.MemoryFile, 0, int(e.spec.Owner.GID)), os.Chmod(e.snap.MemoryFile, 0o660)); err != nil {
+		// As the agent seals it: the VMM's group may read it, and write to it if nothing else will do.
+		caps, err := e.driver.Probe(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mode := os.FileMode(0o440)
+		if caps.WritableMemoryFile {
+			mode = 0o660
+		}
+		if err := errors.Join(os.Chown(e.snap.MemoryFile, 0, int(e.spec.Owner.GID)), os.Chmod(e.snap.MemoryFile, mode)); err != nil {
 			t.Fatal(err)
 		}
 	}
