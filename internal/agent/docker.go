@@ -98,7 +98,8 @@ func ociConfig(c warmboot.Container) (*dockertypes.Config, *dockertypes.HostConf
 		config.Env = append(config.Env, k+"="+v)
 	}
 	slices.Sort(config.Env)
-	host := &dockertypes.HostConfig{NetworkMode: "host"}
+	// The host name is the microVM's as well: Docker would keep that of the first start on the container's disk, where no update reaches it.
+	host := &dockertypes.HostConfig{NetworkMode: "host", UTSMode: "host", Binds: []string{"/etc/hostname:/etc/hostname"}}
 	host.NanoCPUs = int64(c.Spec.CPULimit * 1e9)
 	host.Memory = int64(c.Spec.MemoryLimitMB) << 20
 	host.RestartPolicy = restartPolicy(c)
