@@ -64,9 +64,12 @@ type AuditEntry struct {
 	EntityName string // as it is called, or as the caller called it
 	Source     string // the address that the request came from
 	RequestID  string // as the log has it
-	Outcome    string // "ok" or a Code; empty while it is not known, which is for ever if warmboot or its machine crashed meanwhile
+	Outcome    string // AuditOK, AuditRepeated or a Code; empty while it is not known, which is for ever if warmboot or its machine crashed meanwhile
 	FinishedAt *time.Time
 }
 
-// AuditOK is the outcome of a change that was made, or has begun where the work goes on in the background.
-const AuditOK = "ok"
+// The outcomes that are no Code.
+const (
+	AuditOK       = "ok"       // the change was made, or has begun where the work goes on in the background
+	AuditRepeated = "repeated" // the same request had made it before; nothing was changed
+)

@@ -17,6 +17,7 @@ const (
 	Denied          Code = "denied"          // who is asking may not
 	NotFound        Code = "not_found"       // the thing named does not exist
 	Conflict        Code = "conflict"        // it exists, or is in a state that forbids this
+	Stale           Code = "stale"           // it has changed since the caller looked at it
 	TooLarge        Code = "too_large"       // the request is larger than is accepted
 	Exhausted       Code = "exhausted"       // a limit or a resource is used up
 	ImagePull       Code = "image_pull"      // the registry does not have the image, or does not give it to us
@@ -43,6 +44,7 @@ var codes = map[Code]Outcome{
 	Denied:          {403, "permission_denied", 3, false},
 	NotFound:        {404, "not_found", 4, false},
 	Conflict:        {409, "already_exists", 5, false},
+	Stale:           {412, "aborted", 5, false},
 	TooLarge:        {413, "invalid_argument", 2, false},
 	Exhausted:       {429, "resource_exhausted", 6, true},
 	ImagePull:       {422, "failed_precondition", 7, false},

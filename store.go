@@ -8,6 +8,9 @@ import (
 // Store keeps what there is, and says who does what with it. One implementation (internal/store) serves every database; storetest
 // holds it to this contract. Every method is one transaction. A missing row is a NotFound error, a name or port that is
 // taken a Conflict, a database that does not answer Unavailable. Returned entities are the caller's own copies.
+//
+// CreateImage, CreateSnapshot, CreateContainer and CreateToken keep the receipt that their context carries (WithReceipt). If there is one of
+// the same key already they create nothing: that is a Conflict caused by a Repeated, which has it.
 type Store interface {
 	ImageStore
 	SnapshotStore
@@ -17,7 +20,31 @@ type Store interface {
 	JoinStore
 	TokenStore
 	AuditStore
+	ReceiptStore
 	Feed
+	// Counts counts what there is, without reading it.
+	Counts(ctx context.Context) (*Counts, error)
+}
+
+// Counts is how much there is. A state that nothing is in is not in its map.
+type Counts struct {
+	Containers map[ContainerState]int
+	VMs        int // containers whose microVM is up
+	Snapshots  map[SnapshotState]int
+	Managers   int // that live, as far as the others have noticed
+}
+
+// Place is where an entity stands in a list that is newest first.
+type Place struct {
+	CreatedAt time.Time
+	ID        ID
+}
+
+// Page is a part of a list that is newest first. Zero is all of it. What is added or removed meanwhile shifts no page: a page begins behind an
+// entity's place, whether that entity is still there or not.
+type Page struct {
+	After Place // the last of the page before; zero: from the newest on
+	Limit int   // how many at the most; 0: no limit
 }
 
 // ImageStore keeps runtime images.
@@ -27,9 +54,20 @@ type ImageStore interface {
 	Image(ctx context.Context, id ID) (*Image, error)
 	ImageByName(ctx context.Context, name string) (*Image, error)
 	// Images are newest first.
-	Images(ctx context.Context) ([]*Image, error)
-	// DeleteImage removes an image that no live snapshot and no container refers to; else it is a Conflict.
-	DeleteImage(ctx context.Context, id ID) error
+	Images(ctx context.Context, p Page) ([]*Image, error)
+	// UpdateImage reads the image, lets change alter its name, and stores that, as UpdateContainer does. A taken name is a Conflict.
+	UpdateImage(ctx context.Context, id ID, change func(*Image) error) (*Image, error)
+	// DeleteImage removes an image that no live snapshot and no container refers to; else it is a Conflict. Where a condition does not hold
+	// it is an error of that.
+	DeleteImage(ctx context.Context, id ID, conditions ...func(*Image) error) error
+}
+
+// SnapshotFilter narrows Snapshots. Zero means all.
+type SnapshotFilter struct {
+	States         []SnapshotState
+	RuntimeImageID ID
+	HostID         ID // that builds it, or has built it
+	Page
 }
 
 // SnapshotStore keeps runtime snapshots.
@@ -38,7 +76,7 @@ type SnapshotStore interface {
 	CreateSnapshot(ctx context.Context, s *RuntimeSnapshot) error
 	Snapshot(ctx context.Context, id ID) (*RuntimeSnapshot, error)
 	// Snapshots are newest first and include deleted ones whose files may still be there.
-	Snapshots(ctx context.Context) ([]*RuntimeSnapshot, error)
+	Snapshots(ctx context.Context, f SnapshotFilter) ([]*RuntimeSnapshot, error)
 	// UpdateSnapshot reads the snapshot, lets change alter it, and stores it, as UpdateContainer does.
 	UpdateSnapshot(ctx context.Context, id ID, change func(*RuntimeSnapshot) error) (*RuntimeSnapshot, error)
 	// FinishSnapshot moves a snapshot from creating to ready with its path, VMM version and metadata, releases its lease, and marks deleted,
@@ -61,8 +99,13 @@ type SnapshotStore interface {
 
 // ContainerFilter narrows Containers. Zero means all.
 type ContainerFilter struct {
-	States []ContainerState
-	HostID ID
+	States         []ContainerState
+	HostID         ID
+	RuntimeImageID ID
+	Image          string // as the user gave it
+	NamePrefix     string
+	BootMethod     BootMethod
+	Page
 }
 
 // ContainerStore keeps containers.
@@ -99,14 +142,15 @@ type HostStore interface {
 	Host(ctx context.Context, id ID) (*Host, error)
 	// FindHost finds a host by id or name.
 	FindHost(ctx context.Context, ref string) (*Host, error)
-	// Hosts are in order of their names.
-	Hosts(ctx context.Context) ([]*Host, error)
+	// Hosts are in order of their names: at most limit of those after a name, or all that follow it if limit is 0. No name is "".
+	Hosts(ctx context.Context, after string, limit int) ([]*Host, error)
 	// UpdateHost reads the host, lets change alter it, and stores it, as UpdateContainer does. Beat and LastSeenAt stay.
 	UpdateHost(ctx context.Context, id ID, change func(*Host) error) (*Host, error)
 	// BeatHosts counts a sign of life of each of these hosts. One that is not there is passed over.
 	BeatHosts(ctx context.Context, ids []ID, at time.Time) error
-	// DeleteHost removes a host. While containers, or snapshots that are not deleted, are on it, that is a Conflict.
-	DeleteHost(ctx context.Context, id ID) error
+	// DeleteHost removes a host. While containers, or snapshots that are not deleted, are on it, that is a Conflict. Conditions are as
+	// DeleteImage's.
+	DeleteHost(ctx context.Context, id ID, conditions ...func(*Host) error) error
 }
 
 // ManagerStore keeps the managers that share the store. A manager that is not in it is dead: its leases are free.
@@ -156,7 +200,7 @@ type TokenStore interface {
 	// TokenByDigest finds a token by the digest of its secret. Whether it has expired, the caller must see.
 	TokenByDigest(ctx context.Context, digest string) (*Token, error)
 	// Tokens are newest first, and include those that have expired.
-	Tokens(ctx context.Context) ([]*Token, error)
+	Tokens(ctx context.Context, p Page) ([]*Token, error)
 	DeleteToken(ctx context.Context, id ID) error
 	// TouchTokens records when tokens were last used. A time before the one that is known changes nothing, and neither does a
 	// token that does not exist any more.
@@ -173,4 +217,15 @@ type AuditStore interface {
 	AuditEntries(ctx context.Context, before int64, limit int) ([]*AuditEntry, error)
 	// PruneAudit removes the entries that are older than a time and tells how many there were.
 	PruneAudit(ctx context.Context, before time.Time) (removed int64, err error)
+}
+
+// ReceiptStore keeps what was made by requests that may be sent again.
+type ReceiptStore interface {
+	// Receipt finds a receipt by its key.
+	Receipt(ctx context.Context, key string) (*Receipt, error)
+	// KeepReceipt keeps the receipt of a request that had nothing to create, because the entity was there already. Of the same key as another
+	// it is a Conflict caused by a Repeated.
+	KeepReceipt(ctx context.Context, r *Receipt, entity ID) error
+	// PruneReceipts removes those that are older than a time and tells how many there were.
+	PruneReceipts(ctx context.Context, before time.Time) (removed int64, err error)
 }

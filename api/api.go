@@ -4,11 +4,16 @@
 // The envelopes are the founding document's: {"items": [...]}, {"item": {...}}, {"id": "..."} and {"ok": true}.
 package api
 
-import "time"
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
 
-// Items is the envelope of a list.
+// Items is the envelope of a list, or of a part of it.
 type Items[T any] struct {
-	Items []T `json:"items"`
+	Items      []T    `json:"items"`
+	NextCursor string `json:"next_cursor,omitempty" doc:"Where the next part begins; left out after the last item."`
 }
 
 // Item is the envelope of one entity.
@@ -114,6 +119,92 @@ type CreateContainer struct {
 	RegistryAuth   *RegistryAuth     `json:"registry_auth,omitempty"`
 	ColdBoot       bool              `json:"cold_boot,omitempty" doc:"Do not use a snapshot, even if there is one."`
 	RestartPolicy  string            `json:"restart_policy,omitempty" pattern:"^(no|always|unless-stopped|on-failure(:[0-9]{1,6})?)$" doc:"When the container is started again by itself, as in Docker: no, on-failure, on-failure:N, always or unless-stopped; no if left out." example:"unless-stopped"`
+}
+
+// UpdateContainer is a JSON merge patch (RFC 7396) of a container. What is nil stays as it is; as JSON it is left out. null in JSON sets back to what a container
+// has that asks for nothing, as does a zero value here.
+type UpdateContainer struct {
+	Name          *string        `json:"name,omitempty" minLength:"1" maxLength:"63" doc:"Unique. In the microVM the host name is the new one at the next start."`
+	RestartPolicy *string        `json:"restart_policy,omitempty" nullable:"true" pattern:"^(no|always|unless-stopped|on-failure(:[0-9]{1,6})?)?$" doc:"At once. null: no." example:"unless-stopped"`
+	CPULimit      *float64       `json:"cpu_limit,omitempty" nullable:"true" minimum:"0" maximum:"64" doc:"Of a stopped container, at the next start. null or 0: all of the microVM's."`
+	MemoryLimitMB *int           `json:"memory_limit_mb,omitempty" nullable:"true" minimum:"0" maximum:"1048576" doc:"MiB. Of a stopped container, at the next start. null or 0: all of the microVM's."`
+	PortMappings  *[]PortMapping `json:"port_mappings,omitempty" nullable:"true" maxItems:"64" doc:"Of a stopped container, at the next start. They take the place of all that there are; null: none."`
+}
+
+// UnmarshalJSON tells null, which sets back, from what is left out.
+func (u *UpdateContainer) UnmarshalJSON(text []byte) error {
+	type plain UpdateContainer
+	null, err := readPatch(text, (*plain)(u), "name")
+	if err != nil {
+		return err
+	}
+	if null["restart_policy"] {
+		u.RestartPolicy = new(string)
+	}
+	if null["cpu_limit"] {
+		u.CPULimit = new(float64)
+	}
+	if null["memory_limit_mb"] {
+		u.MemoryLimitMB = new(int)
+	}
+	if null["port_mappings"] {
+		u.PortMappings = &[]PortMapping{}
+	}
+	return nil
+}
+
+// readPatch reads a JSON merge patch into v and tells which members are null. Those that must are an error if they are.
+func readPatch(text []byte, v any, must ...string) (null map[string]bool, err error) {
+	if err := json.Unmarshal(text, v); err != nil {
+		return nil, err
+	}
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(text, &members); err != nil {
+		return nil, err
+	}
+	null = map[string]bool{}
+	for name, value := range members {
+		null[name] = string(value) == "null"
+	}
+	for _, name := range must {
+		if null[name] {
+			return nil, fmt.Errorf("%s cannot be null: it has no value to go back to", name)
+		}
+	}
+	return null, nil
+}
+
+// UpdatedContainer is the answer to an UpdateContainer.
+type UpdatedContainer struct {
+	Item        Container `json:"item"`
+	AtNextStart []string  `json:"at_next_start" nullable:"false" enum:"hostname,cpu_limit,memory_limit_mb,port_mappings" doc:"Which of the changes take effect only when the container is started next."`
+}
+
+// UpdateImage is a JSON merge patch (RFC 7396) of a runtime image.
+type UpdateImage struct {
+	Name *string `json:"name,omitempty" minLength:"1" maxLength:"63" pattern:"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$"`
+}
+
+// UnmarshalJSON tells null, which there cannot be, from what is left out.
+func (u *UpdateImage) UnmarshalJSON(text []byte) error {
+	type plain UpdateImage
+	_, err := readPatch(text, (*plain)(u), "name")
+	return err
+}
+
+// UpdateHost is a JSON merge patch (RFC 7396) of a host.
+type UpdateHost struct {
+	Cordoned *bool `json:"cordoned,omitempty" nullable:"true" doc:"It gets no new containers and builds. null: it does."`
+}
+
+// UnmarshalJSON tells null, which sets back, from what is left out.
+func (u *UpdateHost) UnmarshalJSON(text []byte) error {
+	type plain UpdateHost
+	null, err := readPatch(text, (*plain)(u))
+	if err == nil && null["cordoned"] {
+		u.Cordoned = new(bool)
+	}
+	return err
 }
 
 // Phase is one timed step of bringing a container up.
@@ -265,7 +356,7 @@ type Version struct {
 	VMMWhy    string `json:"vmm_why" doc:"One line: why this one, with this accelerator."`
 }
 
-// Event is one event of GET /v1/events: a container, a snapshot or a host is in another state, or another boot method is known.
+// Event is one event of GET /v1/events: a container, a snapshot or a host is in another state, has another name, or another boot method is known.
 type Event struct {
 	ID         string    `json:"id"`
 	Type       string    `json:"type" enum:"container,snapshot,host,reset"`
@@ -360,6 +451,6 @@ type AuditEntry struct {
 	EntityName string     `json:"entity_name,omitempty"`
 	Source     string     `json:"source,omitempty" doc:"The address that the request came from."`
 	RequestID  string     `json:"request_id,omitempty" doc:"X-Request-Id of the answer."`
-	Outcome    string     `json:"outcome,omitempty" doc:"ok, or the code of the error. Left out while the change is being made, and for ever if the server died meanwhile. What goes on in the background is ok once it has begun."`
+	Outcome    string     `json:"outcome,omitempty" doc:"ok, repeated if the same request had made the change before, or the code of the error. Left out while the change is being made, and for ever if the server died meanwhile. What goes on in the background is ok once it has begun."`
 	FinishedAt *time.Time `json:"finished_at,omitempty"`
 }

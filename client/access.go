@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"iter"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -11,7 +12,12 @@ import (
 
 // Tokens lists the tokens, newest first.
 func (c *Client) Tokens(ctx context.Context) ([]api.Token, error) {
-	return list[api.Token](ctx, c, "/v1/tokens")
+	return collect(c.EachToken(ctx))
+}
+
+// EachToken gives the tokens, newest first, as EachContainer does containers.
+func (c *Client) EachToken(ctx context.Context) iter.Seq2[api.Token, error] {
+	return each[api.Token](ctx, c, "/v1/tokens", nil, 0)
 }
 
 // Token finds a token by id or name.
@@ -26,7 +32,7 @@ func (c *Client) Token(ctx context.Context, idOrName string) (api.Token, error) 
 // CreateToken makes a token. Its secret is in the answer, and cannot be had again.
 func (c *Client) CreateToken(ctx context.Context, in api.CreateToken) (api.CreatedToken, error) {
 	var created api.CreatedToken
-	err := c.do(ctx, http.MethodPost, "/v1/tokens", in, &created)
+	err := c.create(ctx, "/v1/tokens", in, &created)
 	return created, err
 }
 

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -18,6 +20,7 @@ import (
 
 	"warmboot"
 	"warmboot/api"
+	"warmboot/internal/telemetry/span"
 )
 
 // DefaultAddr is where `warmboot serve` listens unless it is told otherwise.
@@ -78,9 +81,43 @@ func (c *Client) Version(ctx context.Context) (api.Version, error) {
 
 // do sends in as JSON, unless it is nil, and reads the answer into out, unless that is nil.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
-	res, err := c.send(ctx, method, path, in)
+	_, err := c.exchange(ctx, method, path, nil, in, out)
+	return err
+}
+
+// tries is how often a create is sent whose outcome is not known, and tryAgainAfter the first of the waits between, which double.
+const (
+	tries         = 4
+	tryAgainAfter = 200 * time.Millisecond
+)
+
+// create sends a POST that makes something. It has a key by which the server knows it again, so it is sent again where the answer was lost or the
+// server could not do it just then, and still makes one thing only.
+func (c *Client) create(ctx context.Context, path string, in, out any) error {
+	header := http.Header{"Idempotency-Key": {string(warmboot.NewID())}}
+	wait := tryAgainAfter
+	for left := tries; ; left-- {
+		_, err := c.exchange(ctx, http.MethodPost, path, header, in, out)
+		if warmboot.CodeOf(err) != warmboot.Unavailable || errors.Is(err, errNobody) || left == 1 {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ended(ctx)
+		}
+		wait *= 2
+	}
+}
+
+// errNobody is the cause of an Unavailable error when nothing was sent, because nobody listens.
+var errNobody = errors.New("nobody listens")
+
+// exchange is do with more headers, in both directions.
+func (c *Client) exchange(ctx context.Context, method, path string, header http.Header, in, out any) (http.Header, error) {
+	res, err := c.send(ctx, method, path, header, in)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer res.Body.Close()
 	body := io.LimitReader(res.Body, answerLimit)
@@ -90,9 +127,9 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 		err = json.NewDecoder(body).Decode(out)
 	}
 	if err != nil {
-		return c.broken(ctx, err)
+		return nil, c.broken(ctx, err)
 	}
-	return nil
+	return res.Header, nil
 }
 
 // A server that is asked too often does nothing, and says when to ask again. So much patience a client has.
@@ -102,7 +139,7 @@ const (
 )
 
 // send returns an answer that is not an error; its body is the caller's to close.
-func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
+func (c *Client) send(ctx context.Context, method, path string, header http.Header, in any) (*http.Response, error) {
 	var body []byte
 	if in != nil {
 		var err error
@@ -111,7 +148,7 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 		}
 	}
 	for again := askAgain; ; again-- {
-		res, wait, err := c.once(ctx, method, path, body)
+		res, wait, err := c.once(ctx, method, path, header, body)
 		if wait == 0 || wait > patience || again == 0 {
 			return res, err
 		}
@@ -124,7 +161,7 @@ func (c *Client) send(ctx context.Context, method, path string, in any) (*http.R
 }
 
 // once sends a request. If the server has been asked too often, wait is after what time to ask it again.
-func (c *Client) once(ctx context.Context, method, path string, in []byte) (_ *http.Response, wait time.Duration, err error) {
+func (c *Client) once(ctx context.Context, method, path string, header http.Header, in []byte) (_ *http.Response, wait time.Duration, err error) {
 	var body io.Reader
 	if in != nil {
 		body = bytes.NewReader(in)
@@ -134,9 +171,11 @@ func (c *Client) once(ctx context.Context, method, path string, in []byte) (_ *h
 		return nil, 0, warmboot.Errorf(warmboot.Invalid, "", "the request is not valid: %w", err)
 	}
 	req.Header = c.header()
+	span.Inject(ctx, req.Header)
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	maps.Copy(req.Header, header)
 	res, err := c.http.Do(req)
 	if err != nil {
 		return nil, 0, c.unreachable(ctx, err)
@@ -180,8 +219,18 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	if errors.Is(err, http.ErrSchemeMismatch) {
 		return warmboot.Errorf(warmboot.Unavailable, "", "%s does not speak TLS: use http:// (%w)", c.base, err)
 	}
-	return warmboot.Errorf(warmboot.Unavailable, "", "cannot reach warmboot at %s: is `warmboot serve` running? (%w)", c.base, err)
+	var dial *net.OpError
+	if errors.As(err, &dial) && dial.Op == "dial" {
+		return warmboot.Errorf(warmboot.Unavailable, "", "cannot reach warmboot at %s: is `warmboot serve` running? (%w)", c.base, nobody{err})
+	}
+	return warmboot.Errorf(warmboot.Unavailable, "", "the connection to warmboot at %s broke: is `warmboot serve` running? (%w)", c.base, err)
 }
+
+// nobody is an error of a dialer that is an errNobody too.
+type nobody struct{ error }
+
+func (n nobody) Is(target error) bool { return target == errNobody }
+func (n nobody) Unwrap() error        { return n.error }
 
 // broken is the error for an answer that did not come whole.
 func (c *Client) broken(ctx context.Context, err error) error {
@@ -230,13 +279,6 @@ func get[T any](ctx context.Context, c *Client, path string) (T, error) {
 	var e api.Item[T]
 	err := c.do(ctx, http.MethodGet, path, nil, &e)
 	return e.Item, err
-}
-
-// list reads a list out of its envelope.
-func list[T any](ctx context.Context, c *Client, path string) ([]T, error) {
-	var e api.Items[T]
-	err := c.do(ctx, http.MethodGet, path, nil, &e)
-	return e.Items, err
 }
 
 // ref puts what a person typed into a path.

@@ -31,7 +31,7 @@ func (c *Client) Events(ctx context.Context, since string, types ...string) (*Ev
 	if len(types) > 0 {
 		query.Set("type", strings.Join(types, ","))
 	}
-	res, err := c.send(ctx, http.MethodGet, "/v1/events?"+query.Encode(), nil) //nolint:bodyclose // EventStream.Close does
+	res, err := c.send(ctx, http.MethodGet, "/v1/events?"+query.Encode(), nil, nil) //nolint:bodyclose // EventStream.Close does
 	if err != nil {
 		return nil, err
 	}

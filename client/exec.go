@@ -11,6 +11,7 @@ import (
 
 	"warmboot"
 	"warmboot/api"
+	"warmboot/internal/telemetry/span"
 )
 
 // Sizes of messages on the WebSocket, in bytes.
@@ -39,7 +40,9 @@ func (c *Client) Exec(ctx context.Context, idOrName string, cmd api.Exec) (*Exec
 	if err != nil {
 		return nil, err
 	}
-	conn, res, err := websocket.Dial(ctx, c.base+path, &websocket.DialOptions{HTTPClient: c.http, HTTPHeader: c.header()}) //nolint:bodyclose // the library sees to it
+	header := c.header()
+	span.Inject(ctx, header)
+	conn, res, err := websocket.Dial(ctx, c.base+path, &websocket.DialOptions{HTTPClient: c.http, HTTPHeader: header}) //nolint:bodyclose // the library sees to it
 	if err != nil {
 		if res != nil && res.StatusCode >= 300 {
 			return nil, problem(res)

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"iter"
 	"net/http"
 	"time"
 
@@ -10,7 +11,12 @@ import (
 
 // Hosts lists the hosts in order of their names.
 func (c *Client) Hosts(ctx context.Context) ([]api.Host, error) {
-	return list[api.Host](ctx, c, "/v1/hosts")
+	return collect(c.EachHost(ctx))
+}
+
+// EachHost gives the hosts in order of their names, as EachContainer does containers.
+func (c *Client) EachHost(ctx context.Context) iter.Seq2[api.Host, error] {
+	return each[api.Host](ctx, c, "/v1/hosts", nil, 0)
 }
 
 // Host finds a host by id or name.

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"iter"
 	"net/http"
 
 	"warmboot/api"
@@ -9,7 +10,12 @@ import (
 
 // Images lists the runtime images, newest first.
 func (c *Client) Images(ctx context.Context) ([]api.Image, error) {
-	return list[api.Image](ctx, c, "/v1/images")
+	return collect(c.EachImage(ctx))
+}
+
+// EachImage gives the runtime images, newest first, as EachContainer does containers.
+func (c *Client) EachImage(ctx context.Context) iter.Seq2[api.Image, error] {
+	return each[api.Image](ctx, c, "/v1/images", nil, 0)
 }
 
 // Image finds a runtime image by id or name.
@@ -25,10 +31,21 @@ func (c *Client) Image(ctx context.Context, idOrName string) (api.Image, error) 
 // again gives the image that is there.
 func (c *Client) RegisterImage(ctx context.Context, in api.RegisterImage) (api.Image, error) {
 	var created api.Created
-	if err := c.do(ctx, http.MethodPost, "/v1/images", in, &created); err != nil {
+	if err := c.create(ctx, "/v1/images", in, &created); err != nil {
 		return api.Image{}, err
 	}
 	return c.Image(ctx, created.ID)
+}
+
+// RenameImage gives an image another name.
+func (c *Client) RenameImage(ctx context.Context, idOrName, name string) (api.Image, error) {
+	path, err := ref("/v1/images/", idOrName, "")
+	if err != nil {
+		return api.Image{}, err
+	}
+	var out api.Item[api.Image]
+	err = c.do(ctx, http.MethodPatch, path, api.UpdateImage{Name: &name}, &out)
+	return out.Item, err
 }
 
 // DeleteImage forgets an image that nothing uses. Its files stay.

@@ -25,7 +25,7 @@ func (c *Client) Logs(ctx context.Context, idOrName string, follow bool, tail in
 	if err != nil {
 		return nil, err
 	}
-	res, err := c.send(ctx, http.MethodGet, path, nil) //nolint:bodyclose // LogStream.Close does
+	res, err := c.send(ctx, http.MethodGet, path, nil, nil) //nolint:bodyclose // LogStream.Close does
 	if err != nil {
 		return nil, err
 	}

@@ -2,15 +2,34 @@ package client
 
 import (
 	"context"
+	"iter"
 	"net/http"
 	"net/url"
+	"strings"
 
 	"warmboot/api"
 )
 
+// SnapshotFilter narrows a list of runtime snapshots. Zero means all that are not deleted.
+type SnapshotFilter struct {
+	States []string
+	Image  string // runtime image, id or name
+	Host   string // that builds it or has built it, id or name
+	Limit  int    // the newest so many only; 0: all
+}
+
 // Snapshots lists the runtime snapshots that are not deleted, newest first.
 func (c *Client) Snapshots(ctx context.Context) ([]api.Snapshot, error) {
-	return list[api.Snapshot](ctx, c, "/v1/runtime-snapshots")
+	return collect(c.EachSnapshot(ctx, SnapshotFilter{}))
+}
+
+// EachSnapshot gives runtime snapshots, newest first, as EachContainer does containers.
+func (c *Client) EachSnapshot(ctx context.Context, f SnapshotFilter) iter.Seq2[api.Snapshot, error] {
+	query := url.Values{}
+	set(query, "state", strings.Join(f.States, ","))
+	set(query, "image", f.Image)
+	set(query, "host", f.Host)
+	return each[api.Snapshot](ctx, c, "/v1/runtime-snapshots", query, f.Limit)
 }
 
 // Snapshot returns one snapshot; a deleted one too, for as long as its row is kept.
@@ -35,7 +54,7 @@ func (c *Client) WaitSnapshot(ctx context.Context, id, step string) (api.Snapsho
 // CreateSnapshot starts to build a snapshot of a runtime image. Its state tells when it is ready.
 func (c *Client) CreateSnapshot(ctx context.Context, imageID string) (id string, err error) {
 	var created api.Created
-	err = c.do(ctx, http.MethodPost, "/v1/runtime-snapshots", api.CreateSnapshot{RuntimeImageID: imageID}, &created)
+	err = c.create(ctx, "/v1/runtime-snapshots", api.CreateSnapshot{RuntimeImageID: imageID}, &created)
 	return created.ID, err
 }
 
@@ -46,7 +65,7 @@ func (c *Client) RebuildSnapshot(ctx context.Context, id string) (string, error)
 		return "", err
 	}
 	var r api.Rebuilding
-	err = c.do(ctx, http.MethodPost, path, nil, &r)
+	err = c.create(ctx, path, nil, &r)
 	return r.ID, err
 }
 

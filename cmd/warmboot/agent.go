@@ -20,6 +20,10 @@ func runAgent(ctx context.Context, o cli.AgentOptions) (err error) {
 	log := newLog(o.ServerOptions)
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Unwind()) }()
+	tracing, err := trace(ctx, o.Name, log, &undo)
+	if err != nil {
+		return err
+	}
 	listener, err := listenCluster(o.Listen, "--listen")
 	if err != nil {
 		return err
@@ -47,7 +51,7 @@ func runAgent(ctx context.Context, o cli.AgentOptions) (err error) {
 	mux := http.NewServeMux()
 	mux.Handle("/artifacts/", agentrpc.ArtifactHandler(host))
 	mux.Handle("/", agentrpc.ManagersOnly(agentrpc.HostHandler(host)))
-	serveCluster(agentrpc.NewServer(mux, credentials.Server()), listener, log, &undo)
+	serveCluster(agentrpc.NewServer(tracing.Handler(mux), credentials.Server()), listener, log, &undo)
 	has, err := host.Inventory(ctx)
 	if err != nil {
 		return err

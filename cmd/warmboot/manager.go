@@ -46,7 +46,7 @@ func manager(ctx context.Context, o cli.ManagerOptions) (err error) {
 	serveCluster(agentrpc.NewServer(agentrpc.ManagerHandler(agentrpc.ManagerConfig{
 		Reports: p.service, Authority: ca, Store: p.store, Log: p.log,
 	}), credentials.Server()), cluster, p.log, &undo)
-	if err := p.metrics.Watch(telemetry.Inventory{Service: p.service, Log: p.log}); err != nil {
+	if err := p.metrics.Watch(telemetry.Inventory{Service: p.service, Jobs: p.queue.Depth, Log: p.log}); err != nil {
 		return err
 	}
 	return p.serveAPI(ctx, httpapi.Config{Joins: &httpapi.Joins{Authority: ca, Store: p.store}}, "name", managerName(o.Name), "cluster", cluster.Addr().String(), "authority", ca.Pin()[:12])

@@ -34,14 +34,29 @@ type plane struct {
 	listener net.Listener
 	door     *door
 	store    *store.Store
+	queue    *jobs.Queue
 	service  *controlplane.Service
 	config   controlplane.Config // what the options do not say
 	metrics  *telemetry.Metrics
+	tracing  *telemetry.Tracing
+}
+
+// trace begins tracing, if the environment asks for it. name is this server's, the machine's if empty.
+func trace(ctx context.Context, name string, log *slog.Logger, undo *rollback.Stack) (*telemetry.Tracing, error) {
+	tracing, err := telemetry.NewTracing(ctx, telemetry.TracingConfig{Version: version, Instance: managerName(name), Log: log})
+	if err != nil {
+		return nil, err
+	}
+	undo.Push("end tracing", func() error { tracing.Close(); return nil })
+	return tracing, nil
 }
 
 // openStore opens the database, and what stands between the API and those who want in.
 func (p *plane) openStore(ctx context.Context, server cli.ServerOptions, o cli.ControlOptions) error {
 	var err error
+	if p.tracing, err = trace(ctx, server.Name, p.log, p.undo); err != nil {
+		return err
+	}
 	if p.store, err = store.Open(ctx, store.Config{URL: cmp.Or(o.DatabaseURL, filepath.Join(server.StorageRoot, "warmboot.db")), Log: p.log}); err != nil {
 		return err
 	}
@@ -66,23 +81,23 @@ func (p *plane) listen(o cli.ControlOptions) error {
 // start starts the control plane.
 func (p *plane) start(ctx context.Context, server cli.ServerOptions, o cli.ControlOptions, hosts controlplane.Hosts) error {
 	sql, postgres := p.store.SQL()
-	queue, err := jobs.New(ctx, jobs.Config{DB: sql, Postgres: postgres, Log: p.log})
-	if err != nil {
+	var err error
+	if p.queue, err = jobs.New(ctx, jobs.Config{DB: sql, Postgres: postgres, Log: p.log, Tracing: p.tracing}); err != nil {
 		return err
 	}
 	p.metrics = telemetry.NewMetrics()
 	c := p.config
-	c.Store, c.Hosts, c.Queue, c.Log, c.Observer, c.Name = p.store, hosts, queue, p.log, p.metrics, managerName(server.Name)
+	c.Store, c.Hosts, c.Queue, c.Log, c.Observer, c.Name = p.store, hosts, p.queue, p.log, p.metrics, managerName(server.Name)
 	c.SnapshotWait, c.MaxSnapshots, c.AutoSnapshot, c.SnapshotTTL = o.SnapshotWait, o.MaxSnapshots, o.AutoSnapshot, o.SnapshotTTL
 	p.service = controlplane.New(c)
 	p.undo.Push("end background work", func() error {
 		p.service.Close() // first: jobs that end after it know that they are to be done again
-		return queue.Close(context.WithoutCancel(ctx))
+		return p.queue.Close(context.WithoutCancel(ctx))
 	})
 	if err := p.service.Start(ctx); err != nil {
 		return err
 	}
-	return queue.Start(ctx, p.service)
+	return p.queue.Start(ctx, p.service)
 }
 
 // managerName is a manager's among those that share a database: the machine's, if it has none of its own.
@@ -95,7 +110,7 @@ func managerName(name string) string {
 
 // serveAPI serves the API until ctx ends, or others have taken over. what says in the log what is served.
 func (p *plane) serveAPI(ctx context.Context, c httpapi.Config, what ...any) error {
-	c.Service, c.Version, c.Metrics = p.service, version, p.metrics
+	c.Service, c.Version, c.Metrics, c.Tracing = p.service, version, p.metrics, p.tracing
 	server := p.door.server(c)
 	p.log.Info("warmboot "+version+" serves "+p.door.url(p.listener.Addr()), what...)
 	failed := make(chan error, 1)

@@ -42,7 +42,7 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 		return err
 	}
 	report(ctx, host, p.service, &undo)
-	if err := p.metrics.Watch(telemetry.Inventory{Service: p.service, Slots: host.Slots, Log: p.log}); err != nil {
+	if err := p.metrics.Watch(telemetry.Inventory{Service: p.service, Slots: host.Slots, Jobs: p.queue.Depth, Log: p.log}); err != nil {
 		return err
 	}
 	if o.Kernel != "" {

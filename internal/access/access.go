@@ -1,5 +1,5 @@
 // Package access knows who may use the API and remembers who has changed what: tokens with roles, the local admin token
-// that a server keeps in a file, and the audit log. It knows neither HTTP nor SQL.
+// that a server keeps in a file, the audit log, and the requests that may be sent again. It knows neither HTTP nor SQL.
 package access
 
 import (
@@ -16,6 +16,7 @@ import (
 type Store interface {
 	warmboot.TokenStore
 	warmboot.AuditStore
+	warmboot.ReceiptStore
 }
 
 // Config is what a Keeper needs.

@@ -275,7 +275,7 @@ func TestUseIsStoredNowAndThen(t *testing.T) {
 	if at := stored(); at != nil {
 		t.Errorf("a request has written to the database: %s", at)
 	}
-	listed, err := r.k.Tokens(t.Context())
+	listed, err := r.k.Tokens(t.Context(), warmboot.Page{})
 	r.must(err)
 	one, err := r.k.Token(t.Context(), "ci")
 	r.must(err)

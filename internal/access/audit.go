@@ -79,8 +79,11 @@ func (k *Keeper) Entries(ctx context.Context, before int64, limit int) ([]*warmb
 	return k.store.AuditEntries(ctx, before, limit)
 }
 
-// prune removes the entries that are older than they need to be.
+// prune removes the entries and receipts that are older than they need to be.
 func (k *Keeper) prune(ctx context.Context) {
+	if _, err := k.store.PruneReceipts(ctx, time.Now().Add(-warmboot.ReceiptsKept)); err != nil && ctx.Err() == nil {
+		k.log.Warn("Old receipts of requests could not be removed; it is tried again in an hour", "err", err)
+	}
 	n, err := k.store.PruneAudit(ctx, time.Now().Add(-k.retention))
 	switch {
 	case err != nil && ctx.Err() == nil:

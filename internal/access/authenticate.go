@@ -156,7 +156,7 @@ func (k *Keeper) endSessions(id warmboot.ID, why error) {
 
 // endStaleSessions ends the sessions of tokens that another manager has revoked, and forgets those tokens.
 func (k *Keeper) endStaleSessions(ctx context.Context) {
-	all, err := k.store.Tokens(ctx)
+	all, err := k.store.Tokens(ctx, warmboot.Page{})
 	if err != nil {
 		return // nobody is thrown out because the store does not answer
 	}

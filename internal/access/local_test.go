@@ -29,7 +29,7 @@ func (r *rig) local(root string) string {
 	if who.Role != warmboot.RoleAdmin || who.Expires != nil || !strings.HasPrefix(who.Name, "local-") {
 		r.Errorf("it is the token of %+v", who)
 	}
-	all, err := r.k.Tokens(r.Context())
+	all, err := r.k.Tokens(r.Context(), warmboot.Page{})
 	r.must(err)
 	locals := 0
 	for _, t := range all {

@@ -32,10 +32,13 @@ func (k *Keeper) createToken(ctx context.Context, by Principal, name string, rol
 		return nil, "", warmboot.Errorf(warmboot.Invalid, opCreate, "a token cannot expire before it is made; use a time like 720h, or none")
 	}
 	secret := newSecret()
-	t := &warmboot.Token{ID: warmboot.NewID(), Name: name, Role: role, Digest: digestOf(secret), CreatedAt: time.Now().UTC(), CreatedBy: by.Name}
+	t := &warmboot.Token{ID: warmboot.NewID(), Name: name, Role: role, Digest: digestOf(secret), CreatedAt: time.Now().UTC().Truncate(time.Microsecond), CreatedBy: by.Name}
 	if ttl > 0 {
 		end := t.CreatedAt.Add(ttl)
 		t.ExpiresAt = &end
+	}
+	if r, ok := ctx.Value(requestKey{}).(*Request); ok {
+		r.keepSecret(secret)
 	}
 	if err := k.store.CreateToken(ctx, t); err != nil {
 		return nil, "", err
@@ -44,8 +47,8 @@ func (k *Keeper) createToken(ctx context.Context, by Principal, name string, rol
 }
 
 // Tokens are newest first, with their last uses up to now.
-func (k *Keeper) Tokens(ctx context.Context) ([]*warmboot.Token, error) {
-	all, err := k.store.Tokens(ctx)
+func (k *Keeper) Tokens(ctx context.Context, p warmboot.Page) ([]*warmboot.Token, error) {
+	all, err := k.store.Tokens(ctx, p)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, t := range all {
@@ -73,11 +76,16 @@ func (k *Keeper) withUse(t *warmboot.Token) {
 	}
 }
 
-// RevokeToken takes a token back, by id or name. It is refused from now on, and what is being answered to it ends.
-func (k *Keeper) RevokeToken(ctx context.Context, ref string) error {
+// RevokeToken takes a token back, by id or name, if the conditions hold. It is refused from now on, and what is being answered to it ends.
+func (k *Keeper) RevokeToken(ctx context.Context, ref string, conditions ...func(*warmboot.Token) error) error {
 	t, err := k.store.FindToken(ctx, ref)
 	if err != nil {
 		return err
+	}
+	for _, condition := range conditions { // on what never changes, of a token that is then removed by its id
+		if err := condition(t); err != nil {
+			return err
+		}
 	}
 	err = k.store.DeleteToken(ctx, t.ID)
 	if err != nil && warmboot.CodeOf(err) != warmboot.NotFound {

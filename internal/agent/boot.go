@@ -39,14 +39,14 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 		return controlplane.Booted{}, err
 	}
 	var data vmm.Disk
-	if err := l.time(warmboot.PhaseDisk, func() (err error) {
+	if err := l.time(ctx, warmboot.PhaseDisk, func(ctx context.Context) (err error) {
 		data, err = a.disks.Clone(ctx, art.File(snapshot.DataFile), l.c.dataDisk(), a.owner(l.slot))
 		return err
 	}); err != nil {
 		return controlplane.Booted{}, err
 	}
 	l.c.setDisk(data)
-	if err := l.start(func() (vmm.Machine, error) {
+	if err := l.start(ctx, func(ctx context.Context) (vmm.Machine, error) {
 		return a.Driver.Restore(ctx, vmm.Snapshot{
 			MemoryFile: art.File(snapshot.MemoryFile), StateFile: art.File(snapshot.StateFile),
 			VCPUs: art.Metadata.Fingerprint.VCPUs, MemoryMiB: art.Metadata.Fingerprint.MemoryMiB,
@@ -60,7 +60,7 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 	}
 	ctx, stop := whileAlive(ctx, l.vm.machine)
 	defer stop()
-	if err := l.time(warmboot.PhaseReidentify, func() error {
+	if err := l.time(ctx, warmboot.PhaseReidentify, func(ctx context.Context) error {
 		if err := l.connect(ctx); err != nil {
 			return err
 		}
@@ -68,7 +68,7 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 	}); err != nil {
 		return controlplane.Booted{}, bootError(ctx, l.vm.machine, op, a.RestoreTimeout, err)
 	}
-	if err := l.time(warmboot.PhaseDocker, func() error { return l.vm.awaitDocker(ctx) }); err != nil {
+	if err := l.time(ctx, warmboot.PhaseDocker, l.vm.awaitDocker); err != nil {
 		return controlplane.Booted{}, bootError(ctx, l.vm.machine, op, a.RestoreTimeout, err)
 	}
 	return controlplane.Booted{Phases: l.phases}, nil
@@ -114,7 +114,7 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 	defer func() { err = l.end(err) }()
 	owner := a.owner(l.slot)
 	data, engineID := l.c.disk()
-	if err := l.time(warmboot.PhaseDisk, func() (err error) {
+	if err := l.time(ctx, warmboot.PhaseDisk, func(ctx context.Context) (err error) {
 		if data.Path != "" {
 			return own(data.Path, owner) // it may be another slot's this time
 		}
@@ -125,7 +125,7 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 	}
 	l.c.setDisk(data)
 	vcpus, memory := a.size(m.Spec)
-	if err := l.start(func() (vmm.Machine, error) {
+	if err := l.start(ctx, func(ctx context.Context) (vmm.Machine, error) {
 		return a.Driver.Create(ctx, vmm.Spec{
 			ID: m.VMID, Dir: l.c.vmDir(), VCPUs: vcpus, MemoryMiB: memory,
 			Kernel: m.Image.KernelPath, Initrd: m.Image.InitrdPath, KernelArgs: a.KernelArgs,
@@ -139,13 +139,13 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 	defer stop()
 	for _, step := range []struct {
 		name warmboot.PhaseName
-		run  func() error
+		run  func(context.Context) error
 	}{
-		{warmboot.PhaseBoot, func() error { return l.connect(ctx) }},
-		{warmboot.PhaseReidentify, func() error { return l.reidentify(ctx, engineID) }},
-		{warmboot.PhaseDocker, func() error { return l.vm.awaitDocker(ctx) }},
+		{warmboot.PhaseBoot, l.connect},
+		{warmboot.PhaseReidentify, func(ctx context.Context) error { return l.reidentify(ctx, engineID) }},
+		{warmboot.PhaseDocker, l.vm.awaitDocker},
 	} {
-		if err := l.time(step.name, step.run); err != nil {
+		if err := l.time(ctx, step.name, step.run); err != nil {
 			return controlplane.Booted{}, bootError(ctx, l.vm.machine, op, a.BootTimeout, err)
 		}
 	}

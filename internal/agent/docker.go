@@ -18,6 +18,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/controlplane"
+	"warmboot/internal/telemetry/span"
 )
 
 // ociContainer is the name, in the guest's Docker, of the one container that a microVM is for.
@@ -54,13 +55,18 @@ func (a *Agent) StartContainer(ctx context.Context, c warmboot.Container, auth *
 	return phases, err
 }
 
-func (a *Agent) startContainer(ctx context.Context, vm *microVM, c warmboot.Container, auth *controlplane.RegistryAuth, step func(string)) ([]warmboot.Phase, error) {
+func (a *Agent) startContainer(ctx context.Context, vm *microVM, c warmboot.Container, auth *controlplane.RegistryAuth, step func(string)) (_ []warmboot.Phase, err error) {
 	var phases []warmboot.Phase
-	_, err := vm.docker.ContainerInspect(ctx, ociContainer, client.ContainerInspectOptions{})
+	known, err := vm.docker.ContainerInspect(ctx, ociContainer, client.ContainerInspectOptions{})
 	if err != nil && !cerrdefs.IsNotFound(err) {
 		return nil, dockerError("start container", err)
 	}
-	if err != nil {
+	exists := err == nil
+	if exists {
+		if err := a.adjust(ctx, vm, c, known.Container.HostConfig); err != nil {
+			return nil, err
+		}
+	} else {
 		begin := time.Now()
 		if err := a.pull(ctx, vm, c.Image, auth, step); err != nil {
 			return nil, err
@@ -68,7 +74,9 @@ func (a *Agent) startContainer(ctx context.Context, vm *microVM, c warmboot.Cont
 		phases = append(phases, warmboot.Phase{Name: warmboot.PhasePull, Duration: time.Since(begin)})
 	}
 	begin := time.Now()
-	if err != nil {
+	ctx, s := span.Start(ctx, "phase: "+string(warmboot.PhaseStart))
+	defer func() { s.End(err) }()
+	if !exists {
 		step("Creating the container")
 		config, host := ociConfig(c)
 		if _, err := vm.docker.ContainerCreate(ctx, client.ContainerCreateOptions{Name: ociContainer, Config: config, HostConfig: host}); err != nil {
@@ -90,16 +98,77 @@ func ociConfig(c warmboot.Container) (*dockertypes.Config, *dockertypes.HostConf
 		config.Env = append(config.Env, k+"="+v)
 	}
 	slices.Sort(config.Env)
-	host := &dockertypes.HostConfig{NetworkMode: "host"}
+	// The host name is the microVM's as well: Docker would keep that of the first start on the container's disk, where no update reaches it.
+	host := &dockertypes.HostConfig{NetworkMode: "host", UTSMode: "host", Binds: []string{"/etc/hostname:/etc/hostname"}}
 	host.NanoCPUs = int64(c.Spec.CPULimit * 1e9)
 	host.Memory = int64(c.Spec.MemoryLimitMB) << 20
-	host.RestartPolicy = dockertypes.RestartPolicy{Name: dockertypes.RestartPolicyMode(c.Spec.RestartPolicy.Name), MaximumRetryCount: c.Spec.RestartPolicy.MaxRetries}
+	host.RestartPolicy = restartPolicy(c)
 	return config, host
 }
 
+// restartPolicy is a container's, as Docker has it.
+func restartPolicy(c warmboot.Container) dockertypes.RestartPolicy {
+	name := c.Spec.RestartPolicy.Name
+	if name == "" {
+		name = warmboot.RestartNo // to an update, none means that it stays
+	}
+	return dockertypes.RestartPolicy{Name: dockertypes.RestartPolicyMode(name), MaximumRetryCount: c.Spec.RestartPolicy.MaxRetries}
+}
+
+// adjust makes the container that Docker knows what c asks for by now. Docker cannot take a limit away, but one as large as the microVM limits nothing.
+func (a *Agent) adjust(ctx context.Context, vm *microVM, c warmboot.Container, now *dockertypes.HostConfig) error {
+	_, want := ociConfig(c)
+	vcpus, memory := a.size(c.Spec)
+	if want.NanoCPUs == 0 && now.NanoCPUs != 0 {
+		want.NanoCPUs = int64(vcpus) * 1e9
+	}
+	if want.Memory == 0 && now.Memory != 0 {
+		want.Memory = int64(memory) << 20
+	}
+	var change client.ContainerUpdateOptions
+	if want.NanoCPUs != now.NanoCPUs || want.Memory != now.Memory {
+		// Docker's own rule for a new container: as much swap as memory, both counted together.
+		change.Resources = &dockertypes.Resources{NanoCPUs: want.NanoCPUs, Memory: want.Memory, MemorySwap: 2 * want.Memory}
+	}
+	if policy := restartPolicy(c); policy != now.RestartPolicy {
+		change.RestartPolicy = &policy
+	}
+	if change == (client.ContainerUpdateOptions{}) {
+		return nil
+	}
+	_, err := vm.docker.ContainerUpdate(ctx, ociContainer, change)
+	return dockerError("update container", err)
+}
+
+// UpdateContainer makes the Docker of a container whose command runs follow its restart policy.
+func (a *Agent) UpdateContainer(ctx context.Context, c warmboot.Container) error {
+	ctx, done, err := a.command(ctx, controlplane.ContainerRef{ID: c.ID, Generation: c.Lease.Generation})
+	if err != nil {
+		return err
+	}
+	defer done()
+	own, err := a.find(c.ID)
+	if err != nil {
+		return err
+	}
+	vm, err := own.vm()
+	if err != nil {
+		return err
+	}
+	ctx, stop := whileAlive(ctx, vm.machine)
+	defer stop()
+	policy := restartPolicy(c)
+	if _, err := vm.docker.ContainerUpdate(ctx, ociContainer, client.ContainerUpdateOptions{RestartPolicy: &policy}); err != nil {
+		return dockerError("update container", err)
+	}
+	return own.keep(func(r *record) { r.Container = &c })
+}
+
 // pull makes the guest's Docker fetch an image from its registry.
-func (a *Agent) pull(ctx context.Context, vm *microVM, image string, auth *controlplane.RegistryAuth, step func(string)) error {
+func (a *Agent) pull(ctx context.Context, vm *microVM, image string, auth *controlplane.RegistryAuth, step func(string)) (err error) {
 	const op = "pull image"
+	ctx, s := span.Start(ctx, "phase: "+string(warmboot.PhasePull), "image", image)
+	defer func() { s.End(err) }()
 	ref, err := reference.ParseNormalizedNamed(image)
 	if err != nil {
 		return warmboot.Errorf(warmboot.Invalid, op, "%q is not an image reference: %v", image, err)
@@ -182,6 +251,9 @@ func pullError(ctx context.Context, image, host string, err error) error {
 
 // dockerError keeps apart what the caller asked for wrongly and what went wrong by itself.
 func dockerError(op string, err error) error {
+	if err == nil {
+		return nil
+	}
 	code := warmboot.Internal
 	switch {
 	case cerrdefs.IsInvalidArgument(err), strings.Contains(err.Error(), "executable file not found"), strings.Contains(err.Error(), "no such file or directory: unknown"):

@@ -14,6 +14,7 @@ import (
 	"warmboot/internal/controlplane"
 	"warmboot/internal/guestrpc"
 	"warmboot/internal/rollback"
+	"warmboot/internal/telemetry/span"
 	"warmboot/internal/vmm"
 )
 
@@ -95,17 +96,26 @@ func (l *launch) end(cause error) error {
 }
 
 // time runs a step and notes how long it took.
-func (l *launch) time(name warmboot.PhaseName, step func() error) error {
+func (l *launch) time(ctx context.Context, name warmboot.PhaseName, step func(context.Context) error) error {
 	start := time.Now()
-	err := step()
+	ctx, s := span.Start(ctx, "phase: "+string(name))
+	err := step(ctx)
+	s.End(err)
 	l.phases = append(l.phases, warmboot.Phase{Name: name, Duration: time.Since(start)})
 	return err
 }
 
-// start runs a driver's Create or Restore and keeps the machine's handle, so that the machine can be found again from then on.
-func (l *launch) start(boot func() (vmm.Machine, error)) error {
-	m, err := boot()
-	if err != nil {
+// start runs a driver's Create or Restore and keeps the machine's handle, so that the machine can be found again from then on. The driver itself
+// tells how long its phases took.
+func (l *launch) start(ctx context.Context, boot func(context.Context) (vmm.Machine, error)) error {
+	ctx, s := span.Start(ctx, "start VMM", "vmm", l.a.Driver.Name())
+	m, err := boot(ctx)
+	if err == nil {
+		for _, p := range m.Timings() {
+			s.Set("phase."+string(p.Name), p.Duration)
+		}
+	}
+	if s.End(err); err != nil {
 		return err
 	}
 	l.vm = newMicroVM(m)

@@ -17,6 +17,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/controlplane"
+	"warmboot/internal/telemetry/span"
 )
 
 // codec is JSON of Go types in place of Connect's JSON of protobuf messages.
@@ -186,11 +187,23 @@ const (
 func newClient(config *tls.Config) *http.Client {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
-	return &http.Client{Transport: &http.Transport{
+	return &http.Client{Transport: traced{&http.Transport{
 		TLSClientConfig: config, Protocols: protocols, TLSHandshakeTimeout: 5 * time.Second, DialContext: dialer.DialContext,
 		HTTP2:           &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 		IdleConnTimeout: 5 * time.Minute,
-	}}
+	}}}
+}
+
+// traced tells the other end what a call is a part of.
+type traced struct{ *http.Transport }
+
+// RoundTrip implements http.RoundTripper.
+func (t traced) RoundTrip(r *http.Request) (*http.Response, error) {
+	if span.TraceID(r.Context()) != "" {
+		r = r.Clone(r.Context()) // it is not ours to change
+		span.Inject(r.Context(), r.Header)
+	}
+	return t.Transport.RoundTrip(r)
 }
 
 // NewServer is an HTTP/2 server for handlers of this package.

@@ -217,6 +217,10 @@ func TestAContainerOnAnotherHost(t *testing.T) {
 	if c.State != warmboot.ContainerRunning {
 		t.Fatalf("%+v", c)
 	}
+	policy := warmboot.RestartPolicy{Name: warmboot.RestartAlways}
+	if c, err = m.Service.UpdateContainer(ctx, "web", controlplane.ContainerChange{RestartPolicy: &policy}); err != nil || c.Spec.RestartPolicy != policy {
+		t.Errorf("%+v, %v", c, err)
+	}
 	c, err = m.Service.StopContainer(ctx, "web", time.Second)
 	must(t, err)
 	if c.ExitCode == nil || *c.ExitCode != 143 {

@@ -89,6 +89,9 @@ func HostHandler(h controlplane.Host) http.Handler {
 		phases, err := h.StartContainer(ctx, r.Container, r.Auth, step)
 		return &list[warmboot.Phase]{phases}, err
 	})
+	handle(mux, hostService+"UpdateContainer", func(ctx context.Context, r *startCall) (*empty, error) {
+		return &empty{}, h.UpdateContainer(ctx, r.Container)
+	})
 	handle(mux, hostService+"StopContainer", func(ctx context.Context, r *containerCall) (*exitCode, error) {
 		code, err := h.StopContainer(ctx, r.Ref, r.Grace)
 		return &exitCode{code}, err
@@ -169,6 +172,11 @@ func (h host) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (control
 func (h host) StartContainer(ctx context.Context, c warmboot.Container, auth *controlplane.RegistryAuth, step func(string)) ([]warmboot.Phase, error) {
 	res, err := value(callSteps[startCall, list[warmboot.Phase]](ctx, h.remote, hostService+"StartContainer", &startCall{c, auth}, step))
 	return res.Items, err
+}
+
+func (h host) UpdateContainer(ctx context.Context, c warmboot.Container) error {
+	_, err := call[startCall, empty](ctx, h.remote, hostService+"UpdateContainer", &startCall{Container: c})
+	return err
 }
 
 func (h host) StopContainer(ctx context.Context, ref controlplane.ContainerRef, grace time.Duration) (int, error) {

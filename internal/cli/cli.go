@@ -20,6 +20,7 @@ import (
 	"warmboot/client"
 	"warmboot/internal/bench"
 	"warmboot/internal/preflight"
+	"warmboot/internal/telemetry/span"
 )
 
 // Config is what the commands need from outside. In, Out, Err and Env are required, and so are the functions.
@@ -85,7 +86,8 @@ func Run(ctx context.Context, c Config, args []string) int {
 	}
 	root := New(c)
 	root.SetArgs(args)
-	cmd, err := root.ExecuteContextC(ctx)
+	// Whoever runs us may be traced, and so will be what we ask the server for.
+	cmd, err := root.ExecuteContextC(span.Remote(ctx, c.Env("TRACEPARENT")))
 	return exitCode(c.Err, cmd, err)
 }
 
@@ -149,7 +151,7 @@ now, 9 timed out, 10 corrupt data, 11 incompatible snapshot, 130 interrupted.`,
 			root.AddCommand(cmd)
 		}
 	}
-	add(groupContainers, a.runCmd(), a.psCmd(), a.logsCmd(), a.execCmd(), a.stopCmd(), a.startCmd(), a.rmCmd(), a.inspectCmd(), a.eventsCmd())
+	add(groupContainers, a.runCmd(), a.psCmd(), a.logsCmd(), a.execCmd(), a.stopCmd(), a.startCmd(), a.rmCmd(), a.updateCmd(), a.renameCmd(), a.inspectCmd(), a.eventsCmd())
 	add(groupRuntime, a.imageCmd(), a.snapshotCmd())
 	add(groupAccess, a.tokenCmd(), a.auditCmd())
 	add(groupMachine, a.serveCmd(), a.managerCmd(), a.agentCmd(), a.hostCmd(), a.gcCmd(), a.doctorCmd(), a.benchCmd(), a.versionCmd())

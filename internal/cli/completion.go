@@ -29,18 +29,25 @@ func (a *app) complete(names func(context.Context, *client.Client) []string) cob
 	}
 }
 
-// completeContainers offers the names of the containers that fit; of all if fits is nil.
+// completionMost is how many names a shell is offered at the most: who has more must type more.
+const completionMost = 500
+
+// completeContainers offers the names of the containers that fit and begin as what was typed; of all if fits is nil.
 func (a *app) completeContainers(fits func(api.Container) bool) cobra.CompletionFunc {
-	return a.complete(func(ctx context.Context, cl *client.Client) []string {
-		var names []string
-		list, _ := cl.Containers(ctx) // no list, no names
-		for _, c := range list {
-			if fits == nil || fits(c) {
-				names = append(names, c.Name)
+	return func(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return a.complete(func(ctx context.Context, cl *client.Client) []string {
+			var names []string
+			for c, err := range cl.EachContainer(ctx, client.ContainerFilter{NamePrefix: typed, Limit: completionMost}) {
+				if err != nil {
+					break // no list, no names
+				}
+				if fits == nil || fits(c) {
+					names = append(names, c.Name)
+				}
 			}
-		}
-		return names
-	})
+			return names
+		})(cmd, args, typed)
+	}
 }
 
 func imageNames(ctx context.Context, cl *client.Client) []string {

@@ -17,54 +17,6 @@ import (
 	"warmboot/client"
 )
 
-func (a *app) psCmd() *cobra.Command {
-	var all, quiet, noTrunc bool
-	cmd := &cobra.Command{
-		Use:     "ps",
-		Aliases: []string{"list"},
-		Short:   "List containers",
-		Args:    cobra.NoArgs,
-		RunE: a.do(func(ctx context.Context, _ []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			list, err := cl.Containers(ctx)
-			if err != nil {
-				return err
-			}
-			if !all {
-				list = slices.DeleteFunc(list, func(c api.Container) bool { return ended(c) })
-			}
-			id, text := shortID, func(s string) string { return oneLine(s, 30) }
-			if noTrunc {
-				id = func(s string) string { return s }
-				text = id
-			}
-			if quiet {
-				for _, c := range list {
-					fmt.Fprintln(a.Out, id(c.ID))
-				}
-				return nil
-			}
-			return printList(a, list,
-				column[api.Container]{"CONTAINER ID", func(c api.Container) string { return id(c.ID) }},
-				column[api.Container]{"IMAGE", func(c api.Container) string { return text(c.Image) }},
-				column[api.Container]{"COMMAND", func(c api.Container) string { return text(command(c)) }},
-				column[api.Container]{"CREATED", func(c api.Container) string { return ago(c.CreatedAt) }},
-				column[api.Container]{"STATUS", status},
-				column[api.Container]{"BOOT", boot},
-				column[api.Container]{"PORTS", func(c api.Container) string { return ports(c.PortMappings) }},
-				column[api.Container]{"NAME", func(c api.Container) string { return c.Name }},
-			)
-		}),
-	}
-	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those that have ended or failed")
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "only ids")
-	cmd.Flags().BoolVar(&noTrunc, "no-trunc", false, "do not shorten ids and commands")
-	return cmd
-}
-
 func ended(c api.Container) bool {
 	s := warmboot.ContainerState(c.State)
 	return s == warmboot.ContainerStopped || s == warmboot.ContainerFailed

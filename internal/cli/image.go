@@ -19,7 +19,7 @@ func (a *app) imageCmd() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.imageBuildCmd(), a.imageLsCmd(), a.imageRegisterCmd(), a.imageRmCmd())
+	cmd.AddCommand(a.imageBuildCmd(), a.imageLsCmd(), a.imageRegisterCmd(), a.imageRenameCmd(), a.imageRmCmd())
 	return cmd
 }
 

@@ -47,11 +47,12 @@ func (a *announced) UpdateContainer(ctx context.Context, id warmboot.ID, change 
 	defer a.lock(id)()
 	var state warmboot.ContainerState
 	var method warmboot.BootMethod
+	var name string
 	after, err := a.Store.UpdateContainer(ctx, id, func(c *warmboot.Container) error {
-		state, method = c.State, c.BootMethod
+		state, method, name = c.State, c.BootMethod, c.Name
 		return change(c)
 	})
-	if err == nil && (after.State != state || after.BootMethod != method) {
+	if err == nil && (after.State != state || after.BootMethod != method || after.Name != name) {
 		a.tellContainer(after)
 	}
 	return after, err
@@ -162,10 +163,10 @@ func (a *announced) UpdateHost(ctx context.Context, id warmboot.ID, change func(
 	return after, err
 }
 
-func (a *announced) DeleteHost(ctx context.Context, id warmboot.ID) error {
+func (a *announced) DeleteHost(ctx context.Context, id warmboot.ID, conditions ...func(*warmboot.Host) error) error {
 	defer a.lock(id)()
 	before, readErr := a.Host(ctx, id)
-	err := a.Store.DeleteHost(ctx, id)
+	err := a.Store.DeleteHost(ctx, id, conditions...)
 	if err == nil && readErr == nil {
 		a.tell(Event{Type: EventHost, Entity: id, Name: before.Name, State: "deleted"})
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/telemetry/span"
 )
 
 // coldTimes remembers how long the latest cold boot of each image took: what a warm boot saves is measured against it. The
@@ -49,7 +50,9 @@ type bootResult struct {
 
 // boot brings up the machine of a container: from a snapshot if one can be used, else from the kernel on. coldReason, if not
 // empty, forbids the snapshot and says why.
-func (s *Service) boot(ctx context.Context, host Host, hostID warmboot.ID, m MachineSpec, coldReason string) (bootResult, error) {
+func (s *Service) boot(ctx context.Context, host Host, hostID warmboot.ID, m MachineSpec, coldReason string) (_ bootResult, err error) {
+	ctx, sp := span.Start(ctx, "boot", "vm_id", m.VMID)
+	defer func() { sp.End(err) }()
 	id := m.Container.ID.Short()
 	if coldReason == "" {
 		res, reason, err := s.warmBoot(ctx, host, hostID, m)
@@ -57,22 +60,36 @@ func (s *Service) boot(ctx context.Context, host Host, hostID warmboot.ID, m Mac
 			return bootResult{}, err
 		}
 		if reason == "" {
-			s.log.Info(fmt.Sprintf("Container %s VM created: %s via warm boot in %.2fs", id, m.VMID, res.took.Seconds()), "container_id", m.Container.ID, "snapshot_id", res.snap.ID)
+			sp.Set("boot_method", warmboot.BootWarm)
+			s.log.InfoContext(ctx, fmt.Sprintf("Container %s VM created: %s via warm boot in %.2fs", id, m.VMID, res.took.Seconds()), "container_id", m.Container.ID, "snapshot_id", res.snap.ID)
 			return res, nil
 		}
-		s.log.Warn(fmt.Sprintf("Warm boot failed for container %s, falling back to cold boot: %s", id, reason), "container_id", m.Container.ID)
+		s.log.WarnContext(ctx, fmt.Sprintf("Warm boot failed for container %s, falling back to cold boot: %s", id, reason), "container_id", m.Container.ID)
 		coldReason = reason
 	}
+	sp.Set("boot_method", warmboot.BootCold, "boot_reason", coldReason)
 	start := time.Now()
-	booted, err := host.ColdBoot(ctx, m)
+	booted, err := coldBoot(ctx, host, m)
 	took := time.Since(start)
 	s.Observer.Boot(warmboot.BootCold, took, booted.Phases, err)
 	if err != nil {
 		return bootResult{}, err
 	}
 	s.cold.record(m.Image.ID, took)
-	s.log.Info(fmt.Sprintf("Container %s VM created: %s via cold boot in %.2fs", id, m.VMID, took.Seconds()), "container_id", m.Container.ID)
+	s.log.InfoContext(ctx, fmt.Sprintf("Container %s VM created: %s via cold boot in %.2fs", id, m.VMID, took.Seconds()), "container_id", m.Container.ID)
 	return bootResult{method: warmboot.BootCold, reason: coldReason, phases: booted.Phases, took: took}, nil
+}
+
+func coldBoot(ctx context.Context, host Host, m MachineSpec) (_ Booted, err error) {
+	ctx, sp := span.Start(ctx, "cold boot")
+	defer func() { sp.End(err) }()
+	return host.ColdBoot(ctx, m)
+}
+
+func restore(ctx context.Context, host Host, m MachineSpec, snap *warmboot.RuntimeSnapshot) (_ Booted, err error) {
+	ctx, sp := span.Start(ctx, "warm boot", "snapshot_id", snap.ID)
+	defer func() { sp.End(err) }()
+	return host.WarmBoot(ctx, m, *snap)
 }
 
 // warmBoot returns either a machine, or the reason why there is none and a cold boot is next, or an error that a cold boot would meet
@@ -86,7 +103,7 @@ func (s *Service) warmBoot(ctx context.Context, host Host, hostID warmboot.ID, m
 		return bootResult{}, reason, err
 	}
 	start := time.Now()
-	booted, err := host.WarmBoot(ctx, m, *snap)
+	booted, err := restore(ctx, host, m, snap)
 	took := time.Since(start)
 	s.Observer.Boot(warmboot.BootWarm, took, booted.Phases, err)
 	switch code := warmboot.CodeOf(err); {
@@ -101,7 +118,7 @@ func (s *Service) warmBoot(ctx context.Context, host Host, hostID warmboot.ID, m
 	case code == warmboot.Incompatible:
 		// Made for something else: no fault of the snapshot's.
 		if !errors.Is(err, ErrMachineSize) {
-			s.log.Warn(fmt.Sprintf("Snapshot %s does not fit any more (%v): version migration, a new one is built", snap.ID.Short(), err), "snapshot_id", snap.ID)
+			s.log.WarnContext(ctx, fmt.Sprintf("Snapshot %s does not fit any more (%v): version migration, a new one is built", snap.ID.Short(), err), "snapshot_id", snap.ID)
 			s.rebuildSoon(snap, s.platformOf(hostID))
 		}
 	default:
@@ -119,7 +136,9 @@ func (s *Service) fetchSnapshot(ctx context.Context, host Host, hostID warmboot.
 	if h := s.hosts.host(hostID); h == nil || has(h) || snap.HostID == "" {
 		return "", nil
 	}
-	fctx, cancel := context.WithTimeout(ctx, s.SnapshotWait)
+	fctx, sp := span.Start(ctx, "fetch snapshot", "snapshot_id", snap.ID)
+	defer func() { sp.End(err) }()
+	fctx, cancel := context.WithTimeout(fctx, s.SnapshotWait)
 	defer cancel()
 	err = host.FetchSnapshot(fctx, *snap, img, s.peers(hostID, has))
 	if err == nil || ctx.Err() != nil || errors.Is(err, ErrUnreachable) {

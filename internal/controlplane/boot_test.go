@@ -106,7 +106,7 @@ func TestThreeFailuresInARowMakeASnapshotUnhealthy(t *testing.T) {
 	}
 	p.log.want(t, `WARN Snapshot `+snap.Short()+` is unhealthy after 3 failures in a row; a new one is built`)
 	next := eventually(t, "a new one is being built", func() (warmboot.ID, bool) {
-		all, err := p.svc.Snapshots(t.Context())
+		all, err := p.svc.Snapshots(t.Context(), warmboot.SnapshotFilter{})
 		p.must(err)
 		return all[0].ID, all[0].State == warmboot.SnapshotCreating
 	})

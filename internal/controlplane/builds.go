@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/telemetry/span"
 )
 
 // builds holds the snapshot builds that this manager has run. The zero value is ready.
@@ -74,13 +75,16 @@ func (s *Service) RunBuild(ctx context.Context, id warmboot.ID) error {
 	s.Step("build: taken")
 	b := &build{s: s, snap: *snap}
 	start := time.Now()
+	ctx, sp := span.Start(ctx, "build snapshot", "snapshot_id", id, "image_id", snap.RuntimeImageID, "host", s.HostName(snap.HostID))
+	b.span = sp
 	err = b.run(ctx)
+	sp.End(err)
 	if s.ctx.Err() != nil && err != nil {
 		// It is undone on the host, and built by another manager or at the next start.
 		b.update(func(snap *warmboot.RuntimeSnapshot) { snap.Lease, snap.Metadata.Step = snap.Lease.Release(), "" })
 		return errClosing
 	}
-	b.finish(start, err)
+	b.finish(ctx, start, err)
 	return nil
 }
 
@@ -91,6 +95,7 @@ var errNotOurs = errors.New("not ours to build")
 type build struct {
 	s    *Service
 	snap warmboot.RuntimeSnapshot
+	span span.Span
 }
 
 // run has the host build the snapshot and makes it ready.
@@ -117,7 +122,8 @@ func (b *build) run(ctx context.Context) error {
 	}
 	start := time.Now()
 	built, err := host.BuildSnapshot(ctx, *snap, *img, func(step string) {
-		s.log.Info(fmt.Sprintf("Snapshot %s: %s", snap.ID.Short(), step), "snapshot_id", snap.ID, "image_id", img.ID)
+		b.span.Event(step)
+		s.log.InfoContext(ctx, fmt.Sprintf("Snapshot %s: %s", snap.ID.Short(), step), "snapshot_id", snap.ID, "image_id", img.ID)
 		b.update(func(now *warmboot.RuntimeSnapshot) { now.Metadata.Step = step })
 		s.Step("build: " + step)
 	})
@@ -144,7 +150,9 @@ func (b *build) run(ctx context.Context) error {
 func (b *build) ready() error {
 	ctx, cancel := b.s.lastWords()
 	defer cancel()
-	all, err := insist(ctx, func() ([]*warmboot.RuntimeSnapshot, error) { return b.s.store.Snapshots(ctx) })
+	all, err := insist(ctx, func() ([]*warmboot.RuntimeSnapshot, error) {
+		return b.s.store.Snapshots(ctx, warmboot.SnapshotFilter{})
+	})
 	if err != nil {
 		return err
 	}
@@ -179,11 +187,11 @@ func (b *build) update(change func(*warmboot.RuntimeSnapshot)) {
 }
 
 // finish records how a build ended. A build that was automatic and failed is repeated later.
-func (b *build) finish(start time.Time, err error) {
+func (b *build) finish(traced context.Context, start time.Time, err error) {
 	s, snap := b.s, &b.snap
 	log, took := s.log.With("snapshot_id", snap.ID, "image_id", snap.RuntimeImageID), time.Since(start)
 	if err == nil {
-		log.Info(fmt.Sprintf("Snapshot %s ready in %.2fs", snap.ID.Short(), took.Seconds()), "path", snap.SnapshotPath)
+		log.InfoContext(traced, fmt.Sprintf("Snapshot %s ready in %.2fs", snap.ID.Short(), took.Seconds()), "path", snap.SnapshotPath)
 		s.Observer.Build(took, nil)
 		s.collectSoon()
 		return
@@ -205,7 +213,7 @@ func (b *build) finish(start time.Time, err error) {
 		return
 	}
 	s.Observer.Build(took, err)
-	log.Error(fmt.Sprintf("Snapshot %s could not be built", snap.ID.Short()), "err", err)
+	log.ErrorContext(traced, fmt.Sprintf("Snapshot %s could not be built", snap.ID.Short()), "err", err)
 	if failErr != nil {
 		log.Error("The failed build could not be recorded", "err", failErr)
 		return
@@ -218,7 +226,7 @@ func (b *build) finish(start time.Time, err error) {
 // takeOverBuilds queues again what is to be built and nobody builds; what is queued already stays so. After a death it also queues what an
 // unhealthy snapshot still waits for.
 func (s *Service) takeOverBuilds(ctx context.Context, death bool) error {
-	all, err := s.store.Snapshots(ctx)
+	all, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{})
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/placement"
+	"warmboot/internal/telemetry/span"
 )
 
 // WaitFor is a condition on a container.
@@ -32,7 +33,9 @@ type CreateContainer struct {
 }
 
 // CreateContainer stores a container and starts to bring it up. It returns at once; WaitContainer tells when it runs.
-func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (*warmboot.Container, error) {
+func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (_ *warmboot.Container, err error) {
+	ctx, sp := span.Start(ctx, "create container")
+	defer func() { sp.End(err) }()
 	img, err := s.runtimeImage(ctx, in.RuntimeImageID)
 	if err != nil {
 		return nil, err
@@ -51,6 +54,9 @@ func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (*war
 	}
 	for {
 		c, err := s.createOnSomeHost(ctx, in, img)
+		if err == nil {
+			sp.Set("container_id", c.ID, "name", c.Name, "host", s.HostName(c.HostID))
+		}
 		if !errors.Is(err, warmboot.ErrHostClosed) {
 			return c, err
 		}
@@ -82,21 +88,15 @@ func (s *Service) createOnSomeHost(ctx context.Context, in CreateContainer, img 
 		return nil, err
 	}
 	s.Step("create: stored")
-	return c, s.bringUp(s.holdOf(t, c), *c, *img, in.Auth)
+	return c, s.bringUp(s.holdOf(ctx, t, c), *c, *img, in.Auth)
 }
 
 // placeContainer chooses the host of a container that is to boot from an image. stored must be called once that is stored, or will not be.
 func (s *Service) placeContainer(ctx context.Context, image warmboot.ID, excluded map[warmboot.ID]bool) (_ *warmboot.Host, stored func(error), err error) {
 	var ready []*warmboot.RuntimeSnapshot
 	if s.hosts.several() { // else there is nothing to choose
-		snaps, err := s.store.Snapshots(ctx)
-		if err != nil {
+		if ready, err = s.store.Snapshots(ctx, warmboot.SnapshotFilter{RuntimeImageID: image, States: []warmboot.SnapshotState{warmboot.SnapshotReady}}); err != nil {
 			return nil, nil, err
-		}
-		for _, snap := range snaps {
-			if snap.RuntimeImageID == image && snap.State == warmboot.SnapshotReady {
-				ready = append(ready, snap)
-			}
 		}
 	}
 	var host *warmboot.Host
@@ -243,7 +243,9 @@ func (s *Service) keepStopped(ctx context.Context, c *warmboot.Container) (*warm
 
 // stop carries out what StopContainer has begun. If the host does not answer, it is done when the host is back.
 func (s *Service) stop(h *hold, c *warmboot.Container, grace time.Duration) {
+	h, sp := h.span("stop container", "host", s.HostName(c.HostID))
 	host, err := s.reach(c.HostID)
+	defer func() { sp.End(err) }()
 	code := -1
 	if err == nil {
 		code, err = host.StopContainer(h.ctx, h.ref(), grace)
@@ -260,7 +262,7 @@ func (s *Service) stop(h *hold, c *warmboot.Container, grace time.Duration) {
 	s.recordEnd(h, code, text, false)
 }
 
-// StartContainer boots a stopped container again, from its own disk. That is a cold boot: the memory of a snapshot would not
+// StartContainer boots a stopped container again, from its own disk; one that runs or starts already is left alone. That is a cold boot: the memory of a snapshot would not
 // fit a disk that has changed since.
 func (s *Service) StartContainer(ctx context.Context, ref string) (*warmboot.Container, error) {
 	return s.startAgain(ctx, ref, startedAgain, func(c *warmboot.Container) { c.Restarts = 0 })
@@ -280,7 +282,7 @@ func (s *Service) startAgain(ctx context.Context, ref, reason string, note func(
 		return warmboot.Errorf(warmboot.Conflict, op, "container %s is %s; only a stopped one can be started", c.Name, c.State)
 	}
 	switch c.State {
-	case warmboot.ContainerRunning:
+	case warmboot.ContainerRunning, warmboot.ContainerStarting: // whoever asks again, because the answer was lost, has what they want
 		return c, nil
 	case warmboot.ContainerStopped:
 	default:
@@ -318,8 +320,8 @@ func (s *Service) startAgain(ctx context.Context, ref, reason string, note func(
 
 // DeleteContainer removes a container and all that is its. One whose command runs is only removed with force. A create or start
 // that is under way is ended, whichever manager is at it. A container on a host that is down can be deleted with force: the host removes
-// what it has of it when it is back.
-func (s *Service) DeleteContainer(ctx context.Context, ref string, force bool) error {
+// what it has of it when it is back. Where a condition does not hold it is an error of that, and nothing is ended.
+func (s *Service) DeleteContainer(ctx context.Context, ref string, force bool, conditions ...func(*warmboot.Container) error) error {
 	const op = "delete container"
 	c, err := s.store.FindContainer(ctx, ref)
 	if err != nil {
@@ -331,13 +333,22 @@ func (s *Service) DeleteContainer(ctx context.Context, ref string, force bool) e
 	if !force && !s.canReach(c) {
 		return warmboot.Errorf(warmboot.Unavailable, op, "host %s, which has container %s, is down; delete it with force, or when the host is back", s.HostName(c.HostID), c.Name)
 	}
+	if err := holds(c, conditions); err != nil {
+		return err
+	}
 	t, err := s.tasks.interrupt(s.ctx, c.ID, "deleted")
 	if err != nil {
 		return err
 	}
-	h, c, err := s.acquire(ctx, t, func(c *warmboot.Container) error { c.State = warmboot.ContainerDeleting; return nil })
+	h, c, err := s.acquire(ctx, t, func(c *warmboot.Container) error {
+		if err := holds(c, conditions); err != nil {
+			return err
+		}
+		c.State = warmboot.ContainerDeleting
+		return nil
+	})
 	if warmboot.CodeOf(err) == warmboot.Conflict {
-		return s.deleteElsewhere(ctx, ref)
+		return s.deleteElsewhere(ctx, ref, conditions)
 	}
 	if err != nil {
 		return err
@@ -361,13 +372,19 @@ func (s *Service) DeleteContainer(ctx context.Context, ref string, force bool) e
 
 // deleteElsewhere asks the manager that is doing something to a container to delete it instead, by the container's state, and waits
 // until it is gone.
-func (s *Service) deleteElsewhere(ctx context.Context, ref string) error {
+func (s *Service) deleteElsewhere(ctx context.Context, ref string, conditions []func(*warmboot.Container) error) error {
 	c, err := s.store.FindContainer(ctx, ref)
 	if err != nil {
 		return err
 	}
 	if c.State != warmboot.ContainerDeleting {
-		if c, err = s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error { c.State = warmboot.ContainerDeleting; return nil }); err != nil {
+		if c, err = s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error {
+			if err := holds(c, conditions); err != nil {
+				return err
+			}
+			c.State = warmboot.ContainerDeleting
+			return nil
+		}); err != nil {
 			return err
 		}
 	}
@@ -389,10 +406,11 @@ func (s *Service) deleteElsewhere(ctx context.Context, ref string) error {
 }
 
 // remove carries out a deletion.
-func (s *Service) remove(h *hold, c *warmboot.Container) error {
+func (s *Service) remove(h *hold, c *warmboot.Container) (err error) {
+	h, sp := h.span("delete container", "host", s.HostName(c.HostID))
+	defer func() { sp.End(err) }()
 	s.Step("delete: stored")
-	err := s.removeFromHost(h, c)
-	if err != nil {
+	if err = s.removeFromHost(h, c); err != nil {
 		s.log.Error("A container could not be deleted; it is tried again", "container_id", c.ID, "err", err)
 		h.abandon()
 		return err

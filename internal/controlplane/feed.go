@@ -132,5 +132,5 @@ func (s *Service) giveUpFor(id warmboot.ID) {
 		return // the other one deletes it
 	}
 	defer h.end()
-	s.remove(h, c)
+	_ = s.remove(h, c) // it has told the log, and gives the container back for another try
 }

@@ -81,11 +81,11 @@ func (s *Service) CollectGarbage(ctx context.Context, dryRun bool) ([]Collected,
 		known[container.ID] = true
 		c.basedOn[container.SnapshotID] = true
 	}
-	images, err := s.store.Images(ctx)
+	images, err := s.store.Images(ctx, warmboot.Page{})
 	if err != nil {
 		return nil, err
 	}
-	snaps, err := s.store.Snapshots(ctx)
+	snaps, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{})
 	if err != nil {
 		return nil, err
 	}
@@ -301,13 +301,13 @@ func (s *Service) collectSoon() {
 }
 
 func (s *Service) collect(ctx context.Context) {
-	all, err := s.store.Snapshots(ctx)
+	all, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{States: []warmboot.SnapshotState{warmboot.SnapshotDeleted}})
 	if err != nil {
 		s.log.Warn("Deleted snapshots could not be listed", "err", err)
 		return
 	}
 	for _, snap := range all {
-		if snap.State != warmboot.SnapshotDeleted || snap.SnapshotPath == "" {
+		if snap.SnapshotPath == "" {
 			continue
 		}
 		if err := s.removeCopies(ctx, snap); err != nil {

@@ -38,6 +38,8 @@ type Host interface {
 	// StartContainer pulls the image into the machine of container c, creates and starts the OCI container. If the
 	// machine's disk holds that container already it is only started. From then on the host reports its end (Reports).
 	StartContainer(ctx context.Context, c warmboot.Container, auth *RegistryAuth, step func(string)) ([]warmboot.Phase, error)
+	// UpdateContainer makes the Docker of a container whose command runs follow the container's restart policy from now on.
+	UpdateContainer(ctx context.Context, c warmboot.Container) error
 	// StopContainer lets the command end within grace, keeps its logs, shuts the machine down and keeps its disk.
 	// Idempotent; a container without a machine is stopped already. It returns the command's exit code, -1 if unknown.
 	StopContainer(ctx context.Context, ref ContainerRef, grace time.Duration) (int, error)

@@ -148,7 +148,7 @@ func (s *Service) hostDown(ctx context.Context, silent *warmboot.Host) error {
 
 // refreshHosts reads the hosts, and how much is on them, from the store.
 func (s *Service) refreshHosts(ctx context.Context) error {
-	all, err := s.store.Hosts(ctx)
+	all, err := s.store.Hosts(ctx, "", 0)
 	if err != nil {
 		return err
 	}
@@ -306,8 +306,10 @@ func (s *Service) peers(except warmboot.ID, has func(*warmboot.Host) bool) []Pee
 	return peers
 }
 
-// Hosts lists the hosts in order of their names.
-func (s *Service) Hosts(ctx context.Context) ([]*warmboot.Host, error) { return s.store.Hosts(ctx) }
+// Hosts lists the hosts in order of their names: at most limit after a name; 0 and "" mean all.
+func (s *Service) Hosts(ctx context.Context, after string, limit int) ([]*warmboot.Host, error) {
+	return s.store.Hosts(ctx, after, limit)
+}
 
 // Host finds a host by id or name.
 func (s *Service) Host(ctx context.Context, ref string) (*warmboot.Host, error) {
@@ -332,11 +334,22 @@ func (s *Service) HostName(id warmboot.ID) string {
 
 // CordonHost keeps new containers and builds away from a host, or lets them come again.
 func (s *Service) CordonHost(ctx context.Context, ref string, cordoned bool) (*warmboot.Host, error) {
+	return s.UpdateHost(ctx, ref, &cordoned)
+}
+
+// UpdateHost cordons a host, or does not any more, if the conditions hold; nil leaves it as it is.
+func (s *Service) UpdateHost(ctx context.Context, ref string, cordoned *bool, conditions ...func(*warmboot.Host) error) (*warmboot.Host, error) {
 	h, err := s.store.FindHost(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	h, err = s.store.UpdateHost(ctx, h.ID, func(h *warmboot.Host) error { h.Cordoned = cordoned; return nil })
+	h, err = s.store.UpdateHost(ctx, h.ID, func(h *warmboot.Host) error {
+		if err := holds(h, conditions); err != nil {
+			return err
+		}
+		set(&h.Cordoned, cordoned)
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -375,7 +388,7 @@ func (s *Service) DrainHost(ctx context.Context, ref string, grace time.Duration
 }
 
 // RemoveHost forgets a host that is down and has nothing any more. Its agent may join again with a new token.
-func (s *Service) RemoveHost(ctx context.Context, ref string) error {
+func (s *Service) RemoveHost(ctx context.Context, ref string, conditions ...func(*warmboot.Host) error) error {
 	h, err := s.store.FindHost(ctx, ref)
 	if err != nil {
 		return err
@@ -383,7 +396,7 @@ func (s *Service) RemoveHost(ctx context.Context, ref string) error {
 	if h.State == warmboot.HostUp {
 		return warmboot.Errorf(warmboot.Conflict, "remove host", "host %s is up; drain it, and end its agent first", h.Name)
 	}
-	if err := s.store.DeleteHost(ctx, h.ID); err != nil {
+	if err := s.store.DeleteHost(ctx, h.ID, conditions...); err != nil {
 		return err
 	}
 	s.log.Info("Host "+h.Name+" was removed", "host_id", h.ID)

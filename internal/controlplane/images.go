@@ -34,7 +34,9 @@ func (s *Service) RegisterImage(ctx context.Context, img warmboot.Image) (*warmb
 }
 
 // Images lists the runtime images, newest first.
-func (s *Service) Images(ctx context.Context) ([]*warmboot.Image, error) { return s.store.Images(ctx) }
+func (s *Service) Images(ctx context.Context, p warmboot.Page) ([]*warmboot.Image, error) {
+	return s.store.Images(ctx, p)
+}
 
 // Image finds a runtime image by id or name.
 func (s *Service) Image(ctx context.Context, ref string) (*warmboot.Image, error) {
@@ -44,18 +46,18 @@ func (s *Service) Image(ctx context.Context, ref string) (*warmboot.Image, error
 	return s.store.ImageByName(ctx, ref)
 }
 
-// DeleteImage forgets a runtime image that nothing uses. Its files stay.
-func (s *Service) DeleteImage(ctx context.Context, ref string) error {
+// DeleteImage forgets a runtime image that nothing uses, if the conditions hold. Its files stay.
+func (s *Service) DeleteImage(ctx context.Context, ref string, conditions ...func(*warmboot.Image) error) error {
 	img, err := s.Image(ctx, ref)
 	if err != nil {
 		return err
 	}
-	return s.store.DeleteImage(ctx, img.ID)
+	return s.store.DeleteImage(ctx, img.ID, conditions...)
 }
 
 // newestImage is what a container boots from if the caller did not choose.
 func (s *Service) newestImage(ctx context.Context) (*warmboot.Image, error) {
-	images, err := s.store.Images(ctx)
+	images, err := s.store.Images(ctx, warmboot.Page{Limit: 1})
 	if err != nil {
 		return nil, err
 	}

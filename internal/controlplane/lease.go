@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/telemetry/span"
 )
 
 // errLost is the cause of a Conflict when another manager holds the lease under which something was to be changed.
@@ -37,11 +38,20 @@ func (s *Service) acquire(ctx context.Context, t task, change func(*warmboot.Con
 		t.end()
 		return nil, nil, err
 	}
-	return s.holdOf(t, c), c, nil
+	return s.holdOf(ctx, t, c), c, nil
 }
 
-func (s *Service) holdOf(t task, c *warmboot.Container) *hold {
-	return &hold{s: s, id: c.ID, lease: c.Lease, ctx: t.ctx, end: t.end}
+// holdOf is a container's hold. What is done under it belongs to the trace of ctx, and ends with the task.
+func (s *Service) holdOf(ctx context.Context, t task, c *warmboot.Container) *hold {
+	return &hold{s: s, id: c.ID, lease: c.Lease, ctx: span.Carry(t.ctx, ctx), end: t.end}
+}
+
+// span begins a span for something that is done under the hold. It returns the hold to do it under.
+func (h *hold) span(name string, attributes ...any) (*hold, span.Span) {
+	below := *h
+	var sp span.Span
+	below.ctx, sp = span.Start(h.ctx, name, append(attributes, "container_id", h.id)...)
+	return &below, sp
 }
 
 // ref is the container as the host must be asked for it.
@@ -89,7 +99,8 @@ func (h *hold) abandon() {
 
 // lastWords is a context for what must be said although the task was interrupted: as long as the Service lives, else for a moment.
 func (h *hold) lastWords() (context.Context, context.CancelFunc) {
-	return h.s.lastWords()
+	ctx, cancel := h.s.lastWords()
+	return span.Carry(ctx, h.ctx), cancel
 }
 
 // lastWordsLimit is how long the end of the Service waits for what must still be said.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/telemetry/span"
 )
 
 // bringUp boots and starts a container that is in state creating or starting, in the background.
@@ -46,7 +47,7 @@ func (s *Service) provision(h *hold, c *warmboot.Container, img *warmboot.Image,
 			s.notBroughtUp(h, c, err)
 			return
 		}
-		s.log.Warn(fmt.Sprintf("Container %s goes to host %s, because host %s did not bring it up: %v", c.ID.Short(), s.HostName(next.HostID), s.HostName(c.HostID), err), "container_id", c.ID)
+		s.log.WarnContext(h.ctx, fmt.Sprintf("Container %s goes to host %s, because host %s did not bring it up: %v", c.ID.Short(), s.HostName(next.HostID), s.HostName(c.HostID), err), "container_id", c.ID)
 		c = next
 	}
 }
@@ -73,6 +74,8 @@ func (s *Service) placeElsewhere(h *hold, c *warmboot.Container, excluded map[wa
 // provisionOn brings a container up on its host. started tells whether its command may have been started.
 func (s *Service) provisionOn(h *hold, c *warmboot.Container, img *warmboot.Image, auth *RegistryAuth) (started bool, err error) {
 	start := time.Now()
+	h, sp := h.span("bring container up", "host", s.HostName(c.HostID), "image", c.Image)
+	defer func() { sp.End(err) }()
 	host, err := s.reach(c.HostID)
 	if err != nil {
 		return false, err
@@ -96,9 +99,7 @@ func (s *Service) provisionOn(h *hold, c *warmboot.Container, img *warmboot.Imag
 	if err != nil {
 		return false, err
 	}
-	phases, err := host.StartContainer(h.ctx, *booted, auth, func(step string) {
-		s.log.Debug(fmt.Sprintf("Container %s: %s", c.ID.Short(), step), "container_id", c.ID)
-	})
+	phases, err := s.startCommand(h.ctx, host, booted, auth)
 	if err != nil {
 		return true, err
 	}
@@ -119,8 +120,18 @@ func (s *Service) provisionOn(h *hold, c *warmboot.Container, img *warmboot.Imag
 		saved = fmt.Sprintf(" (saved ~%.0fs)", gain.Seconds())
 	}
 	s.Observer.Start(res.method, took, gain, phases)
-	s.log.Info(fmt.Sprintf("Container %s fully provisioned in %.2fs via %s boot%s", c.ID.Short(), took.Seconds(), res.method, saved), "container_id", c.ID)
+	s.log.InfoContext(h.ctx, fmt.Sprintf("Container %s fully provisioned in %.2fs via %s boot%s", c.ID.Short(), took.Seconds(), res.method, saved), "container_id", c.ID)
 	return true, nil
+}
+
+// startCommand has a container's image pulled and its command started, in the machine that has booted for it.
+func (s *Service) startCommand(ctx context.Context, host Host, c *warmboot.Container, auth *RegistryAuth) (_ []warmboot.Phase, err error) {
+	ctx, sp := span.Start(ctx, "start command")
+	defer func() { sp.End(err) }()
+	return host.StartContainer(ctx, *c, auth, func(step string) {
+		sp.Event(step)
+		s.log.DebugContext(ctx, fmt.Sprintf("Container %s: %s", c.ID.Short(), step), "container_id", c.ID)
+	})
 }
 
 // coldReason says why a container may not start from a snapshot, "" if it may.
@@ -135,11 +146,13 @@ func coldReason(c *warmboot.Container) string {
 }
 
 // fetchImage sees to it that a host has a runtime image. One that says so already is not asked.
-func (s *Service) fetchImage(ctx context.Context, host Host, id warmboot.ID, img *warmboot.Image) error {
+func (s *Service) fetchImage(ctx context.Context, host Host, id warmboot.ID, img *warmboot.Image) (err error) {
 	has := func(h *warmboot.Host) bool { return slices.Contains(h.Inventory.Images, img.Digest) }
 	if h := s.hosts.host(id); h != nil && has(h) {
 		return nil
 	}
+	ctx, sp := span.Start(ctx, "fetch runtime image", "image_id", img.ID)
+	defer func() { sp.End(err) }()
 	return host.FetchImage(ctx, *img, s.peers(id, has))
 }
 
@@ -173,7 +186,7 @@ func (s *Service) notBroughtUp(h *hold, c *warmboot.Container, cause error) {
 		return
 	}
 	s.Observer.StartFailed(warmboot.CodeOf(cause))
-	log.Error(fmt.Sprintf("Container %s could not be started", c.ID.Short()), "err", cause)
+	log.ErrorContext(ctx, fmt.Sprintf("Container %s could not be started", c.ID.Short()), "err", cause)
 	state, text := warmboot.ContainerFailed, cause.Error()
 	if c.State == warmboot.ContainerStarting {
 		state = warmboot.ContainerStopped

@@ -1,6 +1,10 @@
 package controlplane
 
-import "context"
+import (
+	"context"
+
+	"warmboot"
+)
 
 // Readiness is whether one thing that every request needs answers; Err is nil if it does.
 type Readiness struct {
@@ -8,9 +12,12 @@ type Readiness struct {
 	Err  error
 }
 
+// Counts counts what there is.
+func (s *Service) Counts(ctx context.Context) (*warmboot.Counts, error) { return s.store.Counts(ctx) }
+
 // Ready asks whether the store answers and a host is up.
 func (s *Service) Ready(ctx context.Context) []Readiness {
-	_, storeErr := s.store.Images(ctx)
+	_, storeErr := s.store.Images(ctx, warmboot.Page{Limit: 1})
 	_, hostErr := s.someHost()
 	return []Readiness{{"store", storeErr}, {"host", hostErr}}
 }

@@ -80,7 +80,7 @@ func (s *Service) snapshotsForPlatform(ctx context.Context, platform string) {
 	if !s.AutoSnapshot || platform == "" {
 		return
 	}
-	all, err := s.store.Snapshots(ctx)
+	all, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{})
 	if err != nil {
 		s.log.Warn("Which snapshots a host lacks could not be found out", "err", err)
 		return

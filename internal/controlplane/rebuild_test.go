@@ -84,7 +84,7 @@ func TestSnapshotsThatNeverWorkAreNotBuiltForEver(t *testing.T) {
 func TestAnImageGetsItsSnapshotByItself(t *testing.T) {
 	p := newPlane(t, func(_ *hosttest.Host, c *controlplane.Config) { c.AutoSnapshot = true })
 	snap := eventually(t, "there is a snapshot", func() (*warmboot.RuntimeSnapshot, bool) {
-		all, err := p.svc.Snapshots(t.Context())
+		all, err := p.svc.Snapshots(t.Context(), warmboot.SnapshotFilter{})
 		p.must(err)
 		if len(all) == 0 {
 			return nil, false

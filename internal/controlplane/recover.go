@@ -90,7 +90,7 @@ func (s *Service) resume(ctx context.Context, c *warmboot.Container) error {
 func (s *Service) resumed(h *hold, c *warmboot.Container) {
 	switch c.State {
 	case warmboot.ContainerDeleting:
-		s.remove(h, c)
+		_ = s.remove(h, c) // it has told the log, and gives the container back for another try
 	case warmboot.ContainerStopping:
 		s.stop(h, c, defaultGrace)
 	case warmboot.ContainerCreating, warmboot.ContainerStarting:
@@ -175,7 +175,7 @@ func (s *Service) reconcileContainer(ctx context.Context, host Host, c *warmboot
 	case (c.State == warmboot.ContainerStopped || c.State == warmboot.ContainerFailed) && h.Running: // its release failed, or was cut short
 		t, err := s.tasks.begin(s.ctx, c.ID, "released")
 		if err != nil {
-			return nil //nolint:nilerr // whoever does something to it sees to the rest
+			return nil // whoever does something to it sees to the rest
 		}
 		hold, _, err := s.acquire(ctx, t, func(*warmboot.Container) error { return nil })
 		if err != nil {

@@ -11,14 +11,11 @@ import (
 // Scrub reads the files of every ready snapshot again, on each host that has them. Damaged ones are removed where another host has good
 // ones; else the snapshot becomes unhealthy, and a new one is built.
 func (s *Service) Scrub(ctx context.Context) error {
-	all, err := s.store.Snapshots(ctx)
+	all, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{States: []warmboot.SnapshotState{warmboot.SnapshotReady}})
 	if err != nil {
 		return err
 	}
 	for _, snap := range all {
-		if snap.State != warmboot.SnapshotReady {
-			continue
-		}
 		if err := s.scrub(ctx, snap); err != nil {
 			return err
 		}

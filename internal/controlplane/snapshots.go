@@ -3,6 +3,7 @@ package controlplane
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -10,6 +11,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/placement"
+	"warmboot/internal/telemetry/span"
 )
 
 // BuildSnapshot starts to build a snapshot of an image and returns its id at once. While a build of that image runs, its id is
@@ -53,7 +55,8 @@ func (s *Service) startBuild(ctx context.Context, r Rebuild) (warmboot.ID, error
 		if err == nil {
 			break
 		}
-		if warmboot.CodeOf(err) != warmboot.Conflict { // else another manager was faster, and its build is the one, unless it has ended
+		var repeated *warmboot.Repeated
+		if warmboot.CodeOf(err) != warmboot.Conflict || errors.As(err, &repeated) { // else another manager was faster, and its build is the one, unless it has ended
 			return "", err
 		}
 	}
@@ -67,12 +70,12 @@ func (s *Service) startBuild(ctx context.Context, r Rebuild) (warmboot.ID, error
 
 // building is the snapshot of an image and platform that is being built, "" if none is.
 func (s *Service) building(ctx context.Context, image warmboot.ID, platform string) (warmboot.ID, error) {
-	all, err := s.store.Snapshots(ctx)
+	all, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{RuntimeImageID: image, States: []warmboot.SnapshotState{warmboot.SnapshotCreating}})
 	if err != nil {
 		return "", err
 	}
 	for _, snap := range all {
-		if snap.State == warmboot.SnapshotCreating && snap.RuntimeImageID == image && snap.Platform == platform {
+		if snap.Platform == platform {
 			return snap.ID, nil
 		}
 	}
@@ -82,7 +85,7 @@ func (s *Service) building(ctx context.Context, image warmboot.ID, platform stri
 // roomForSnapshot deletes the least recently used snapshot when one more would be too many, or reports a Conflict if none may go. The one that the new snapshot will replace does
 // not count.
 func (s *Service) roomForSnapshot(ctx context.Context, image warmboot.ID, platform string) error {
-	all, err := s.store.Snapshots(ctx)
+	all, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{})
 	if err != nil {
 		return err
 	}
@@ -106,8 +109,8 @@ func (s *Service) roomForSnapshot(ctx context.Context, image warmboot.ID, platfo
 }
 
 // Snapshots lists the runtime snapshots, newest first.
-func (s *Service) Snapshots(ctx context.Context) ([]*warmboot.RuntimeSnapshot, error) {
-	return s.store.Snapshots(ctx)
+func (s *Service) Snapshots(ctx context.Context, f warmboot.SnapshotFilter) ([]*warmboot.RuntimeSnapshot, error) {
+	return s.store.Snapshots(ctx, f)
 }
 
 // Snapshot returns one snapshot.
@@ -135,9 +138,15 @@ func (s *Service) WaitSnapshot(ctx context.Context, id warmboot.ID, step string)
 	}
 }
 
-// DeleteSnapshot marks a snapshot deleted, ending its build if one runs. Its files go as soon as no machine needs them.
-func (s *Service) DeleteSnapshot(ctx context.Context, id warmboot.ID) error {
-	if err := s.store.DeleteSnapshot(ctx, id); err != nil {
+// DeleteSnapshot marks a snapshot deleted, ending its build if one runs, if the conditions hold. Its files go as soon as no machine needs them.
+func (s *Service) DeleteSnapshot(ctx context.Context, id warmboot.ID, conditions ...func(*warmboot.RuntimeSnapshot) error) error {
+	if _, err := s.store.UpdateSnapshot(ctx, id, func(snap *warmboot.RuntimeSnapshot) error {
+		if err := holds(snap, conditions); err != nil {
+			return err
+		}
+		snap.State = warmboot.SnapshotDeleted
+		return nil
+	}); err != nil {
 		return err
 	}
 	s.Step("delete snapshot: stored")
@@ -165,11 +174,15 @@ func (s *Service) RebuildSnapshot(ctx context.Context, id warmboot.ID) (warmboot
 
 // usableSnapshot finds the snapshot that a container starts from on a host, waiting for one that is being built. Without one, it says why,
 // in the words of the founding document.
-func (s *Service) usableSnapshot(ctx context.Context, image, host warmboot.ID) (*warmboot.RuntimeSnapshot, string, error) {
+func (s *Service) usableSnapshot(ctx context.Context, image, host warmboot.ID) (_ *warmboot.RuntimeSnapshot, reason string, err error) {
+	ctx, sp := span.Start(ctx, "find snapshot", "image_id", image)
+	defer func() { sp.Set("reason", reason); sp.End(err) }()
 	deadline := time.NewTimer(s.SnapshotWait)
 	defer deadline.Stop()
 	for {
-		all, err := insist(ctx, func() ([]*warmboot.RuntimeSnapshot, error) { return s.store.Snapshots(ctx) })
+		all, err := insist(ctx, func() ([]*warmboot.RuntimeSnapshot, error) {
+			return s.store.Snapshots(ctx, warmboot.SnapshotFilter{RuntimeImageID: image})
+		})
 		if err != nil {
 			return nil, "", err
 		}

@@ -2,9 +2,11 @@ package controlplane_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"warmboot"
 	"warmboot/internal/controlplane"
@@ -169,4 +171,21 @@ func TestABuildThatCloseUndoesIsTakenUp(t *testing.T) {
 	close(goOn)
 	p.start()
 	p.waitState(id, warmboot.SnapshotReady)
+}
+
+// TestARepeatedBuildEnds: of two requests that are one, to two managers, the second may find no build any more that it could join.
+func TestARepeatedBuildEnds(t *testing.T) {
+	p := newPlane(t, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	receipt := func() *warmboot.Receipt { return &warmboot.Receipt{Key: "k", Request: "r", CreatedAt: time.Now()} }
+	first := receipt()
+	id, err := p.svc.BuildSnapshot(warmboot.WithReceipt(ctx, first), p.img.ID)
+	p.must(err)
+	p.waitState(id, warmboot.SnapshotReady)
+	_, err = p.svc.BuildSnapshot(warmboot.WithReceipt(ctx, receipt()), p.img.ID)
+	var repeated *warmboot.Repeated
+	if !errors.As(err, &repeated) || repeated.Receipt.EntityID != id || first.EntityID != id {
+		t.Fatalf("%v", err)
+	}
 }

@@ -92,15 +92,6 @@ func (t *tasks) busy(id warmboot.ID) bool {
 	return t.running[id] != nil
 }
 
-// cancel ends what is being done to a container, unless it is the verb given.
-func (t *tasks) cancel(id warmboot.ID, except string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if running := t.running[id]; running != nil && running.verb != except {
-		running.cancel()
-	}
-}
-
 // after begins a task once what runs on the container has ended. It gives up when ctx ends.
 func (t *tasks) after(ctx, parent context.Context, id warmboot.ID, verb string) (task, error) {
 	return t.beginOver(ctx, parent, id, verb, func(*task) error { return nil })

@@ -35,7 +35,9 @@ func (g *Guest) join(ctx context.Context) error {
 	}
 	mounted, err := mountPoint(dockerDir)
 	if err == nil && !mounted { // by an agent before us, or by the image itself, which then has its own use for the data disk
-		err = mountData(ctx, hasDataDisk())
+		if err = mountData(ctx, hasDataDisk()); err == nil {
+			g.noAutostart()
+		}
 	}
 	if err != nil {
 		return internal("join", err)

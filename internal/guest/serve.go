@@ -159,7 +159,7 @@ func (g *Guest) handle(stream *yamux.Stream) {
 	defer func() {
 		// A panic here would be the kernel's.
 		if p := recover(); p != nil {
-			g.Log.Error("a call panicked", "panic", p, "stack", string(debug.Stack()))
+			g.Log.Error("a call panicked", "traceparent", req.GetTraceparent(), "panic", p, "stack", string(debug.Stack()))
 			refuse(stream, warmboot.Errorf(warmboot.Internal, "", "the guest agent panicked: %v", p))
 		}
 	}()

@@ -12,6 +12,7 @@ import (
 
 	"warmboot"
 	guestv1 "warmboot/gen/guest/v1"
+	"warmboot/internal/telemetry/span"
 )
 
 // Client is a conversation with the guest agent of one microVM. It is safe for concurrent use. It does not reconnect: once
@@ -84,7 +85,10 @@ type call struct {
 }
 
 // start opens a stream, sends req and waits for the answer. Unless it fails the caller closes the stream.
-func (c *Client) start(ctx context.Context, op string, req *guestv1.Request) (*call, *guestv1.Response, error) {
+func (c *Client) start(ctx context.Context, op string, req *guestv1.Request) (_ *call, _ *guestv1.Response, err error) {
+	ctx, s := span.StartCall(ctx, "guest: "+op)
+	defer func() { s.End(err) }()
+	req.Traceparent = span.Header(ctx)
 	if err := ctx.Err(); err != nil {
 		return nil, nil, &warmboot.Error{Code: warmboot.CodeOf(err), Op: op, Err: err}
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"strings"
@@ -21,6 +22,8 @@ import (
 
 	"warmboot"
 	guestv1 "warmboot/gen/guest/v1"
+	"warmboot/internal/telemetry"
+	"warmboot/internal/telemetry/otlptest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -437,4 +440,47 @@ func TestAnswerIsFoundInAnyPieces(t *testing.T) {
 			t.Fatalf("%q: found is %v", stream, found)
 		}
 	})
+}
+
+// TestCallsAreTraced: the host makes a span of each call, and tells the guest which.
+func TestCallsAreTraced(t *testing.T) {
+	t.Parallel()
+	collector := otlptest.Start(t)
+	tracing, err := telemetry.NewTracing(t.Context(), telemetry.TracingConfig{Endpoint: collector.URL, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan string, 3)
+	c := connect(t, answering(func(req *guestv1.Request) *guestv1.Response {
+		told <- req.GetTraceparent()
+		if req.GetQuiesce() != nil {
+			return &guestv1.Response{Failure: &guestv1.Failure{Code: "timeout", Message: "Docker does not answer"}}
+		}
+		return healthy(req)
+	}))
+	ctx, root := tracing.Start(t.Context(), "boot")
+	_, err = c.Health(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Quiesce(ctx)
+	wantCode(t, err, warmboot.Timeout)
+	if _, err := c.Health(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	root.End(nil)
+	tracing.Close()
+	spans := map[string]otlptest.Span{}
+	for _, s := range collector.Spans() {
+		spans[s.Name] = s
+	}
+	health, quiesce := spans["guest: guest health"], spans["guest: quiesce guest"]
+	if len(spans) != 3 || health.Parent != spans["boot"].ID || health.Kind != "client" || health.Error != "" || !strings.Contains(quiesce.Error, "Docker does not answer") || quiesce.Attributes["error.type"] != "timeout" {
+		t.Errorf("%+v", spans)
+	}
+	for _, want := range []string{"00-" + health.Trace + "-" + health.ID + "-01", "00-" + quiesce.Trace + "-" + quiesce.ID + "-01", ""} {
+		if got := <-told; got != want {
+			t.Errorf("the guest is told %q, want %q", got, want)
+		}
+	}
 }

@@ -77,11 +77,11 @@ func TestRolesOfEveryOperation(t *testing.T) {
 		"get-version": viewer, "get-readiness": viewer, "get-metrics": viewer, "stream-events": viewer, "get-access": viewer,
 		"list-containers": viewer, "get-container": viewer, "wait-container": viewer, "get-container-logs": viewer,
 		"list-snapshots": viewer, "get-snapshot": viewer, "wait-snapshot": viewer, "list-images": viewer, "get-image": viewer,
-		"list-hosts": viewer, "get-host": viewer, "cordon-host": admin, "uncordon-host": admin, "drain-host": admin, "delete-host": admin, "create-join-token": admin,
+		"list-hosts": viewer, "get-host": viewer, "update-host": admin, "cordon-host": admin, "uncordon-host": admin, "drain-host": admin, "delete-host": admin, "create-join-token": admin,
 
-		"create-container": operator, "start-container": operator, "stop-container": operator, "delete-container": operator, "exec-container": operator,
+		"create-container": operator, "start-container": operator, "stop-container": operator, "update-container": operator, "delete-container": operator, "exec-container": operator,
 		"create-snapshot": operator, "rebuild-snapshot": operator, "delete-snapshot": operator,
-		"register-image": operator, "delete-image": operator, "collect-garbage": operator,
+		"register-image": operator, "update-image": operator, "delete-image": operator, "collect-garbage": operator,
 
 		"list-tokens": admin, "get-token": admin, "create-token": admin, "delete-token": admin, "list-audit": admin,
 	}
@@ -472,6 +472,13 @@ func TestEveryChangeIsAudited(t *testing.T) {
 	expect("register-image", "image second "+second.ID, "ok")
 	_, err = op.RegisterImage(ctx, api.RegisterImage{Name: "x", KernelPath: "/etc/passwd", RootfsPath: hosttest.Root + "r"})
 	fails(err, "register-image", "image", warmboot.Denied)
+	for _, names := range [][2]string{{"second", "2nd"}, {"2nd", "second"}} {
+		_, err = op.RenameImage(ctx, names[0], names[1])
+		r.must(err)
+		expect("update-image", "image "+names[0]+" "+second.ID, "ok")
+	}
+	_, err = op.RenameImage(ctx, "second", "runtime")
+	fails(err, "update-image", "image second "+second.ID, warmboot.Conflict)
 	r.must(op.DeleteImage(ctx, "second"))
 	expect("delete-image", "image second "+second.ID, "ok")
 	fails(op.DeleteImage(ctx, "second"), "delete-image", "image second", warmboot.NotFound)
@@ -524,6 +531,14 @@ func TestEveryChangeIsAudited(t *testing.T) {
 	expect("stop-container", "container web "+web, "ok")
 	_, err = op.StopContainer(ctx, "absent", nil)
 	fails(err, "stop-container", "container absent", warmboot.NotFound)
+	_, err = op.UpdateContainer(ctx, "web", api.UpdateContainer{Name: new("www")}, "")
+	r.must(err)
+	expect("update-container", "container web "+web, "ok")
+	_, err = op.UpdateContainer(ctx, "www", api.UpdateContainer{Name: new("web")}, `"another"`)
+	fails(err, "update-container", "container www "+web, warmboot.Stale)
+	_, err = op.UpdateContainer(ctx, "www", api.UpdateContainer{Name: new("web")}, "")
+	r.must(err)
+	expect("update-container", "container www "+web, "ok")
 	_, err = op.StartContainer(ctx, "web")
 	r.must(err)
 	expect("start-container", "container web "+web, "ok")
@@ -544,6 +559,10 @@ func TestEveryChangeIsAudited(t *testing.T) {
 	}
 	expect("cordon-host", box, "ok")
 	expect("uncordon-host", box, "ok")
+	if res, body := r.request(http.MethodPatch, "/v1/hosts/"+r.host.Name, `{"cordoned": false}`); res.StatusCode != http.StatusOK {
+		t.Fatal(body)
+	}
+	expect("update-host", box, "ok")
 	_, err = r.client.DrainHost(ctx, r.host.Name, 0)
 	r.must(err)
 	expect("drain-host", box, "ok")

@@ -7,7 +7,6 @@ import (
 	"unicode"
 
 	"warmboot"
-	"warmboot/api"
 )
 
 // entityLimit is how much of what a caller calls something goes into the audit log, in bytes.
@@ -34,7 +33,9 @@ func (s *server) audited(rule rule, next http.HandlerFunc) http.HandlerFunc {
 			change.End(outcome)
 		}()
 		next(rec, r)
-		outcome = outcomeOf(q.code, rec.status)
+		if outcome = outcomeOf(q.code, rec.status); outcome == warmboot.AuditOK && q.repeated {
+			outcome = warmboot.AuditRepeated
+		}
 	}
 }
 
@@ -88,15 +89,4 @@ func printable(text string) string {
 		return r
 	}, text)
 	return strings.ToValidUTF8(text[:min(len(text), entityLimit)], "")
-}
-
-// madeEntity is the id of what an answer says was made.
-func madeEntity(out any) string {
-	switch a := out.(type) {
-	case *answer[api.Created]:
-		return a.Body.ID
-	case *answer[api.CreatedToken]:
-		return a.Body.Item.ID
-	}
-	return ""
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"os"
+	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
@@ -73,5 +74,17 @@ func TestDeployedQueriesAskForWhatThereIs(t *testing.T) {
 				t.Errorf("%s asks for %s, which no server has", where, name)
 			}
 		}
+	}
+}
+
+// TestPrometheusTakesTheAlertRules has Prometheus' own program read them.
+func TestPrometheusTakesTheAlertRules(t *testing.T) {
+	t.Parallel()
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		t.Skip("SKIPPED: promtool is not installed; Debian's package prometheus has it")
+	}
+	if out, err := exec.CommandContext(t.Context(), promtool, "check", "rules", "../../deploy/prometheus/warmboot.rules.yml").CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
 	}
 }

@@ -105,7 +105,7 @@ func (g *guard) identify(w http.ResponseWriter, r *http.Request, q *request) boo
 	}
 	who, err := g.access.Authenticate(r.Context(), secret)
 	if err == nil {
-		q.who = who
+		q.who, q.secret = who, secret
 		wait, ok := g.perToken.take(string(who.ID) + who.Name)
 		if !ok {
 			tooMany(w, wait, "too many requests are made with the token "+who.Name)

@@ -40,24 +40,45 @@ func (s *server) joinToken(ctx context.Context, ref string, ttl time.Duration) (
 	return api.JoinToken{Secret: secret, ExpiresAt: token.ExpiresAt}, nil
 }
 
+// hostItem is the answer with a host.
+func hostItem(h *warmboot.Host) *found[api.Host] {
+	return &found[api.Host]{Status: http.StatusOK, ETag: hostTag(h), Body: api.Item[api.Host]{Item: hostOut(h)}}
+}
+
 func (s *server) hostRoutes(a huma.API) {
 	const tag, base = "Hosts", "/v1/hosts"
-	op(a, "list-hosts", http.MethodGet, base, tag, "List hosts", "In order of their names.",
-		func(ctx context.Context, _ *struct{}) (*answer[api.Items[api.Host]], error) {
-			all, err := s.svc.Hosts(ctx)
+	op(a, "list-hosts", http.MethodGet, base, tag, "List hosts", "In order of their names, a part at a time.",
+		func(ctx context.Context, in *PageQuery) (*answer[api.Items[api.Host]], error) {
+			after, err := in.decode()
 			if err != nil {
 				return nil, err
 			}
-			return items(all, hostOut), nil
+			all, err := s.svc.Hosts(ctx, after, in.Limit+1)
+			if err != nil {
+				return nil, err
+			}
+			return pageOf(all, in.Limit, hostOut, func(h *warmboot.Host) string { return cursor(h.Name) }), nil
 		})
-	op(a, "get-host", http.MethodGet, base+"/{id}", tag, "Get a host", "",
-		func(ctx context.Context, in *HostRef) (*answer[api.Item[api.Host]], error) {
+	op(a, "get-host", http.MethodGet, base+"/{id}", tag, "Get a host", "Its ETag does not change with `last_seen_at` and `inventory`.",
+		func(ctx context.Context, in *HostRef) (*found[api.Host], error) {
 			h, err := s.svc.Host(ctx, in.Ref)
 			if err != nil {
 				return nil, err
 			}
-			return item(hostOut(h)), nil
+			return hostItem(h), nil
 		})
+	op(a, "update-host", http.MethodPatch, base+"/{id}", tag, "Change a host", "A JSON merge patch (RFC 7396). What else there is of a host its agent tells.",
+		func(ctx context.Context, in *struct {
+			HostRef
+			MatchHeader
+			Body api.UpdateHost
+		}) (*found[api.Host], error) {
+			h, err := s.svc.UpdateHost(ctx, in.Ref, in.Body.Cordoned, ifMatch(in.IfMatch, hostTag)...)
+			if err != nil {
+				return nil, err
+			}
+			return hostItem(h), nil
+		}, mergePatch[api.UpdateHost](a))
 	cordon := func(id, verb, summary, description string, cordoned bool) {
 		op(a, id, http.MethodPost, base+"/{id}/"+verb, tag, summary, description,
 			func(ctx context.Context, in *HostRef) (*answer[api.Item[api.Host]], error) {
@@ -98,7 +119,10 @@ func (s *server) hostRoutes(a huma.API) {
 			return item(made), nil
 		}, created)
 	op(a, "delete-host", http.MethodDelete, base+"/{id}", tag, "Forget a host", "Only one that has no containers and no snapshots. Its agent is not let in any more; it can join again with a new token.",
-		func(ctx context.Context, in *HostRef) (*answer[api.OK], error) {
-			return done(s.svc.RemoveHost(ctx, in.Ref))
+		func(ctx context.Context, in *struct {
+			HostRef
+			MatchHeader
+		}) (*answer[api.OK], error) {
+			return done(s.svc.RemoveHost(ctx, in.Ref, ifMatch(in.IfMatch, hostTag)...))
 		})
 }

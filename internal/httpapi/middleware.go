@@ -27,9 +27,11 @@ type request struct {
 	source  string           // the address that it comes from
 	pattern string           // of its route; empty if there is none
 	who     access.Principal // empty where nobody is asked for a token
+	secret  string           // that they are known by
 	// What an operation has to say for the audit log.
-	entity string // id of what it made
-	code   warmboot.Code
+	entity   string // id of what it made
+	repeated bool   // it was made by the same request before
+	code     warmboot.Code
 }
 
 type requestKey struct{}
@@ -37,19 +39,20 @@ type requestKey struct{}
 // requestOf finds what observe has put into a request's context.
 func requestOf(ctx context.Context) *request { return ctx.Value(requestKey{}).(*request) }
 
-// observe gives each request an id, logs and counts it, and turns a panic into an answer.
-func observe(log *slog.Logger, metrics *telemetry.Metrics, next http.Handler) http.Handler {
+// observe gives each request an id, logs, counts and traces it, and turns a panic into an answer.
+func observe(log *slog.Logger, metrics *telemetry.Metrics, tracing *telemetry.Tracing, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := warmboot.NewID().Short()
 		q := &request{id: id}
-		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, q))
+		ctx, traced := tracing.StartRequest(r)
+		r = r.WithContext(context.WithValue(ctx, requestKey{}, q))
 		w.Header().Set("X-Request-Id", id)
 		rec := &recorder{ResponseWriter: w}
 		start := time.Now()
 		defer func() {
 			p := recover()
 			if p != nil && p != http.ErrAbortHandler { //nolint:errorlint // a panic's value, which nobody wraps
-				log.Error("A request made the server panic", "request_id", id, "panic", p, "stack", string(debug.Stack()))
+				log.ErrorContext(ctx, "A request made the server panic", "request_id", id, "panic", p, "stack", string(debug.Stack()))
 				if rec.status == 0 {
 					writeProblem(rec, newProblem(http.StatusInternalServerError, warmboot.Internal, "a fault of warmboot's; its log has the details under request "+id))
 				}
@@ -58,6 +61,7 @@ func observe(log *slog.Logger, metrics *telemetry.Metrics, next http.Handler) ht
 			if metrics != nil {
 				metrics.Request(q.pattern, r.Method, rec.status, took)
 			}
+			traced.End(q.pattern, rec.status, id)
 			level := slog.LevelDebug
 			if rec.status >= 500 {
 				level = slog.LevelError

@@ -3,8 +3,10 @@ package httpapi_test
 import (
 	"context"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"warmboot"
 	"warmboot/api"
@@ -24,7 +26,7 @@ func newMeasuredRig(t *testing.T, shape func(*hosttest.Host, *httpapi.Config)) *
 			shape(h, c)
 		}
 	})
-	r.must(metrics.Watch(telemetry.Inventory{Service: r.svc, Slots: func() (int, int) { return 2, 16384 }, Log: r.logger()}))
+	r.must(metrics.Watch(telemetry.Inventory{Service: r.svc, Slots: func() (int, int) { return 2, 16384 }, Jobs: r.plane.Queue.Depth, Log: r.logger()}))
 	return r
 }
 
@@ -111,6 +113,54 @@ func TestMetricsTellWhichWayContainersBooted(t *testing.T) {
 			t.Errorf("a label holds what a caller sent: %s", name)
 		}
 	}
+}
+
+func TestMetricsTellOfHostsManagersAndJobs(t *testing.T) {
+	hold := make(chan struct{})
+	r := newMeasuredRig(t, func(h *hosttest.Host, _ *httpapi.Config) {
+		h.MaxVMs = 7
+		h.OnBuild = func(ctx context.Context, _ warmboot.RuntimeSnapshot) error {
+			select {
+			case <-hold:
+			case <-ctx.Done():
+			}
+			return ctx.Err()
+		}
+	})
+	seen := time.Now().Add(-time.Minute)
+	r.must(r.store.CreateHost(t.Context(), &warmboot.Host{ID: warmboot.NewID(), Name: "gone", State: warmboot.HostDown, Cordoned: true, CreatedAt: seen, LastSeenAt: &seen, Inventory: warmboot.HostInventory{VMs: 3, MaxVMs: 10}}))
+	r.must(r.store.CreateHost(t.Context(), &warmboot.Host{ID: warmboot.NewID(), Name: "new", State: warmboot.HostUp, CreatedAt: seen}))
+	id, err := r.client.CreateSnapshot(t.Context(), r.image.ID)
+	r.must(err)
+	for snap, step := (api.Snapshot{}), ""; snap.Metadata.Step == ""; { // its job runs
+		snap, err = r.client.WaitSnapshot(within(t), id, step)
+		r.must(err)
+	}
+	r.wantSamples(map[string]string{
+		`warmboot_hosts{state="up"}`:           "2",
+		`warmboot_hosts{state="down"}`:         "1",
+		`warmboot_hosts_cordoned`:              "1",
+		`warmboot_host_vms{host="gone"}`:       "3",
+		`warmboot_host_vms_max{host="gone"}`:   "10",
+		`warmboot_host_vms_max{host="box"}`:    "7",
+		`warmboot_managers`:                    "1",
+		`warmboot_jobs{state="running"}`:       "1",
+		`warmboot_jobs{state="available"}`:     "0",
+		`warmboot_jobs{state="retryable"}`:     "0",
+		`warmboot_jobs{state="scheduled"}`:     "0",
+		`warmboot_snapshots{state="creating"}`: "1",
+	})
+	got := r.scrape()
+	for host, atLeast := range map[string]float64{"gone": 60, "box": 0} {
+		if age, err := strconv.ParseFloat(got[`warmboot_host_last_seen_age_seconds{host="`+host+`"}`], 64); err != nil || age < atLeast || age > atLeast+30 {
+			t.Errorf("host %s was seen %v seconds ago: %v", host, age, err)
+		}
+	}
+	if _, told := got[`warmboot_host_last_seen_age_seconds{host="new"}`]; told {
+		t.Error("a host that was never seen has an age")
+	}
+	close(hold)
+	r.waitReady(id)
 }
 
 func TestFailedBuildIsCounted(t *testing.T) {

@@ -46,6 +46,7 @@ var rules = map[string]rule{
 	"create-container":   operate("container"),
 	"start-container":    operate("container"),
 	"stop-container":     operate("container"),
+	"update-container":   operate("container"),
 	"delete-container":   operate("container"),
 	"exec-container":     operate("container"), // whoever is in a container can do what it can
 
@@ -59,10 +60,12 @@ var rules = map[string]rule{
 	"list-images":    read,
 	"get-image":      read,
 	"register-image": operate("image"),
+	"update-image":   operate("image"),
 	"delete-image":   operate("image"),
 
 	"list-hosts":    read,
 	"get-host":      read,
+	"update-host":   admin("host"),
 	"cordon-host":   admin("host"),
 	"uncordon-host": admin("host"),
 	"drain-host":    admin("host"),

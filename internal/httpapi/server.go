@@ -41,6 +41,8 @@ type Config struct {
 	Metrics *telemetry.Metrics
 	// Joins lets hosts join; nil: this server has the one host that is in its process.
 	Joins *Joins
+	// Tracing traces the requests; nil: nothing is traced.
+	Tracing *telemetry.Tracing
 	// BodyTimeout is how long a request's body may take to arrive; 0 means 10 s.
 	BodyTimeout time.Duration
 }
@@ -73,7 +75,7 @@ func New(c Config) http.Handler {
 		gate: mux, access: c.Access, log: c.Log, noAuth: c.NoAuth,
 		perAddress: newLimits(perSecond, burst), perToken: newLimits(perSecond, burst), failures: newLimits(failureRate, failureBurst),
 	}
-	return observe(c.Log, c.Metrics, secureHeaders(guard.wrap(readBodies(c.BodyTimeout, orProblem(mux)))))
+	return observe(c.Log, c.Metrics, c.Tracing, secureHeaders(guard.wrap(readBodies(c.BodyTimeout, orProblem(mux)))))
 }
 
 // routes registers every route on mux.
@@ -118,7 +120,7 @@ func (s *server) routes(mux *gate, c Config) {
 	s.auditRoute(a)
 	op(a, "get-version", http.MethodGet, "/v1/version", "Server", "Tell what is serving", "", func(ctx context.Context, _ *struct{}) (*answer[api.Version], error) {
 		v := api.Version{Version: s.version, GoVersion: runtime.Version()}
-		hosts, err := s.svc.Hosts(ctx)
+		hosts, err := s.svc.Hosts(ctx, "", 1)
 		if err != nil {
 			return nil, err
 		}
@@ -183,13 +185,9 @@ func op[I, O any](a huma.API, id, method, path, tag, summary, description string
 			requestOf(ctx).code = warmboot.CodeOf(err)
 			return nil, problemOf(err)
 		}
-		requestOf(ctx).entity = madeEntity(out)
 		return out, nil
 	})
 }
-
-// created makes an operation answer 201.
-func created(o *huma.Operation) { o.DefaultStatus = http.StatusCreated }
 
 func jsonFormat() huma.Format {
 	return huma.Format{

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,16 +32,23 @@ import (
 	"warmboot/internal/httpapi"
 	"warmboot/internal/planetest"
 	"warmboot/internal/store"
+	"warmboot/internal/store/pgtest"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+var postgres pgtest.Shared
+
+func TestMain(m *testing.M) {
+	postgres.Start()
+	goleak.VerifyTestMain(m, goleak.IgnoreCurrent(), goleak.Cleanup(postgres.End))
+}
 
 // rig is the API on a real Service and store, and a host in memory. It asks with an admin's token, unless none is asked for.
 type rig struct {
 	t      *testing.T
 	host   *hosttest.Host
+	plane  *planetest.Plane
 	svc    *controlplane.Service
 	store  *store.Store
 	db     string // its file
@@ -70,7 +78,7 @@ func newObservedRig(t *testing.T, observer controlplane.Observer, shape func(*ho
 		shape(r.host, &config)
 	}
 	p, err := planetest.Start(t.Context(), planetest.Config{
-		URL: db, Hosts: []*hosttest.Host{r.host}, Log: log, Shape: func(c *controlplane.Config) { c.Observer = observer },
+		URL: db, Hosts: []*hosttest.Host{r.host}, Log: log, Tracing: config.Tracing, Shape: func(c *controlplane.Config) { c.Observer = observer },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -78,7 +86,7 @@ func newObservedRig(t *testing.T, observer controlplane.Observer, shape func(*ho
 	t.Cleanup(func() { _ = p.Close() })
 	r.access = access.New(access.Config{Store: p.Store, Log: log, Static: staticToken})
 	t.Cleanup(r.access.Close)
-	r.svc, r.store, config.Service, config.Access = p.Service, p.Store, p.Service, r.access
+	r.plane, r.svc, r.store, config.Service, config.Access = p, p.Service, p.Store, p.Service, r.access
 	ca, err := authority.Open(t.Context(), p.Store)
 	r.must(err)
 	config.Joins = &httpapi.Joins{Authority: ca, Store: p.Store}
@@ -114,6 +122,33 @@ func (r *rig) sql(statement string) {
 	if err != nil {
 		r.t.Error(err)
 	}
+}
+
+// dump reads a column of the database behind the server's back, each value before a "|".
+func (r *rig) dump(query string) string {
+	r.t.Helper()
+	db, err := sql.Open("sqlite", "file:"+r.db+"?_pragma=busy_timeout(5000)")
+	r.must(err)
+	defer func() { _ = db.Close() }()
+	rows, err := db.QueryContext(r.t.Context(), query)
+	r.must(err)
+	defer rows.Close()
+	var all strings.Builder
+	for rows.Next() {
+		var v string
+		r.must(rows.Scan(&v))
+		all.WriteString(v + "|")
+	}
+	r.must(rows.Err())
+	return all.String()
+}
+
+// url is the server's address.
+func (r *rig) url() *url.URL {
+	r.t.Helper()
+	u, err := url.Parse(r.server.URL)
+	r.must(err)
+	return u
 }
 
 // clientOf is a client that has a token.

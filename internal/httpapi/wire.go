@@ -11,14 +11,6 @@ import (
 
 func item[T any](v T) *answer[api.Item[T]] { return &answer[api.Item[T]]{api.Item[T]{Item: v}} }
 
-func items[E, T any](all []E, out func(E) T) *answer[api.Items[T]] {
-	list := make([]T, 0, len(all)) // an empty list is [], not null
-	for _, e := range all {
-		list = append(list, out(e))
-	}
-	return &answer[api.Items[T]]{api.Items[T]{Items: list}}
-}
-
 func done(err error) (*answer[api.OK], error) {
 	if err != nil {
 		return nil, err
@@ -121,18 +113,26 @@ func createIn(in api.CreateContainer) (controlplane.CreateContainer, error) {
 			return out, warmboot.Errorf(warmboot.Invalid, op, "%.80q is not a variable that an environment can hold; its name must not be empty or have '=', and nothing may have a NUL byte", key)
 		}
 	}
-	for _, p := range in.PortMappings {
+	var err error
+	out.Spec.PortMappings, err = portsIn(op, in.PortMappings)
+	return out, err
+}
+
+func portsIn(op string, in []api.PortMapping) (out []warmboot.PortMapping, err error) {
+	for _, p := range in {
 		ip := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 		if p.HostIP != "" {
 			parsed, err := netip.ParseAddr(p.HostIP)
 			if err != nil {
-				return out, warmboot.Errorf(warmboot.Invalid, op, "host_ip %.60q is not an IP address (%w); use a form like 127.0.0.1", p.HostIP, err)
+				return nil, warmboot.Errorf(warmboot.Invalid, op, "host_ip %.60q is not an IP address (%w); use a form like 127.0.0.1", p.HostIP, err)
 			}
 			ip = parsed.Unmap()
 		}
-		out.Spec.PortMappings = append(out.Spec.PortMappings, warmboot.PortMapping{
-			HostIP: ip, HostPort: uint16(p.HostPort), ContainerPort: uint16(p.ContainerPort), Protocol: warmboot.Protocol(p.Protocol),
-		})
+		protocol := warmboot.Protocol(p.Protocol)
+		if protocol == "" {
+			protocol = warmboot.TCP
+		}
+		out = append(out, warmboot.PortMapping{HostIP: ip, HostPort: uint16(p.HostPort), ContainerPort: uint16(p.ContainerPort), Protocol: protocol})
 	}
 	return out, nil
 }

@@ -22,6 +22,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/controlplane"
+	"warmboot/internal/telemetry"
 )
 
 // Config is what a Queue needs.
@@ -29,6 +30,7 @@ type Config struct {
 	DB       *sql.DB // where writing is allowed; on SQLite one connection
 	Postgres bool    // else SQLite
 	Log      *slog.Logger
+	Tracing  *telemetry.Tracing // nil: nothing is traced
 }
 
 // Queue is a controlplane.Queue. It takes work from New on, and does it between Start and Close.
@@ -147,6 +149,7 @@ func (q *Queue) Start(ctx context.Context, s Service) error {
 		PeriodicJobs:                []*river.PeriodicJob{daily(collectArgs{}), daily(scrubArgs{})},
 		CompletedJobRetentionPeriod: 2 * dailyPeriod, // what was done today is known all day
 		RetryPolicy:                 retrySoon{},
+		Middleware:                  []rivertype.Middleware{&traced{tracing: q.Tracing}},
 	})
 	if err != nil {
 		return queueError(op, err)
@@ -192,19 +195,19 @@ func (q *Queue) Build(ctx context.Context, snapshot warmboot.ID) error {
 // Rebuild implements controlplane.Queue.
 func (q *Queue) Rebuild(ctx context.Context, r controlplane.Rebuild, after time.Duration) error {
 	args := rebuildArgs{Image: r.Image, Platform: r.Platform, Old: r.Old, Attempt: r.Attempt, Snapshot: r.Snapshot}
-	opts := args.due.in(after)
+	opts := args.in(after)
 	return q.insert(ctx, args, opts)
 }
 
 // Restart implements controlplane.Queue.
 func (q *Queue) Restart(ctx context.Context, r controlplane.Restart, after time.Duration) error {
 	args := restartArgs{Container: r.Container, Rebooted: r.Rebooted, Count: r.Count}
-	opts := args.due.in(after)
+	opts := args.in(after)
 	return q.insert(ctx, args, opts)
 }
 
 func (q *Queue) insert(ctx context.Context, args river.JobArgs, opts *river.InsertOpts) error {
-	if _, err := q.get().Insert(ctx, args, opts); err != nil {
+	if _, err := q.get().Insert(ctx, args, withTrace(ctx, opts)); err != nil {
 		return queueError("queue job", err)
 	}
 	return nil

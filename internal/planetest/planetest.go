@@ -12,6 +12,7 @@ import (
 	"warmboot/internal/jobs"
 	"warmboot/internal/rollback"
 	"warmboot/internal/store"
+	"warmboot/internal/telemetry"
 )
 
 // Config says what to start.
@@ -21,6 +22,8 @@ type Config struct {
 	// Reach, if set, is the way to hosts that join by themselves, and nobody else joins.
 	Reach controlplane.Hosts
 	Log   *slog.Logger // nil: nothing is logged
+	// Tracing traces the jobs; nil: nothing is traced.
+	Tracing *telemetry.Tracing
 	// Shape changes the control plane's configuration; may be nil.
 	Shape func(*controlplane.Config)
 }
@@ -54,7 +57,7 @@ func Start(ctx context.Context, c Config) (*Plane, error) {
 	}
 	undo.Push("close store", p.Store.Close)
 	db, postgres := p.Store.SQL()
-	if p.Queue, err = jobs.New(ctx, jobs.Config{DB: db, Postgres: postgres, Log: c.Log}); err != nil {
+	if p.Queue, err = jobs.New(ctx, jobs.Config{DB: db, Postgres: postgres, Log: c.Log, Tracing: c.Tracing}); err != nil {
 		return nil, err
 	}
 	if c.Reach == nil {

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -30,7 +29,7 @@ func scanContainer(row scanner) (*warmboot.Container, error) {
 // CreateContainer implements warmboot.ContainerStore.
 func (s *Store) CreateContainer(ctx context.Context, c *warmboot.Container) error {
 	const op = "create container"
-	return s.tx(ctx, op, func(tx *sql.Tx) error {
+	return s.create(ctx, op, c.ID, func(tx *sql.Tx) error {
 		if _, err := s.image(ctx, tx, `id`, string(c.RuntimeImageID), s.dialect.forShare); err != nil {
 			return err
 		}
@@ -39,7 +38,7 @@ func (s *Store) CreateContainer(ctx context.Context, c *warmboot.Container) erro
 			return nil // an attempt whose answer was lost with the connection had stored it
 		}
 		if err == nil {
-			return warmboot.Errorf(warmboot.Conflict, op, "the name %s is taken by container %s, which is %s; choose another name, or remove that one with `warmboot rm %s`", c.Name, other.ID.Short(), other.State, c.Name)
+			return nameTaken(op, other)
 		}
 		if !errors.Is(err, sql.ErrNoRows) {
 			return err
@@ -58,6 +57,11 @@ func (s *Store) CreateContainer(ctx context.Context, c *warmboot.Container) erro
 		}
 		return s.claimPorts(ctx, tx, op, c)
 	})
+}
+
+// nameTaken is for who wants a name that another container has.
+func nameTaken(op string, other *warmboot.Container) error {
+	return warmboot.Errorf(warmboot.Conflict, op, "the name %s is taken by container %s, which is %s; choose another name, or remove that one with `warmboot rm %s`", other.Name, other.ID.Short(), other.State, other.Name)
 }
 
 // Container implements warmboot.ContainerStore.
@@ -113,21 +117,21 @@ func (s *Store) FindContainer(ctx context.Context, ref string) (*warmboot.Contai
 
 // Containers implements warmboot.ContainerStore.
 func (s *Store) Containers(ctx context.Context, f warmboot.ContainerFilter) ([]*warmboot.Container, error) {
-	var where []string
-	var args []any
-	if len(f.States) > 0 {
-		where = append(where, `state IN (`+places(&args, f.States)+`)`)
+	var c conditions
+	oneOf(&c, `state`, f.States)
+	equal(&c, `host_id`, f.HostID)
+	equal(&c, `runtime_image_id`, f.RuntimeImageID)
+	equal(&c, `image`, f.Image)
+	equal(&c, `boot_method`, f.BootMethod)
+	if f.NamePrefix != "" {
+		name := `name COLLATE ` + s.dialect.bytewise
+		c.add(name+` >= ? AND `+name+` < ?`, plain(f.NamePrefix), plain(f.NamePrefix)+afterNames)
 	}
-	if f.HostID != "" {
-		where = append(where, `host_id = `+places(&args, []warmboot.ID{f.HostID}))
-	}
-	query := selectContainer
-	if len(where) > 0 {
-		query += ` WHERE ` + strings.Join(where, ` AND `)
-	}
-	all, err := list(ctx, s.read, scanContainer, query+` ORDER BY created_at DESC, id DESC`, args...)
-	return all, s.fail(ctx, "list containers", err)
+	return page(ctx, s, "list containers", scanContainer, selectContainer, c, f.Page)
 }
+
+// afterNames sorts behind everything that a container's name may have (warmboot.ValidateContainerName).
+const afterNames = "~"
 
 // ContainerLoad implements warmboot.ContainerStore.
 func (s *Store) ContainerLoad(ctx context.Context) (map[warmboot.ID]int, error) {
@@ -148,19 +152,6 @@ func (s *Store) ContainerLoad(ctx context.Context) (map[warmboot.ID]int, error) 
 	return loads, nil
 }
 
-// places adds values to args and returns the places that stand for them in a statement: "$3, $4".
-func places[T ~string](args *[]any, values []T) string {
-	var b strings.Builder
-	for i, v := range values {
-		if i > 0 {
-			b.WriteString(`, `)
-		}
-		*args = append(*args, string(v))
-		b.WriteString(`$` + strconv.Itoa(len(*args)))
-	}
-	return b.String()
-}
-
 // UpdateContainer implements warmboot.ContainerStore. A container's id and time of creation cannot be altered. Others
 // wait meanwhile, so change must be quick.
 func (s *Store) UpdateContainer(ctx context.Context, id warmboot.ID, change func(*warmboot.Container) error) (*warmboot.Container, error) {
@@ -170,9 +161,18 @@ func (s *Store) UpdateContainer(ctx context.Context, id warmboot.ID, change func
 		if c, err = s.container(ctx, tx, id, s.dialect.forUpdate); err != nil {
 			return err
 		}
-		before, host := c.State, c.HostID
+		before, host, name := c.State, c.HostID, c.Name
 		if err := change(c); err != nil {
 			return err
+		}
+		if c.Name != name {
+			other, err := scanContainer(tx.QueryRowContext(ctx, selectContainer+` WHERE name = $1`, c.Name))
+			if err == nil {
+				return nameTaken(op, other)
+			}
+			if !errors.Is(err, sql.ErrNoRows) {
+				return err
+			}
 		}
 		if c.State != before && !before.CanBecome(c.State) {
 			return warmboot.Errorf(warmboot.Conflict, op, "container %s is %s and cannot become %s", c.Name, before, c.State)

@@ -16,6 +16,7 @@ type dialect struct {
 	migrations string        // directory
 	// migrationLock makes managers that start at once migrate one after the other.
 	migrationLock func() (goose.ProviderOption, error)
+	bytewise      string // the collation that compares text byte by byte
 	forUpdate     string // ends a SELECT whose row will be written in the same transaction
 	// forKeyShare ends a SELECT whose row nobody who selects it for update may alter to the end of the transaction; plain updates go on.
 	forKeyShare string

@@ -63,8 +63,10 @@ func (s *Store) host(ctx context.Context, q querier, column, value, lock string)
 }
 
 // Hosts implements warmboot.HostStore.
-func (s *Store) Hosts(ctx context.Context) ([]*warmboot.Host, error) {
-	all, err := list(ctx, s.read, scanHost, selectHost+` ORDER BY name`)
+func (s *Store) Hosts(ctx context.Context, after string, limit int) ([]*warmboot.Host, error) {
+	var c conditions
+	c.add(`name > ?`, after)
+	all, err := list(ctx, s.read, scanHost, selectHost+c.where()+` ORDER BY name`+c.limit(limit), c.args...)
 	return all, s.fail(ctx, "list hosts", err)
 }
 
@@ -106,11 +108,14 @@ func (s *Store) BeatHosts(ctx context.Context, ids []warmboot.ID, at time.Time) 
 
 // DeleteHost implements warmboot.HostStore. Snapshots that are deleted are forgotten with their host: nobody will ever reach their
 // files again.
-func (s *Store) DeleteHost(ctx context.Context, id warmboot.ID) error {
+func (s *Store) DeleteHost(ctx context.Context, id warmboot.ID, conditions ...func(*warmboot.Host) error) error {
 	const op = "remove host"
 	return s.tx(ctx, op, func(tx *sql.Tx) error {
 		h, err := s.host(ctx, tx, `id`, string(id), s.dialect.forUpdate)
 		if err != nil {
+			return err
+		}
+		if err := holds(h, conditions); err != nil {
 			return err
 		}
 		var containers, snapshots int

@@ -22,18 +22,26 @@ func scanImage(row scanner) (*warmboot.Image, error) {
 // CreateImage implements warmboot.ImageStore.
 func (s *Store) CreateImage(ctx context.Context, img *warmboot.Image) error {
 	const op = "register image"
-	return s.tx(ctx, op, func(tx *sql.Tx) error {
-		other, err := scanImage(tx.QueryRowContext(ctx, selectImage+` AND name = $1`, img.Name))
-		if err == nil {
-			return warmboot.Errorf(warmboot.Conflict, op, "the name %s is taken by image %s, which has other content; choose another name, or delete that image", img.Name, other.ID)
-		}
-		if !errors.Is(err, sql.ErrNoRows) {
+	return s.create(ctx, op, img.ID, func(tx *sql.Tx) error {
+		if err := imageNameFree(ctx, tx, op, img.Name); err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO images (`+imageColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
+		_, err := tx.ExecContext(ctx, `INSERT INTO images (`+imageColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
 			string(img.ID), img.Name, img.KernelPath, img.InitrdPath, img.RootfsPath, img.Digest, img.SizeBytes, img.Recipe, stamp(img.CreatedAt))
 		return err
 	})
+}
+
+// imageNameFree reports a Conflict if an image has the name already.
+func imageNameFree(ctx context.Context, tx *sql.Tx, op, name string) error {
+	other, err := scanImage(tx.QueryRowContext(ctx, selectImage+` AND name = $1`, name))
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil
+	case err != nil:
+		return err
+	}
+	return warmboot.Errorf(warmboot.Conflict, op, "the name %s is taken by image %s, which has other content; choose another name, or delete that image", name, other.ID)
 }
 
 // Image implements warmboot.ImageStore.
@@ -59,17 +67,55 @@ func (s *Store) image(ctx context.Context, q querier, column, value, lock string
 }
 
 // Images implements warmboot.ImageStore.
-func (s *Store) Images(ctx context.Context) ([]*warmboot.Image, error) {
-	all, err := list(ctx, s.read, scanImage, selectImage+` ORDER BY created_at DESC, id DESC`)
-	return all, s.fail(ctx, "list images", err)
+func (s *Store) Images(ctx context.Context, p warmboot.Page) ([]*warmboot.Image, error) {
+	var c conditions
+	c.add(`deleted_at IS NULL`)
+	return page(ctx, s, "list images", scanImage, `SELECT `+imageColumns+` FROM images`, c, p)
+}
+
+// UpdateImage implements warmboot.ImageStore.
+func (s *Store) UpdateImage(ctx context.Context, id warmboot.ID, change func(*warmboot.Image) error) (*warmboot.Image, error) {
+	const op = "update image"
+	var img *warmboot.Image
+	err := s.tx(ctx, op, func(tx *sql.Tx) (err error) {
+		if img, err = s.image(ctx, tx, `id`, string(id), s.dialect.forUpdate); err != nil {
+			return err
+		}
+		was := img.Name
+		if err := change(img); err != nil || img.Name == was {
+			return err
+		}
+		if err := imageNameFree(ctx, tx, op, img.Name); err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `UPDATE images SET name = $1 WHERE id = $2`, img.Name, string(id))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return img, nil
+}
+
+// holds reports the error of the first condition that does not.
+func holds[E any](entity E, conditions []func(E) error) error {
+	for _, condition := range conditions {
+		if err := condition(entity); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // DeleteImage implements warmboot.ImageStore.
-func (s *Store) DeleteImage(ctx context.Context, id warmboot.ID) error {
+func (s *Store) DeleteImage(ctx context.Context, id warmboot.ID, conditions ...func(*warmboot.Image) error) error {
 	const op = "delete image"
 	return s.tx(ctx, op, func(tx *sql.Tx) error {
 		img, err := s.image(ctx, tx, `id`, string(id), s.dialect.forUpdate)
 		if err != nil {
+			return err
+		}
+		if err := holds(img, conditions); err != nil {
 			return err
 		}
 		for _, user := range []struct{ what, query, remedy string }{

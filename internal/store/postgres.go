@@ -30,6 +30,7 @@ var postgresDialect = dialect{
 	goose:         goose.DialectPostgres,
 	migrations:    "migrations/postgres",
 	migrationLock: postgresMigrationLock,
+	bytewise:      `"C"`,
 	forUpdate:     " FOR UPDATE",
 	forShare:      " FOR SHARE",
 	forKeyShare:   " FOR KEY SHARE",

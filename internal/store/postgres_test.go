@@ -90,7 +90,7 @@ func createThroughOutage(t *testing.T, own *pgtest.Server, end func(*pgtest.Serv
 		<-stored
 	}
 	endErr := end(own)
-	_, readErr := s.Images(ctx)
+	_, readErr := s.Images(ctx, warmboot.Page{})
 	_, openErr := store.Open(ctx, store.Config{URL: url, Log: slog.New(slog.DiscardHandler)})
 	resumeErr := own.Resume()
 	close(back)
@@ -201,7 +201,7 @@ func TestTwoManagersFinishTwoBuilds(t *testing.T) {
 		}
 		wg.Wait()
 	}
-	all, err := managers[0].Snapshots(t.Context())
+	all, err := managers[0].Snapshots(t.Context(), warmboot.SnapshotFilter{})
 	if err != nil {
 		t.Fatal(err)
 	}

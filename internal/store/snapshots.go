@@ -23,7 +23,7 @@ func scanSnapshot(row scanner) (*warmboot.RuntimeSnapshot, error) {
 // CreateSnapshot implements warmboot.SnapshotStore.
 func (s *Store) CreateSnapshot(ctx context.Context, snap *warmboot.RuntimeSnapshot) error {
 	const op = "create snapshot"
-	return s.tx(ctx, op, func(tx *sql.Tx) error {
+	return s.create(ctx, op, snap.ID, func(tx *sql.Tx) error {
 		if _, err := s.image(ctx, tx, `id`, string(snap.RuntimeImageID), s.dialect.forShare); err != nil {
 			return err
 		}
@@ -65,9 +65,12 @@ func noSnapshot(op string, id warmboot.ID) error {
 }
 
 // Snapshots implements warmboot.SnapshotStore.
-func (s *Store) Snapshots(ctx context.Context) ([]*warmboot.RuntimeSnapshot, error) {
-	all, err := list(ctx, s.read, scanSnapshot, selectSnapshot+` ORDER BY created_at DESC, id DESC`)
-	return all, s.fail(ctx, "list snapshots", err)
+func (s *Store) Snapshots(ctx context.Context, f warmboot.SnapshotFilter) ([]*warmboot.RuntimeSnapshot, error) {
+	var c conditions
+	oneOf(&c, `state`, f.States)
+	equal(&c, `runtime_image_id`, f.RuntimeImageID)
+	equal(&c, `host_id`, f.HostID)
+	return page(ctx, s, "list snapshots", scanSnapshot, selectSnapshot, c, f.Page)
 }
 
 // UpdateSnapshot implements warmboot.SnapshotStore.

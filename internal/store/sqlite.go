@@ -21,6 +21,7 @@ var sqliteDialect = dialect{
 	goose:         goose.DialectSQLite3,
 	migrations:    "migrations/sqlite",
 	migrationLock: nil,
+	bytewise:      "BINARY",
 	lockPorts:     func(context.Context, *sql.Tx, []warmboot.PortMapping) error { return nil },
 	again:         func(error) bool { return false },
 	classify:      classifySQLite,

@@ -18,6 +18,7 @@ import (
 	"github.com/pressly/goose/v3"
 
 	"warmboot"
+	"warmboot/internal/telemetry/span"
 )
 
 //go:embed migrations
@@ -105,8 +106,9 @@ const attempts = 10
 
 // tx runs f in one transaction, which is undone if f fails or panics. f runs again where the database undid the transaction
 // in favour of another one.
-func (s *Store) tx(ctx context.Context, op string, f func(*sql.Tx) error) error {
-	var err error
+func (s *Store) tx(ctx context.Context, op string, f func(*sql.Tx) error) (err error) {
+	ctx, sp := span.Start(ctx, "store: "+op)
+	defer func() { sp.End(err) }()
 	for range attempts {
 		if err = s.once(ctx, f); err == nil || ctx.Err() != nil || !s.dialect.again(err) {
 			break

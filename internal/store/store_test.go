@@ -117,14 +117,14 @@ func TestClosedAndBusyDatabasesAreUnavailable(t *testing.T) {
 	if err := s.CreateImage(ctx, image()); warmboot.CodeOf(err) != warmboot.Timeout && warmboot.CodeOf(err) != warmboot.Unavailable {
 		t.Errorf("while another program writes: %v, code %q", err, warmboot.CodeOf(err))
 	}
-	if _, err := s.Images(t.Context()); err != nil {
+	if _, err := s.Images(t.Context(), warmboot.Page{}); err != nil {
 		t.Errorf("a reader was held up by a writer: %v", err)
 	}
 	closed := open(t, filepath.Join(t.TempDir(), "closed.db"))
 	if err := closed.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := closed.Images(t.Context()); warmboot.CodeOf(err) != warmboot.Unavailable {
+	if _, err := closed.Images(t.Context(), warmboot.Page{}); warmboot.CodeOf(err) != warmboot.Unavailable {
 		t.Errorf("after Close: %v, code %q", err, warmboot.CodeOf(err))
 	}
 }

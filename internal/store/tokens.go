@@ -24,7 +24,7 @@ func scanToken(row scanner) (*warmboot.Token, error) {
 // CreateToken implements warmboot.TokenStore.
 func (s *Store) CreateToken(ctx context.Context, t *warmboot.Token) error {
 	const op = "create token"
-	return s.tx(ctx, op, func(tx *sql.Tx) error {
+	return s.create(ctx, op, t.ID, func(tx *sql.Tx) error {
 		var taken string
 		err := tx.QueryRowContext(ctx, `SELECT name FROM api_tokens WHERE name = $1`, t.Name).Scan(&taken)
 		if err == nil {
@@ -70,9 +70,8 @@ func noToken(op, what string) error {
 }
 
 // Tokens implements warmboot.TokenStore.
-func (s *Store) Tokens(ctx context.Context) ([]*warmboot.Token, error) {
-	all, err := list(ctx, s.read, scanToken, selectToken+` ORDER BY created_at DESC, id DESC`)
-	return all, s.fail(ctx, "list tokens", err)
+func (s *Store) Tokens(ctx context.Context, p warmboot.Page) ([]*warmboot.Token, error) {
+	return page(ctx, s, "list tokens", scanToken, selectToken, conditions{}, p)
 }
 
 // DeleteToken implements warmboot.TokenStore.

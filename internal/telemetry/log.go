@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"warmboot/internal/telemetry/span"
 )
 
 // NewLog returns a logger that writes lines for people who also grep: time, level and message as they are, then the
@@ -23,18 +25,31 @@ func NewLog(w io.Writer, level slog.Leveler) *slog.Logger {
 		}
 		return a
 	}})
-	return slog.New(h)
+	return slog.New(traced{h})
 }
 
 // NewJSONLog returns a logger that writes one JSON object a line, for programs that collect logs. Times are UTC.
 func NewJSONLog(w io.Writer, level slog.Leveler) *slog.Logger {
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+	return slog.New(traced{slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		if len(groups) == 0 && a.Key == slog.TimeKey && a.Value.Kind() == slog.KindTime {
 			a.Value = slog.TimeValue(a.Value.Time().UTC())
 		}
 		return a
-	}}))
+	}})})
 }
+
+// traced adds the trace that what is logged belongs to.
+type traced struct{ slog.Handler }
+
+func (h traced) Handle(ctx context.Context, r slog.Record) error {
+	if id := span.TraceID(ctx); id != "" {
+		r.AddAttrs(slog.String("trace_id", id))
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h traced) WithAttrs(attrs []slog.Attr) slog.Handler { return traced{h.Handler.WithAttrs(attrs)} }
+func (h traced) WithGroup(name string) slog.Handler       { return traced{h.Handler.WithGroup(name)} }
 
 // lineHandler writes what precedes the attributes itself and leaves those to the standard library.
 type lineHandler struct {

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"log/slog"
 	"regexp"
+	"strings"
 	"testing"
+
+	"warmboot/internal/telemetry/span"
 )
 
 func TestLinesAreForPeople(t *testing.T) {
@@ -31,5 +34,23 @@ func TestJSONLinesAreForPrograms(t *testing.T) {
 	want := regexp.MustCompile(`^\{"time":"[^"]+Z","level":"INFO","msg":"Container abc123 ended","container_id":"c1","exit_code":3\}\n$`)
 	if !want.MatchString(out.String()) {
 		t.Errorf("got %q", out.String())
+	}
+}
+
+func TestLogTellsTheTrace(t *testing.T) {
+	t.Parallel()
+	const id = "4bf92f3577b34da6a3ce929d0e0e4736"
+	ctx := span.Remote(t.Context(), "00-"+id+"-00f067aa0ba902b7-01")
+	var lines, objects bytes.Buffer
+	for _, log := range []*slog.Logger{NewLog(&lines, slog.LevelInfo), NewJSONLog(&objects, slog.LevelInfo)} {
+		log = log.With("component", "jobs")
+		log.InfoContext(ctx, "traced")
+		log.InfoContext(t.Context(), "not traced")
+	}
+	if got := lines.String(); !strings.Contains(got, "INFO traced component=jobs trace_id="+id+"\n") || strings.Count(got, "trace_id") != 1 {
+		t.Error(got)
+	}
+	if got := objects.String(); !strings.Contains(got, `"msg":"traced","component":"jobs","trace_id":"`+id+`"}`) || strings.Count(got, "trace_id") != 1 {
+		t.Error(got)
 	}
 }

@@ -9,12 +9,17 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"warmboot/api"
+	"warmboot/client"
+	"warmboot/internal/telemetry/otlptest"
+	"warmboot/internal/telemetry/span"
 )
 
 // TestServe is one operator's day with one `warmboot serve`: in this order, because a microVM that boots is what costs time.
@@ -37,10 +42,12 @@ func TestServe(t *testing.T) {
 		{"eight at once", eightAtOnce},
 		{"a command that ends", endsAtOnce},
 		{"stop and start keep the disk", stopAndStart},
+		{"a container is changed", changed},
 		{"registries", registries},
 		{"the caller's mistakes", mistakes},
 		{"a damaged snapshot falls back to a cold boot", damaged},
 		{"containers outlive the server", outlive},
+		{"a warm boot is one trace", traced},
 		{"nothing is left", nothingLeft},
 	} {
 		if !t.Run(step.name, func(t *testing.T) {
@@ -270,6 +277,68 @@ func stopAndStart(t *testing.T, s *server, _ api.Image) {
 	s.must("rm", "-f", "keeper")
 }
 
+func changed(t *testing.T, s *server, _ api.Image) {
+	s.must("run", "-d", "--name", "before", "-m", "128m", "--", open.Image, "sh", "-c",
+		`hostname; cat /sys/fs/cgroup/memory.max; mkdir -p /www; hostname > /www/index.html; httpd -p 8080 -h /www; trap "exit 5" TERM; while true; do sleep 1; done`)
+	if out := awaitLogs(t, s, "before", 2); out != "before\n134217728\n" {
+		t.Errorf("the container says %q", out)
+	}
+	if _, stderr, code := s.warmboot("update", "-m", "768m", "before"); code != 5 || !strings.Contains(stderr, "stop") {
+		t.Errorf("the memory of a running container: exit code %d, %q", code, stderr)
+	}
+	if _, stderr, _ := s.warmboot("rename", "before", "after"); stderr != "" {
+		t.Errorf("rename printed %q", stderr)
+	}
+	s.must("stop", "after")
+	port := strings.Split(freeAddr(t), ":")[1]
+	if _, stderr, code := s.warmboot("update", "-m", "768m", "--cpus", "2", "-p", port+":8080", "after"); code != 0 || !strings.Contains(stderr, "from the next start on") {
+		t.Errorf("update: exit code %d, %q", code, stderr)
+	}
+	s.must("start", "after")
+	if out := awaitLogs(t, s, "after", 4); out != "before\n134217728\nafter\n805306368\n" {
+		t.Errorf("the container says %q", out)
+	}
+	if got := fetch(t, "http://127.0.0.1:"+port+"/"); got != "after\n" {
+		t.Errorf("the published port answered %q", got)
+	}
+	if out := s.must("exec", "after", "sh", "-c", "nproc; cat /sys/fs/cgroup/cpu.max; ping -c 1 -W 1 $(hostname) | grep -c from; cat /etc/hostname"); out != "2\n200000 100000\n1\nafter" {
+		t.Errorf("the container says %q", out)
+	}
+
+	// Docker in the microVM is told of the restart policy while the container runs.
+	s.must("update", "--restart", "always", "after")
+	s.must("exec", "after", "sh", "-c", "kill -TERM 1")
+	await(t, 20*time.Second, "Docker to start the command again", func() bool {
+		return strings.HasSuffix(s.must("logs", "after"), "after\n805306368\nafter\n805306368")
+	})
+	if c := container(t, s, "after"); c.State != "running" || c.Restarts != 0 {
+		t.Errorf("container is %+v", c)
+	}
+	// When its machine dies another one is booted, and the command does not start before that has its identity.
+	for _, pid := range processesOf(t, s.uidBase) {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	await(t, time.Minute, "the container to be started again", func() bool {
+		c := container(t, s, "after")
+		return c.State == "running" && c.Restarts == 1
+	})
+	if got := fetch(t, "http://127.0.0.1:"+port+"/"); got != "after\n" {
+		t.Errorf("after the restart the published port answered %q", got)
+	}
+
+	// Limits that are taken away: all that the machine has.
+	s.must("stop", "after")
+	s.must("update", "-m", "0", "--cpus", "0", "-p", "none", "--restart", "no", "after")
+	s.must("start", "after")
+	await(t, 20*time.Second, "the command to say what its limit is", func() bool {
+		return strings.HasSuffix(s.must("logs", "after"), "after\n"+strconv.Itoa(512<<20))
+	})
+	if c := container(t, s, "after"); len(c.PortMappings) != 0 || c.CPULimit != 0 || c.MemoryLimitMB != 0 {
+		t.Errorf("container is %+v", c)
+	}
+	s.must("rm", "-f", "after")
+}
+
 func registries(t *testing.T, s *server, _ api.Image) {
 	_, stderr, code := s.warmboot("run", "--name", "nowhere", open.Host+"/no/such:image", "true")
 	if code == 0 || !strings.Contains(stderr, "pull image") || !strings.Contains(stderr, "check its name and tag") {
@@ -472,6 +541,42 @@ func outlive(t *testing.T, s *server, _ api.Image) {
 		t.Errorf("logs are %q", out)
 	}
 	s.must("rm", "-f", "survivor")
+}
+
+func traced(t *testing.T, s *server, _ api.Image) {
+	collector := otlptest.Start(t)
+	s.stop()
+	s.startWith([]string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL, "OTEL_RESOURCE_ATTRIBUTES=deployment.environment.name=e2e"})
+	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+	ctx := span.Remote(t.Context(), "00-"+trace+"-00f067aa0ba902b7-01")
+	c, err := s.api.CreateContainerAndWait(ctx, api.CreateContainer{Name: "traced", Image: open.Image, Args: []string{"sleep", "1000"}}, client.Started)
+	if err != nil || c.State != "running" || *c.BootMethod != "warm" {
+		t.Fatalf("container is %+v, %v", c, err)
+	}
+	s.log.await(t, regexp.MustCompile(`Container `+shortID(c.ID)+` fully provisioned .*`+trace), 5*time.Second)
+	s.must("rm", "-f", "traced")
+	s.stop() // which sends what is left
+	var spans []otlptest.Span
+	for _, one := range collector.Spans() {
+		if one.Trace == trace {
+			spans = append(spans, one)
+		}
+	}
+	const boot = "POST /v1/containers > create container > bring container up > boot > warm boot > "
+	const start = "POST /v1/containers > create container > bring container up > start command > "
+	paths := otlptest.Paths(spans)
+	t.Log(strings.Join(paths, "\n"))
+	for _, want := range []string{boot + "phase: disk", boot + "start VMM", boot + "phase: reidentify > guest: re-identify guest", boot + "phase: docker", start + "phase: pull", start + "phase: start"} {
+		if !slices.Contains(paths, want) {
+			t.Errorf("no span %s", want)
+		}
+	}
+	for _, one := range spans {
+		if one.Error != "" || one.Service != "warmboot" {
+			t.Errorf("%+v", one)
+		}
+	}
+	s.start()
 }
 
 func nothingLeft(t *testing.T, s *server, img api.Image) {

@@ -37,6 +37,8 @@ type Host struct {
 	OnWarm  func(ctx context.Context, m controlplane.MachineSpec, snap warmboot.RuntimeSnapshot) error
 	OnCold  func(ctx context.Context, m controlplane.MachineSpec) error
 	OnStart func(ctx context.Context, c warmboot.Container) error
+	// OnUpdate runs before a container's restart policy is taken over.
+	OnUpdate func(ctx context.Context, c warmboot.Container) error
 	// OnStop runs before a command is told to end.
 	OnStop func(ctx context.Context, id warmboot.ID) error
 	// OnRemove runs before a container's things are removed.
@@ -366,6 +368,26 @@ func (h *Host) StartContainer(ctx context.Context, c warmboot.Container, _ *cont
 	}
 	m.created = true
 	return []warmboot.Phase{{Name: warmboot.PhasePull, Duration: time.Second}, {Name: warmboot.PhaseStart, Duration: 300 * time.Millisecond}}, nil
+}
+
+// UpdateContainer implements controlplane.Host.
+func (h *Host) UpdateContainer(ctx context.Context, c warmboot.Container) error {
+	if err := h.obey(controlplane.ContainerRef{ID: c.ID, Generation: c.Lease.Generation}); err != nil {
+		return err
+	}
+	if h.OnUpdate != nil {
+		if err := h.OnUpdate(ctx, c); err != nil {
+			return err
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	m := h.machines[c.ID]
+	if m == nil || m.started == nil {
+		return warmboot.Errorf(warmboot.Conflict, "update container", "container %s has no machine", c.ID)
+	}
+	m.started = &c
+	return nil
 }
 
 // report tells the end of a command that ends by itself, again and again until it is taken note of.

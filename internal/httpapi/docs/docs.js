@@ -26,6 +26,7 @@ function resolve(schema) {
 function typeLink(schema) {
   const [s, name] = resolve(schema);
   if (name) return el("a", { href: "#schema-" + name }, name);
+  if (s.oneOf) return el("span", {}, ...s.oneOf.flatMap((o, i) => (i ? [" or ", typeLink(o)] : [typeLink(o)])));
   const types = [].concat(s.type || "any");
   if (types.includes("array")) return el("span", {}, "list of ", typeLink(s.items));
   if (s.additionalProperties && typeof s.additionalProperties === "object") return el("span", {}, "map to ", typeLink(s.additionalProperties));
@@ -65,6 +66,7 @@ function example(schema, requiredOnly, depth = 0) {
   if (s.examples && s.examples.length) return s.examples[0];
   if (s.default !== undefined) return s.default;
   if (s.enum) return s.enum[0];
+  if (s.oneOf) return example(s.oneOf[0], requiredOnly, depth);
   const type = [].concat(s.type || "object")[0];
   if (type === "array") return depth > 3 ? [] : [example(s.items, requiredOnly, depth + 1)];
   if (type === "integer" || type === "number") return s.minimum || 0;

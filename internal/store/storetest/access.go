@@ -19,7 +19,7 @@ func newToken(t *testing.T, s warmboot.Store, name string, role warmboot.Role) *
 
 func testTokens(t *testing.T, s warmboot.Store) {
 	ctx := t.Context()
-	none, err := s.Tokens(ctx)
+	none, err := s.Tokens(ctx, warmboot.Page{})
 	must(t, err)
 	wantEqual(t, len(none), 0)
 	older := newToken(t, s, "older", warmboot.RoleViewer)
@@ -34,7 +34,7 @@ func testTokens(t *testing.T, s warmboot.Store) {
 	got, err := s.TokenByDigest(ctx, "d2")
 	must(t, err)
 	wantEqual(t, got, newer)
-	all, err := s.Tokens(ctx)
+	all, err := s.Tokens(ctx, warmboot.Page{})
 	must(t, err)
 	wantEqual(t, all, []*warmboot.Token{newer, older})
 

@@ -36,7 +36,7 @@ func testHosts(t *testing.T, s warmboot.Store) {
 	}
 	must(t, s.CreateHost(ctx, b))
 	a := newHost(t, s, "a")
-	all, err := s.Hosts(ctx)
+	all, err := s.Hosts(ctx, "", 0)
 	must(t, err)
 	wantEqual(t, all, []*warmboot.Host{a, b})
 	for _, ref := range []string{"b", string(b.ID), strings.ToUpper(string(b.ID))} {
@@ -52,14 +52,14 @@ func testHosts(t *testing.T, s warmboot.Store) {
 
 	at := now().Add(time.Minute)
 	must(t, s.BeatHosts(ctx, []warmboot.ID{b.ID, warmboot.NewID()}, at))
-	got, err := s.UpdateHost(ctx, b.ID, func(h *warmboot.Host) error {
+	_, err = s.UpdateHost(ctx, b.ID, func(h *warmboot.Host) error {
 		h.State, h.Cordoned, h.Inventory.VMs, h.Address = warmboot.HostUp, false, 8, "10.0.0.3:7000"
 		h.Beat, h.LastSeenAt = 0, nil // not its to change
 		return nil
 	})
 	must(t, err)
 	b.State, b.Cordoned, b.Inventory.VMs, b.Address, b.Beat, b.LastSeenAt = warmboot.HostUp, false, 8, "10.0.0.3:7000", 4, &at
-	got, err = s.Host(ctx, b.ID)
+	got, err := s.Host(ctx, b.ID)
 	must(t, err)
 	wantEqual(t, got, b)
 	_, err = s.UpdateHost(ctx, b.ID, func(*warmboot.Host) error { return warmboot.Errorf(warmboot.Denied, "", "no") })
@@ -80,6 +80,7 @@ func testDeleteHost(t *testing.T, s warmboot.Store) {
 	must(t, s.DeleteContainer(ctx, c.ID))
 	wantCode(t, s.DeleteHost(ctx, h.ID), warmboot.Conflict)
 	must(t, s.DeleteSnapshot(ctx, snap.ID))
+	wantCode(t, s.DeleteHost(ctx, h.ID, func(*warmboot.Host) error { return warmboot.Errorf(warmboot.Stale, "", "seen another") }), warmboot.Stale)
 	must(t, s.DeleteHost(ctx, h.ID))
 	_, err := s.Snapshot(ctx, snap.ID)
 	wantCode(t, err, warmboot.NotFound)

@@ -26,6 +26,7 @@ func Run(t *testing.T, open func(t *testing.T) warmboot.Store) {
 		test func(*testing.T, warmboot.Store)
 	}{
 		{"Images", testImages},
+		{"UpdateImage", testUpdateImage},
 		{"DeleteImage", testDeleteImage},
 		{"SnapshotRoundTrip", testSnapshotRoundTrip},
 		{"FinishSnapshotReplacesOthers", testFinishSnapshot},
@@ -38,6 +39,10 @@ func Run(t *testing.T, open func(t *testing.T) warmboot.Store) {
 		{"ContainerNameTaken", testContainerNameTaken},
 		{"FindContainer", testFindContainer},
 		{"ListContainers", testListContainers},
+		{"ContainerFilters", testContainerFilters},
+		{"SnapshotFilters", testSnapshotFilters},
+		{"Pages", testPages},
+		{"Counts", testCounts},
 		{"ContainerStates", testContainerStates},
 		{"UpdateContainer", testUpdateContainer},
 		{"ConcurrentUpdates", testConcurrentUpdates},
@@ -60,6 +65,9 @@ func Run(t *testing.T, open func(t *testing.T) warmboot.Store) {
 		{"ConcurrentTokenNames", testConcurrentTokenNames},
 		{"Audit", testAudit},
 		{"PruneAudit", testPruneAudit},
+		{"Receipts", testReceipts},
+		{"ReceiptAndEntityAreOne", testReceiptAndEntity},
+		{"ConcurrentReceipts", testConcurrentReceipts},
 		{"CanceledContext", testCanceledContext},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -166,7 +174,7 @@ func become(t *testing.T, s warmboot.Store, id warmboot.ID, states ...warmboot.C
 
 func testImages(t *testing.T, s warmboot.Store) {
 	ctx := t.Context()
-	none, err := s.Images(ctx)
+	none, err := s.Images(ctx, warmboot.Page{})
 	must(t, err)
 	wantEqual(t, len(none), 0)
 	older := newImage(t, s, "older")
@@ -178,7 +186,7 @@ func testImages(t *testing.T, s warmboot.Store) {
 	got, err = s.ImageByName(ctx, "newer")
 	must(t, err)
 	wantEqual(t, got, newer)
-	all, err := s.Images(ctx)
+	all, err := s.Images(ctx, warmboot.Page{})
 	must(t, err)
 	wantEqual(t, all, []*warmboot.Image{newer, older})
 
@@ -189,6 +197,35 @@ func testImages(t *testing.T, s warmboot.Store) {
 	same := *older
 	same.ID = warmboot.NewID()
 	wantCode(t, s.CreateImage(ctx, &same), warmboot.Conflict, "older", string(older.ID))
+}
+
+func testUpdateImage(t *testing.T, s warmboot.Store) {
+	ctx := t.Context()
+	img := newImage(t, s, "runtime")
+	newImage(t, s, "other")
+	rename := func(name string) (*warmboot.Image, error) {
+		return s.UpdateImage(ctx, img.ID, func(img *warmboot.Image) error { img.Name, img.Digest = name, "x"; return nil })
+	}
+	_, err := rename("base")
+	must(t, err)
+	img.Name = "base" // and nothing else
+	got, err := s.ImageByName(ctx, "base")
+	must(t, err)
+	wantEqual(t, got, img)
+	_, err = rename("base")
+	must(t, err)
+	_, err = rename("other")
+	wantCode(t, err, warmboot.Conflict, "other")
+	_, err = s.UpdateImage(ctx, img.ID, func(*warmboot.Image) error { return warmboot.Errorf(warmboot.Stale, "", "seen another") })
+	wantCode(t, err, warmboot.Stale)
+	_, err = s.UpdateImage(ctx, warmboot.NewID(), func(*warmboot.Image) error { return nil })
+	wantCode(t, err, warmboot.NotFound)
+	newImage(t, s, "runtime") // the name is free
+
+	refuse := func(*warmboot.Image) error { return warmboot.Errorf(warmboot.Stale, "", "seen another") }
+	allow := func(seen *warmboot.Image) error { wantEqual(t, seen, img); return nil }
+	wantCode(t, s.DeleteImage(ctx, img.ID, allow, refuse), warmboot.Stale)
+	must(t, s.DeleteImage(ctx, img.ID, allow))
 }
 
 func testDeleteImage(t *testing.T, s warmboot.Store) {
@@ -205,7 +242,7 @@ func testDeleteImage(t *testing.T, s warmboot.Store) {
 	wantCode(t, err, warmboot.NotFound)
 	wantCode(t, s.DeleteImage(ctx, img.ID), warmboot.NotFound)
 
-	all, err := s.Images(ctx)
+	all, err := s.Images(ctx, warmboot.Page{})
 	must(t, err)
 	wantEqual(t, len(all), 0)
 	wantCode(t, s.CreateContainer(ctx, container(img, "late")), warmboot.NotFound)
@@ -234,7 +271,7 @@ func testSnapshotRoundTrip(t *testing.T, s warmboot.Store) {
 	must(t, err)
 	wantEqual(t, got, snap)
 	second := newSnapshot(t, s, img)
-	all, err := s.Snapshots(ctx)
+	all, err := s.Snapshots(ctx, warmboot.SnapshotFilter{})
 	must(t, err)
 	wantEqual(t, all, []*warmboot.RuntimeSnapshot{second, snap})
 
@@ -303,7 +340,7 @@ func testOneBuildAtATime(t *testing.T, s warmboot.Store) {
 	}
 	wantEqual(t, began, 1)
 	must(t, s.CreateSnapshot(ctx, snapshot(img, "q")))
-	all, err := s.Snapshots(ctx)
+	all, err := s.Snapshots(ctx, warmboot.SnapshotFilter{})
 	must(t, err)
 	must(t, s.DeleteSnapshot(ctx, all[1].ID))
 	must(t, s.CreateSnapshot(ctx, snapshot(img, "p")))
@@ -437,6 +474,13 @@ func testContainerNameTaken(t *testing.T, s warmboot.Store) {
 	first := newContainer(t, s, img, "web")
 	wantCode(t, s.CreateContainer(ctx, container(img, "web")), warmboot.Conflict, "web", first.ID.Short(), "creating")
 	must(t, s.DeleteContainer(ctx, first.ID))
+	second, other := newContainer(t, s, img, "web"), newContainer(t, s, img, "other")
+	rename := func(name string) error {
+		_, err := s.UpdateContainer(ctx, second.ID, func(c *warmboot.Container) error { c.Name = name; return nil })
+		return err
+	}
+	wantCode(t, rename("other"), warmboot.Conflict, "other", other.ID.Short(), "creating")
+	must(t, rename("www"))
 	newContainer(t, s, img, "web")
 }
 
@@ -672,7 +716,7 @@ func testConcurrentPortClaims(t *testing.T, s warmboot.Store) {
 func testCanceledContext(t *testing.T, s warmboot.Store) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := s.Images(ctx)
+	_, err := s.Images(ctx, warmboot.Page{})
 	wantCode(t, err, warmboot.Canceled)
 	wantCode(t, s.DeleteSnapshot(ctx, warmboot.NewID()), warmboot.Canceled)
 }

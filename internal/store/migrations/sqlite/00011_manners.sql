@@ -1,0 +1,29 @@
+-- +goose Up
+-- Lists are read newest first, a page at a time, and narrowed by one of these.
+DROP INDEX containers_state;
+DROP INDEX containers_host;
+DROP INDEX containers_image;
+CREATE INDEX containers_state ON containers (state, created_at DESC, id DESC);
+CREATE INDEX containers_host ON containers (host_id, created_at DESC, id DESC);
+CREATE INDEX containers_runtime_image ON containers (runtime_image_id, created_at DESC, id DESC);
+CREATE INDEX containers_image ON containers (image, created_at DESC, id DESC);
+
+-- What requests with an Idempotency-Key have made. A row refers to nothing: it outlives that.
+CREATE TABLE receipts (
+    key_digest     TEXT PRIMARY KEY,
+    request_digest TEXT NOT NULL,
+    entity_id      TEXT NOT NULL,
+    secret         BLOB,
+    created_at     TEXT NOT NULL
+) STRICT;
+CREATE INDEX receipts_created_at ON receipts (created_at);
+
+-- +goose Down
+DROP TABLE receipts;
+DROP INDEX containers_image;
+DROP INDEX containers_runtime_image;
+DROP INDEX containers_host;
+DROP INDEX containers_state;
+CREATE INDEX containers_image ON containers (runtime_image_id);
+CREATE INDEX containers_host ON containers (host_id);
+CREATE INDEX containers_state ON containers (state);
