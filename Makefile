@@ -19,10 +19,10 @@ unit:
 	CGO_ENABLED=1 WARMBOOT_TEST_POSTGRES=1 go test -race -timeout 20m ./...
 
 # Whatever needs real microVMs: the guest agent, the QEMU driver, and the end-to-end suite with a real Docker and a real registry.
-# One package after the other: an emulated CPU keeps a real one busy. The runtime image is built once.
+# One package after the other: an emulated CPU keeps a real one busy. The runtime images, ours and one with systemd, are built once.
 vm: deps build
-	image=$$(go run ./test/runtimeimage bin/warmboot-guest) && \
-	WARMBOOT_E2E=1 WARMBOOT_TEST_IMAGE=$$image go test -v -count=1 -p 1 -timeout 60m ./internal/guest ./internal/vmm/qemu ./test/e2e
+	image=$$(go run ./test/runtimeimage bin/warmboot-guest) && systemd=$$(go run ./test/systemdimage bin/warmboot-guest) && \
+	WARMBOOT_E2E=1 WARMBOOT_TEST_IMAGE=$$image WARMBOOT_TEST_SYSTEMD_IMAGE=$$systemd go test -v -count=1 -p 1 -timeout 60m ./internal/guest ./internal/vmm/qemu ./test/e2e
 
 build:
 	go build -trimpath -ldflags "-s -w" -o bin/warmboot-guest ./cmd/warmboot-guest

@@ -1,6 +1,7 @@
 package warmboot
 
 import (
+	"errors"
 	"regexp"
 	"time"
 )
@@ -13,6 +14,9 @@ const (
 	HostUp   HostState = "up"
 	HostDown HostState = "down" // nothing was heard of it for too long; what runs there may well go on
 )
+
+// ErrHostClosed is the cause of an Unavailable error when a container was to go to a host that takes nothing new.
+var ErrHostClosed = errors.New("it takes nothing new")
 
 // Host is a machine that runs microVMs, under an agent.
 type Host struct {

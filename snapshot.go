@@ -61,6 +61,7 @@ type SnapshotMetadata struct {
 	BuildSeconds        float64 `json:"build_seconds,omitempty"`
 	ColdBootSeconds     float64 `json:"cold_boot_seconds,omitempty"` // from VMM start to Docker answering, in the build
 	PauseSeconds        float64 `json:"pause_seconds,omitempty"`     // from the pause to files that can be restored from
+	Digest              string  `json:"digest,omitempty"`            // SHA-256 of metadata.json, which has those of the other files
 	Step                string  `json:"step,omitempty"`              // what the build is doing, while the state is creating
 	Error               string  `json:"error,omitempty"`             // why it is unhealthy
 }

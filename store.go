@@ -14,6 +14,7 @@ type Store interface {
 	ContainerStore
 	HostStore
 	ManagerStore
+	JoinStore
 	TokenStore
 	AuditStore
 	Feed
@@ -68,7 +69,8 @@ type ContainerFilter struct {
 type ContainerStore interface {
 	// CreateContainer stores a new container. A taken name, or a host port that another live container publishes, is
 	// a Conflict whose text names the other container. One that is stored already, id and all, is a success: whoever
-	// was answered Unavailable does not know, and may ask again.
+	// was answered Unavailable does not know, and may ask again. One in state creating on a host that is down, cordoned or gone is
+	// ErrHostClosed; the same goes for UpdateContainer when it alters the host.
 	CreateContainer(ctx context.Context, c *Container) error
 	Container(ctx context.Context, id ID) (*Container, error)
 	// FindContainer resolves what people type: a full id, a name, or the beginning of an id that only one container
@@ -120,6 +122,17 @@ type ManagerStore interface {
 	LeaveManagers(ctx context.Context, id ID) error
 }
 
+// JoinStore keeps what lets hosts join.
+type JoinStore interface {
+	// Authority returns the certificate authority. If there is none yet, the one that create makes is stored, unless another manager has
+	// been faster.
+	Authority(ctx context.Context, create func() (*Authority, error)) (*Authority, error)
+	CreateJoinToken(ctx context.Context, t *JoinToken) error
+	// TakeJoinToken removes the token with a digest and returns it: it lets nobody else in. One that is not there, or has expired at
+	// the time given, is Unauthenticated. Those that have expired are removed too.
+	TakeJoinToken(ctx context.Context, digest string, at time.Time) (*JoinToken, error)
+}
+
 // Feed carries messages between the managers that share a store. It carries hints: a message may be lost with a connection, so
 // whoever acts on one looks at the entities.
 type Feed interface {
@@ -133,6 +146,7 @@ type Feed interface {
 // FeedLimit is how long a message of a Feed may be, in bytes: PostgreSQL's limit for NOTIFY, with some to spare
 // (https://www.postgresql.org/docs/current/sql-notify.html).
 const FeedLimit = 7900
+
 // TokenStore keeps what is known of tokens; their secrets it never sees.
 type TokenStore interface {
 	// CreateToken stores a new token. A taken name is a Conflict.

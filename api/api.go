@@ -181,6 +181,18 @@ type HostInventory struct {
 	Snapshots     []string `json:"snapshots,omitempty" nullable:"false" doc:"Runtime snapshots whose files it has."`
 }
 
+// CreateJoinToken asks for a token with which one host can join, once.
+type CreateJoinToken struct {
+	Host       string `json:"host,omitempty" maxLength:"63" doc:"Name or id of a host that is known already, and has lost its certificate; a new host if left out."`
+	TTLSeconds int64  `json:"ttl_seconds,omitempty" minimum:"0" maximum:"604800" doc:"How long it is good; 0 or left out: an hour."`
+}
+
+// JoinToken is the answer: what the host's agent needs.
+type JoinToken struct {
+	Secret    string    `json:"secret" doc:"For warmboot agent --join. It is shown this once."`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
 // DrainHost asks for a host without containers.
 type DrainHost struct {
 	TimeoutSeconds *int `json:"timeout_seconds,omitempty" minimum:"0" maximum:"3600" doc:"How long each command may take to end by itself; 10 if left out."`

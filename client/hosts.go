@@ -47,6 +47,13 @@ func (c *Client) changeHost(ctx context.Context, idOrName, verb string, in any) 
 	return out.Item, err
 }
 
+// CreateJoinToken makes a token with which one host can join, once.
+func (c *Client) CreateJoinToken(ctx context.Context, in api.CreateJoinToken) (api.JoinToken, error) {
+	var out api.Item[api.JoinToken]
+	err := c.do(ctx, http.MethodPost, "/v1/join-tokens", in, &out)
+	return out.Item, err
+}
+
 // DeleteHost forgets a host that has no containers and no snapshots any more.
 func (c *Client) DeleteHost(ctx context.Context, idOrName string) error {
 	path, err := ref("/v1/hosts/", idOrName, "")

@@ -1,5 +1,5 @@
-// Command warmboot-guest is the guest agent: the initrd's init, the machine's PID 1, or a service under another init, depending on
-// how it is started. It has no flags; everything it is to do comes from the host.
+// Command warmboot-guest is the guest agent: the initrd's init, the machine's PID 1, or, as `warmboot-guest service`, a service under
+// another init. It has no flags; everything it is to do comes from the host.
 package main
 
 import (
@@ -24,6 +24,11 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == "version" {
 		_, _ = os.Stdout.WriteString(version() + "\n")
 		return
+	}
+	if !pid1 && (len(os.Args) != 2 || os.Args[1] != "service") {
+		// Not by default: it mounts disks.
+		_, _ = os.Stderr.WriteString("warmboot-guest is the guest agent of a microVM: its init, or under another init `warmboot-guest service`\n")
+		os.Exit(2)
 	}
 	log := newLog(console(pid1))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGPWR)

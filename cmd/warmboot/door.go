@@ -19,7 +19,7 @@ import (
 const headerLimit = 64 << 10
 
 // listen binds the API's address, if it may be open as the options say.
-func listen(o cli.ServeOptions, log *slog.Logger) (net.Listener, error) {
+func listen(o cli.ControlOptions, log *slog.Logger) (net.Listener, error) {
 	a := o.Access
 	if err := httpapi.CheckListen(o.Listen, httpapi.Exposure{NoAuth: a.NoAuth, TLS: a.TLS(), InsecureHTTP: a.InsecureHTTP}); err != nil {
 		return nil, err
@@ -49,13 +49,13 @@ type door struct {
 }
 
 // openDoor reads or makes the certificate and the local admin token. Its keeper must be closed before the store.
-func openDoor(ctx context.Context, o cli.ServeOptions, db access.Store, log *slog.Logger) (*door, error) {
+func openDoor(ctx context.Context, storageRoot, name string, o cli.ControlOptions, db access.Store, log *slog.Logger) (*door, error) {
 	d := &door{o: o.Access, log: log}
 	var err error
 	switch {
 	case o.Access.SelfSigned:
 		host, _, _ := net.SplitHostPort(o.Listen) // listen has done the same
-		d.files, err = certificate.SelfSigned(filepath.Join(o.StorageRoot, certificate.Dir), certificate.LocalHosts(host), log)
+		d.files, err = certificate.SelfSigned(filepath.Join(storageRoot, certificate.Dir), certificate.LocalHosts(host), log)
 	case o.Access.TLSCert != "":
 		d.files, err = certificate.Load(o.Access.TLSCert, o.Access.TLSKey, log)
 	}
@@ -64,7 +64,7 @@ func openDoor(ctx context.Context, o cli.ServeOptions, db access.Store, log *slo
 	}
 	d.keeper = access.New(access.Config{Store: db, Log: log, Static: o.Access.Token, AuditRetention: o.Access.AuditRetention})
 	if !o.Access.NoAuth {
-		if err := d.keeper.EnsureLocal(ctx, o.StorageRoot); err != nil {
+		if err := d.keeper.EnsureLocal(ctx, storageRoot, name); err != nil {
 			d.keeper.Close()
 			return nil, err
 		}

@@ -111,7 +111,7 @@ func TestKnown(t *testing.T) {
 		t.Error("who is revoked is known")
 	}
 	root := t.TempDir()
-	r.must(r.k.EnsureLocal(t.Context(), root))
+	r.must(r.k.EnsureLocal(t.Context(), root, "box"))
 	if local, _, err := ReadLocal(root); err != nil || !r.k.Known(local) {
 		t.Errorf("the local token is not known from the start: %v", err)
 	}

@@ -2,6 +2,7 @@ package access
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,10 +23,11 @@ const LocalFile = "admin.token"
 // localFileLimit is far more than a secret and a line end need, in bytes.
 const localFileLimit = 4096
 
-// EnsureLocal sees that the file below root holds the secret of a valid admin token that only our user can read. Where it does
+// EnsureLocal sees that the file below root holds the secret of a valid admin token that only our user can read. server tells the servers
+// that share a database apart: each has a token of its own. Where it does
 // not (at the first start, after it was lost, with another database), a new token is made, and takes the old one's place.
 // Whoever can write there owns the machine already, so that gives nobody more than they have.
-func (k *Keeper) EnsureLocal(ctx context.Context, root string) error {
+func (k *Keeper) EnsureLocal(ctx context.Context, root, server string) error {
 	const op = "make local token"
 	path := filepath.Join(root, LocalFile)
 	why, err := k.localFault(ctx, path)
@@ -35,11 +37,12 @@ func (k *Keeper) EnsureLocal(ctx context.Context, root string) error {
 	if why == "" {
 		return nil
 	}
-	change, err := k.Begin(ctx, itself, warmboot.AuditEntry{Operation: "create-token", EntityType: "token", EntityName: localName()})
+	name := localName(server)
+	change, err := k.Begin(ctx, itself, warmboot.AuditEntry{Operation: "create-token", EntityType: "token", EntityName: name})
 	if err != nil {
 		return err
 	}
-	token, secret, err := k.replaceLocal(ctx, path)
+	token, secret, err := k.replaceLocal(ctx, name, path)
 	if err == nil {
 		_, err = k.Authenticate(ctx, secret) // so that it is known before anybody else asks
 	}
@@ -78,8 +81,7 @@ func (k *Keeper) localFault(ctx context.Context, path string) (string, error) {
 
 // replaceLocal makes a token and writes its secret to path. Between the two a crash leaves a token that nobody has, which the next
 // start replaces.
-func (k *Keeper) replaceLocal(ctx context.Context, path string) (*warmboot.Token, string, error) {
-	name := localName()
+func (k *Keeper) replaceLocal(ctx context.Context, name, path string) (*warmboot.Token, string, error) {
 	if err := k.RevokeToken(ctx, name); err != nil && warmboot.CodeOf(err) != warmboot.NotFound {
 		return nil, "", err
 	}
@@ -95,13 +97,9 @@ func (k *Keeper) replaceLocal(ctx context.Context, path string) (*warmboot.Token
 
 var notInName = regexp.MustCompile(`[^a-zA-Z0-9_.-]+`)
 
-// localName tells the machines that share a database apart.
-func localName() string {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unnamed"
-	}
-	name := localPrefix + notInName.ReplaceAllString(host, "-")
+// localName is the name of a server's local token.
+func localName(server string) string {
+	name := localPrefix + cmp.Or(notInName.ReplaceAllString(server, "-"), "unnamed")
 	return name[:min(len(name), 63)]
 }
 

@@ -56,7 +56,7 @@ func TestLocalToken(t *testing.T) {
 	path := filepath.Join(root, LocalFile)
 	ensure := func() string {
 		t.Helper()
-		r.must(r.k.EnsureLocal(t.Context(), root))
+		r.must(r.k.EnsureLocal(t.Context(), root, "box"))
 		return r.local(root)
 	}
 	first := ensure()
@@ -83,7 +83,7 @@ func TestLocalToken(t *testing.T) {
 			}
 			return os.Symlink(path+".moved", path)
 		},
-		"revoked": func() error { return r.k.RevokeToken(t.Context(), localName()) },
+		"revoked": func() error { return r.k.RevokeToken(t.Context(), localName("box")) },
 		"no admin's": func() error {
 			_, secret, err := r.k.CreateToken(t.Context(), Anonymous, "viewer", warmboot.RoleViewer, 0)
 			if err != nil {
@@ -117,10 +117,10 @@ func TestLocalTokenOfAnotherUser(t *testing.T) {
 	}
 	r := newRig(t, nil)
 	root := t.TempDir()
-	r.must(r.k.EnsureLocal(t.Context(), root))
+	r.must(r.k.EnsureLocal(t.Context(), root, "box"))
 	first := r.local(root)
 	r.must(os.Chown(filepath.Join(root, LocalFile), 65534, 65534))
-	r.must(r.k.EnsureLocal(t.Context(), root))
+	r.must(r.k.EnsureLocal(t.Context(), root, "box"))
 	if r.local(root) == first {
 		t.Error("another user has the token")
 	}
@@ -131,7 +131,7 @@ func TestLocalTokenThatCannotBeWritten(t *testing.T) {
 	root := t.TempDir()
 	// Nothing can be renamed over a directory that is not empty, not even by root.
 	r.must(os.MkdirAll(filepath.Join(root, LocalFile, "x"), 0o700))
-	err := r.k.EnsureLocal(t.Context(), root)
+	err := r.k.EnsureLocal(t.Context(), root, "box")
 	r.wantCode(err, warmboot.Internal, "storage root must be writable")
 	entries, err := r.k.Entries(t.Context(), 0, 1)
 	r.must(err)

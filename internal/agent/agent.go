@@ -85,8 +85,11 @@ type Agent struct {
 	images   *imageIndex
 	commands commands
 	exits    exits
+	fetches  fetches
 	bootID   string
 	unlock   func() error
+	ctx      context.Context // ends when the agent closes
+	cancel   context.CancelFunc
 
 	mu         sync.Mutex // taken before a container's, never after
 	containers map[warmboot.ID]*container
@@ -99,9 +102,11 @@ var _ controlplane.Host = (*Agent)(nil)
 // the storage root, and removes what was half made. Only one agent may use a storage root at a time; a second one is a Conflict.
 func Open(ctx context.Context, c Config) (*Agent, error) {
 	setDefaults(&c)
-	a := &Agent{Config: c, verifier: snapshot.NewVerifier(), containers: map[warmboot.ID]*container{}, builds: map[warmboot.ID]*building{}}
+	actx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	a := &Agent{Config: c, ctx: actx, cancel: cancel, verifier: snapshot.NewVerifier(), containers: map[warmboot.ID]*container{}, builds: map[warmboot.ID]*building{}}
 	var undo rollback.Stack
 	defer undo.Unwind()
+	undo.Push("begin work", func() error { cancel(); return nil })
 	if err := a.makeRoot(); err != nil {
 		return nil, err
 	}
@@ -158,6 +163,7 @@ func setDefaults(c *Config) {
 
 // Close lets go of the microVMs without ending them: they go on running, and the next Open takes charge of them.
 func (a *Agent) Close() error {
+	a.cancel()
 	a.mu.Lock()
 	all := a.containers
 	a.containers = map[warmboot.ID]*container{}

@@ -68,7 +68,7 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 	}); err != nil {
 		return controlplane.Booted{}, bootError(ctx, l.vm.machine, op, a.RestoreTimeout, err)
 	}
-	if err := l.time(warmboot.PhaseDocker, func() error { return l.awaitDocker(ctx) }); err != nil {
+	if err := l.time(warmboot.PhaseDocker, func() error { return l.vm.awaitDocker(ctx) }); err != nil {
 		return controlplane.Booted{}, bootError(ctx, l.vm.machine, op, a.RestoreTimeout, err)
 	}
 	return controlplane.Booted{Phases: l.phases}, nil
@@ -143,7 +143,7 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 	}{
 		{warmboot.PhaseBoot, func() error { return l.connect(ctx) }},
 		{warmboot.PhaseReidentify, func() error { return l.reidentify(ctx, engineID) }},
-		{warmboot.PhaseDocker, func() error { return l.awaitDocker(ctx) }},
+		{warmboot.PhaseDocker, func() error { return l.vm.awaitDocker(ctx) }},
 	} {
 		if err := l.time(step.name, step.run); err != nil {
 			return controlplane.Booted{}, bootError(ctx, l.vm.machine, op, a.BootTimeout, err)

@@ -73,6 +73,10 @@ func (a *Agent) BuildSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot
 	if err := a.verifier.Verify(art); err != nil {
 		return controlplane.Built{}, err
 	}
+	text, err := os.ReadFile(art.File(snapshot.MetadataFile))
+	if err != nil {
+		return controlplane.Built{}, ioError(op, err)
+	}
 	size, err := art.DiskBytes()
 	if err != nil {
 		return controlplane.Built{}, ioError(op, err)
@@ -81,7 +85,7 @@ func (a *Agent) BuildSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot
 		return controlplane.Built{}, err
 	}
 	return controlplane.Built{Path: art.Path, FCVersion: a.caps.FCVersion(), Metadata: warmboot.SnapshotMetadata{
-		SizeBytes: size, MemSizeBytes: int64(a.MemoryMiB) << 20, DockerVersion: b.dockerVersion, VCPUs: a.VCPUs,
+		SizeBytes: size, MemSizeBytes: int64(a.MemoryMiB) << 20, DockerVersion: b.dockerVersion, VCPUs: a.VCPUs, Digest: snapshot.DigestOf(text),
 		ColdBootSeconds: b.coldBoot.Seconds(), PauseSeconds: b.pause.Seconds(),
 	}}, nil
 }

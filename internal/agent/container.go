@@ -7,12 +7,8 @@ import (
 	"path/filepath"
 	"sync"
 
-	"github.com/moby/moby/client"
-
 	"warmboot"
 	"warmboot/internal/controlplane"
-	"warmboot/internal/guestrpc"
-	"warmboot/internal/rollback"
 	"warmboot/internal/vmm"
 )
 
@@ -25,15 +21,6 @@ type container struct {
 	mu   sync.Mutex
 	rec  record
 	live *microVM // nil while no microVM runs
-}
-
-// microVM is a running machine whose Docker has answered.
-type microVM struct {
-	machine vmm.Machine
-	guest   *guestrpc.Client
-	docker  *client.Client
-	undo    *rollback.Stack // ends the machine and gives back what it took; its disk stays
-	unwatch func()          // ends the wait for the command's end; nil before the command is started
 }
 
 // dataDisk is the machine's writable disk, whatever its format.
@@ -71,8 +58,7 @@ func (c *container) disconnect() {
 	defer c.mu.Unlock()
 	if c.live != nil {
 		c.live.stopWatching()
-		c.live.docker.Close()
-		c.live.guest.Close()
+		c.live.hangUp()
 		c.live = nil
 	}
 }

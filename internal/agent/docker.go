@@ -143,7 +143,11 @@ func (a *Agent) openRegistry(ctx context.Context, vm *microVM, host string) erro
 	if !listed {
 		return nil
 	}
-	return vm.guest.Registry(ctx, host, true)
+	g, err := vm.reach(ctx)
+	if err != nil {
+		return err
+	}
+	return g.Registry(ctx, host, true)
 }
 
 // onLoopback reports whether a registry's host[:port] means the machine itself.
@@ -237,7 +241,11 @@ func (a *Agent) stopDocker(ctx context.Context, c *container, vm *microVM, grace
 	if err := saveLogs(ctx, vm.docker, c); err != nil {
 		log.Warn("The container's logs could not be kept", "err", err)
 	}
-	if err := vm.guest.Shutdown(ctx, shutdownGrace); err != nil && ctx.Err() == nil {
+	g, err := vm.reach(ctx)
+	if err == nil {
+		err = g.Shutdown(ctx, shutdownGrace)
+	}
+	if err != nil && ctx.Err() == nil {
 		log.Warn("The guest could not be shut down in good order", "err", err)
 		return code
 	}

@@ -108,7 +108,8 @@ func imageGarbage(path string) controlplane.Garbage {
 func (a *Agent) ImageFiles(_ context.Context, images []*warmboot.Image) (map[string]bool, error) {
 	used := map[string]bool{}
 	root := filepath.Join(a.Root, "images")
-	for _, img := range images {
+	for _, there := range images {
+		img, _ := a.images.at(*there)
 		for _, file := range []string{img.KernelPath, img.InitrdPath, img.RootfsPath} {
 			rel, err := filepath.Rel(root, file)
 			if file == "" || err != nil || strings.HasPrefix(rel, "..") {

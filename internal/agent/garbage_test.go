@@ -21,7 +21,7 @@ func garbageRoot(t *testing.T, files ...string) *Agent {
 	t.Helper()
 	a := &Agent{
 		Config: Config{Root: t.TempDir(), Log: slog.New(slog.DiscardHandler), VCPUs: 1, MemoryMiB: 512},
-		builds: map[warmboot.ID]*building{}, containers: map[warmboot.ID]*container{}, verifier: snapshot.NewVerifier(),
+		builds: map[warmboot.ID]*building{}, images: &imageIndex{known: map[string]imageFiles{}}, containers: map[warmboot.ID]*container{}, verifier: snapshot.NewVerifier(),
 	}
 	for _, f := range files {
 		path := filepath.Join(a.Root, f)

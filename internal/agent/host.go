@@ -168,5 +168,5 @@ func (a *Agent) Hello(ctx context.Context) (controlplane.Hello, error) {
 		return controlplane.Hello{}, err
 	}
 	all, err := a.Containers(ctx)
-	return controlplane.Hello{ID: a.ID, Name: a.Name, Address: a.Address, Inventory: inv, Containers: all}, err
+	return controlplane.Hello{ID: a.ID, Name: a.Name, Address: a.Address, Inside: a.Address == "", Inventory: inv, Containers: all}, err
 }

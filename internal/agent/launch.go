@@ -5,12 +5,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"strings"
 	"time"
-
-	"github.com/moby/moby/client"
 
 	"warmboot"
 	guestv1 "warmboot/gen/guest/v1"
@@ -30,7 +27,7 @@ type launch struct {
 	net    vmm.Network
 	undo   rollback.Stack
 	phases []warmboot.Phase
-	vm     microVM
+	vm     *microVM // nil before its VMM runs
 
 	hostname string
 }
@@ -80,7 +77,7 @@ func (l *launch) end(cause error) error {
 	if cause == nil {
 		l.vm.undo = l.undo.Move()
 		c.mu.Lock()
-		c.live = &l.vm
+		c.live = l.vm
 		c.mu.Unlock()
 		return nil
 	}
@@ -111,7 +108,7 @@ func (l *launch) start(boot func() (vmm.Machine, error)) error {
 	if err != nil {
 		return err
 	}
-	l.vm.machine = m
+	l.vm = newMicroVM(m)
 	l.undo.Push("stop machine", func() error { return stopMachine(m) })
 	l.phases = append(l.phases, m.Timings()...)
 	h := m.Handle()
@@ -120,13 +117,9 @@ func (l *launch) start(boot func() (vmm.Machine, error)) error {
 
 // connect reaches the guest agent.
 func (l *launch) connect(ctx context.Context) error {
-	g, err := guestrpc.Connect(ctx, l.vm.machine.DialGuest)
-	if err != nil {
-		return err
-	}
-	l.vm.guest = g
-	l.undo.Push("close guest channel", func() error { g.Close(); return nil })
-	return nil
+	l.undo.Push("close guest channel", func() error { l.vm.hangUp(); return nil })
+	_, err := l.vm.reach(ctx)
+	return err
 }
 
 // reidentify gives the guest its identity. engineID is empty where Docker is to make its own.
@@ -134,18 +127,11 @@ func (l *launch) reidentify(ctx context.Context, engineID string) error {
 	if err := l.c.keep(func(r *record) { r.EngineID = engineID }); err != nil {
 		return err
 	}
-	return reidentify(ctx, l.vm.guest, l.net, machineIdentity(l.c.id, l.hostname, engineID))
-}
-
-// awaitDocker returns once Docker has answered, with a client for it.
-func (l *launch) awaitDocker(ctx context.Context) error {
-	d, err := awaitDocker(ctx, l.vm.guest)
+	g, err := l.vm.reach(ctx)
 	if err != nil {
 		return err
 	}
-	l.vm.docker = d
-	l.undo.Push("close Docker client", d.Close)
-	return nil
+	return reidentify(ctx, g, l.net, machineIdentity(l.c.id, l.hostname, engineID))
 }
 
 // machineIdentity is what a container's guest is called. It follows from the container's random id, so it is the same again when the
@@ -173,27 +159,6 @@ func reidentify(ctx context.Context, g *guestrpc.Client, n vmm.Network, id *gues
 		Identity: id, Gateway: n.Gateway().String(), Dns: n.DNS().String(), Seed: seed,
 	})
 	return err
-}
-
-// awaitDocker waits until the guest's Docker answers, and speaks the version of its API from then on.
-func awaitDocker(ctx context.Context, g *guestrpc.Client) (*client.Client, error) {
-	timeout := DefaultBootTimeout
-	if deadline, ok := ctx.Deadline(); ok {
-		timeout = time.Until(deadline)
-	}
-	res, err := g.WaitDocker(ctx, timeout)
-	if err != nil {
-		return nil, err
-	}
-	d, err := client.New(
-		client.WithHost("http://docker.invalid"), // never resolved: the dialer below ignores it
-		client.WithDialContext(func(ctx context.Context, _, _ string) (net.Conn, error) { return g.DialDocker(ctx) }),
-		client.WithAPIVersion(res.GetApiVersion()),
-	)
-	if err != nil {
-		return nil, &warmboot.Error{Code: warmboot.Internal, Op: "speak to Docker", Err: err}
-	}
-	return d, nil
 }
 
 // errVMDied is the cause of a context that whileAlive ended.
@@ -227,7 +192,7 @@ func bootError(ctx context.Context, m vmm.Machine, op string, limit time.Duratio
 		return nil
 	case errors.Is(context.Cause(ctx), errVMDied):
 		return warmboot.Errorf(warmboot.Unavailable, op, "the VMM's process ended before Docker answered%s", said)
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+	case errors.Is(ctx.Err(), context.DeadlineExceeded), warmboot.CodeOf(err) == warmboot.Timeout: // the guest may be the first whose time is over
 		return warmboot.Errorf(warmboot.Timeout, op, "Docker had not answered after %s (%w)%s", limit, err, said)
 	}
 	return err

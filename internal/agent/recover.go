@@ -21,7 +21,11 @@ const adoptTimeout = 30 * time.Second
 // recover takes charge of what an earlier process left below the storage root: containers whose microVM still runs are reconnected,
 // those without keep their disk, and everything half made goes.
 func (a *Agent) recover(ctx context.Context) error {
-	if err := snapshot.RemoveDrafts(a.Root, func(string) bool { return false }); err != nil {
+	fetching := func(draft string) bool { // what another host had of it need not be fetched again
+		_, err := os.Stat(filepath.Join(draft, snapshot.FetchFile))
+		return err == nil
+	}
+	if err := snapshot.RemoveDrafts(a.Root, fetching); err != nil {
 		return ioError("remove unfinished snapshots", err)
 	}
 	entries, err := os.ReadDir(filepath.Join(a.Root, "containers"))
@@ -89,7 +93,7 @@ func (a *Agent) adopt(ctx context.Context, c *container) error {
 	slot := *c.rec.Slot
 	a.slots.claim(slot)
 	l := &launch{a: a, c: c, slot: slot, net: *c.rec.Network}
-	l.vm.machine = m
+	l.vm = newMicroVM(m)
 	l.undo.Push("free slot", func() error { a.slots.free(slot); return nil })
 	l.undo.Push("remove VMM's directory", func() error { return os.RemoveAll(c.vmDir()) })
 	l.undo.Push("stop machine", func() error { return stopMachine(m) })
@@ -111,7 +115,7 @@ func (l *launch) reconnect(ctx context.Context) error {
 	if err := l.connect(ctx); err != nil {
 		return err
 	}
-	return l.awaitDocker(ctx)
+	return l.vm.awaitDocker(ctx)
 }
 
 // killOrphans ends VMMs that an earlier process started below this storage root and did not live to write down. They are known by

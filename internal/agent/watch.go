@@ -2,9 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 
+	cerrdefs "github.com/containerd/errdefs"
 	dockertypes "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 
@@ -72,7 +75,7 @@ func (a *Agent) watch(c *container, vm *microVM) {
 	vm.unwatch = cancel
 	c.mu.Unlock()
 	go func() {
-		code, err := waitExit(ctx, vm)
+		code, err := a.waitExit(ctx, vm, c.id)
 		if ctx.Err() != nil {
 			return // it is stopped or removed, or this process lets go of it
 		}
@@ -92,46 +95,85 @@ func (vm *microVM) stopWatching() {
 }
 
 // waitExit returns once the command has ended and is not started again by Docker's restart policy, with its exit code, or with an
-// Unavailable error once its machine has died.
-func waitExit(ctx context.Context, vm *microVM) (int, error) {
-	for {
-		code, err := waitNotRunning(ctx, vm)
-		if err != nil {
-			return code, err
+// Unavailable error once its machine has died. If the guest's Docker or the guest agent dies, whoever supervises it starts it again, and
+// the waiting goes on; a Docker that was killed has taken the command with it, unless it is set to live-restore.
+func (a *Agent) waitExit(ctx context.Context, vm *microVM, id warmboot.ID) (int, error) {
+	const op = "wait for container"
+	ctx, stop := whileAlive(ctx, vm.machine)
+	defer stop()
+	for losses := 1; ; losses++ {
+		begin := time.Now()
+		code, ended, err := waitOnce(ctx, vm)
+		if ended {
+			return code, nil
 		}
-		res, err := vm.docker.ContainerInspect(ctx, ociContainer, client.ContainerInspectOptions{})
-		if err != nil || res.Container.State == nil || !res.Container.State.Running && !res.Container.State.Restarting {
-			return code, nil // what happens to the machine meanwhile does not change how the command ended
+		if err == nil { // Docker has started it again
+			losses = 0
+			continue
 		}
+		if cerrdefs.IsNotFound(err) {
+			return -1, dockerError(op, err)
+		}
+		if time.Since(begin) > steadyWait {
+			losses = 1
+		}
+		if err = a.regain(ctx, vm, id, err); err == nil && losses < maxLosses {
+			continue
+		}
+		switch {
+		case errors.Is(context.Cause(ctx), errVMDied):
+			return -1, warmboot.Errorf(warmboot.Unavailable, op, "its microVM ended unexpectedly; `warmboot start` boots it again from its own disk")
+		case ctx.Err() != nil:
+			return -1, ctx.Err()
+		}
+		return -1, &warmboot.Error{Code: warmboot.Unavailable, Op: op, Msg: "the connection to Docker in its microVM was lost; `warmboot start` boots it again from its own disk", Err: err}
 	}
 }
 
-func waitNotRunning(ctx context.Context, vm *microVM) (int, error) {
-	const op = "wait for container"
+const (
+	// machineEndDelay is how long after its connections a machine's process may be seen to end.
+	machineEndDelay = 2 * time.Second
+	// A connection that was lost maxLosses times, each time sooner than after steadyWait, is given up: it may be a hostile guest that
+	// cuts it.
+	maxLosses  = 5
+	steadyWait = time.Minute
+)
+
+// regain waits until a Docker to which the connection was lost, which cause tells, answers again.
+func (a *Agent) regain(ctx context.Context, vm *microVM, id warmboot.ID, cause error) error {
+	select {
+	case <-time.After(machineEndDelay):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	log := a.Log.With("container_id", id)
+	log.Warn(fmt.Sprintf("Container %s: the connection to its Docker was lost", id.Short()), "err", cause)
+	begin := time.Now()
+	limited, cancel := context.WithTimeout(ctx, a.BootTimeout)
+	defer cancel()
+	if err := vm.awaitDocker(limited); err != nil {
+		return fmt.Errorf("%w; %w", cause, err)
+	}
+	log.Info(fmt.Sprintf("Container %s: its Docker answers again after %.2fs", id.Short(), time.Since(begin).Seconds()))
+	return nil
+}
+
+// waitOnce waits for the command's end as long as the connection to Docker lasts. One that Docker starts again has not ended.
+func waitOnce(ctx context.Context, vm *microVM) (code int, ended bool, err error) {
 	wait := vm.docker.ContainerWait(ctx, ociContainer, client.ContainerWaitOptions{Condition: dockertypes.WaitConditionNotRunning})
 	select {
 	case res := <-wait.Result:
 		if res.Error != nil {
-			return -1, warmboot.Errorf(warmboot.Internal, op, "%s", res.Error.Message)
+			return -1, false, errors.New(res.Error.Message)
 		}
-		return int(res.StatusCode), nil
+		code = int(res.StatusCode)
 	case err := <-wait.Error:
-		if ctx.Err() != nil {
-			return -1, ctx.Err()
-		}
-		select {
-		case <-vm.machine.Done(): // the machine's end cuts the connection a moment before it is seen itself
-		case <-time.After(machineEndDelay):
-			return -1, &warmboot.Error{Code: warmboot.Unavailable, Op: op, Msg: "the connection to its microVM was lost", Err: err}
-		case <-ctx.Done():
-			return -1, ctx.Err()
-		}
-	case <-vm.machine.Done():
+		return -1, false, err
 	case <-ctx.Done():
-		return -1, ctx.Err()
+		return -1, false, ctx.Err()
 	}
-	return -1, warmboot.Errorf(warmboot.Unavailable, op, "its microVM ended unexpectedly; `warmboot start` boots it again from its own disk")
+	res, err := vm.docker.ContainerInspect(ctx, ociContainer, client.ContainerInspectOptions{})
+	// What happens to the machine meanwhile does not change how the command ended.
+	again := err == nil && res.Container.State != nil && (res.Container.State.Running || res.Container.State.Restarting)
+	return code, !again, nil
 }
-
-// machineEndDelay is how long after its connections a machine's process may be seen to end.
-const machineEndDelay = 2 * time.Second

@@ -8,12 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -37,6 +35,9 @@ type Config struct {
 
 	// Serve runs the server until ctx ends.
 	Serve func(context.Context, ServeOptions) error
+	// Manager and Agent run the two halves of it for several machines, until ctx ends.
+	Manager func(context.Context, ManagerOptions) error
+	Agent   func(context.Context, AgentOptions) error
 	// BuildImage makes a runtime image on this machine. cached tells that an image of the same recipe was there already.
 	BuildImage func(context.Context, BuildImageOptions, Progress) (img api.RegisterImage, cached bool, err error)
 	// Bench measures.
@@ -49,27 +50,6 @@ type Config struct {
 
 // Progress is told what is being done, and which part of all work is done, from 0 to 1; negative if that is not known.
 type Progress = func(step string, fraction float64)
-
-// ServeOptions are the settings of `warmboot serve`.
-type ServeOptions struct {
-	Listen              string // host:port
-	StorageRoot         string
-	DatabaseURL         string // postgres://…, or the path of an SQLite file; empty: one below StorageRoot
-	Access              AccessOptions
-	MaxSnapshots        int // 0: the default
-	SnapshotWait        time.Duration
-	AutoSnapshot        bool          // build a snapshot of every image that is registered
-	SnapshotTTL         time.Duration // 0: the default
-	PlainHTTPRegistries []string      // host[:port]
-	ImageRoots          []string      // directories that registered images may lie in, besides the storage root's own
-	// Kernel, Rootfs and Initrd, if set, are registered as a runtime image at the start. Initrd may be empty.
-	Kernel, Rootfs, Initrd string
-	VCPUs, MemoryMiB       int    // of a microVM that asks for no more; 0: the default
-	MaxVMs                 int    // that are placed here; 0: the default
-	Name                   string // of this host and manager; empty: the machine's
-	LogLevel               slog.Level
-	LogFormat              string // "text" or "json"
-}
 
 // BuildImageOptions are the settings of `warmboot image build`.
 type BuildImageOptions struct {
@@ -172,7 +152,7 @@ now, 9 timed out, 10 corrupt data, 11 incompatible snapshot, 130 interrupted.`,
 	add(groupContainers, a.runCmd(), a.psCmd(), a.logsCmd(), a.execCmd(), a.stopCmd(), a.startCmd(), a.rmCmd(), a.inspectCmd(), a.eventsCmd())
 	add(groupRuntime, a.imageCmd(), a.snapshotCmd())
 	add(groupAccess, a.tokenCmd(), a.auditCmd())
-	add(groupMachine, a.serveCmd(), a.hostCmd(), a.gcCmd(), a.doctorCmd(), a.benchCmd(), a.versionCmd())
+	add(groupMachine, a.serveCmd(), a.managerCmd(), a.agentCmd(), a.hostCmd(), a.gcCmd(), a.doctorCmd(), a.benchCmd(), a.versionCmd())
 	return root
 }
 

@@ -73,7 +73,7 @@ func TestScripts(t *testing.T) {
 			},
 			"local": func(ts *testscript.TestScript, _ bool, args []string) {
 				ts.Check(os.Mkdir(ts.MkAbs(args[0]), 0o711))
-				ts.Check(of(ts).access.EnsureLocal(context.Background(), ts.MkAbs(args[0])))
+				ts.Check(of(ts).access.EnsureLocal(context.Background(), ts.MkAbs(args[0]), "box"))
 			},
 			"take":   take,
 			"exits":  exits,
@@ -118,6 +118,8 @@ func config() cli.Config {
 			}
 			return nil
 		},
+		Manager: func(_ context.Context, o cli.ManagerOptions) error { return json.NewEncoder(os.Stdout).Encode(o) },
+		Agent:   func(_ context.Context, o cli.AgentOptions) error { return json.NewEncoder(os.Stdout).Encode(o) },
 		BuildImage: func(_ context.Context, o cli.BuildImageOptions, progress cli.Progress) (api.RegisterImage, bool, error) {
 			if o.Suite == "broken" {
 				return api.RegisterImage{}, false, warmboot.Errorf(warmboot.Unavailable, "build runtime image", "the mirror does not answer; try --mirror")

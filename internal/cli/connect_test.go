@@ -39,7 +39,7 @@ func TestLocalTokenGoesToItsOwnersServerOnly(t *testing.T) {
 	}
 	defer s.close()
 	root := t.TempDir()
-	if err := s.access.EnsureLocal(context.Background(), root); err != nil {
+	if err := s.access.EnsureLocal(context.Background(), root, "box"); err != nil {
 		t.Fatal(err)
 	}
 	env := map[string]string{"MANAGER_STORAGE_ROOT": root, "WARMBOOT_HOST": s.http.URL}
@@ -74,7 +74,7 @@ func TestCertificateOfTheServersOwn(t *testing.T) {
 	}
 	defer s.close()
 	root := t.TempDir()
-	if err := s.access.EnsureLocal(context.Background(), root); err != nil {
+	if err := s.access.EnsureLocal(context.Background(), root, "box"); err != nil {
 		t.Fatal(err)
 	}
 	files, err := certificate.SelfSigned(filepath.Join(root, certificate.Dir), certificate.LocalHosts("127.0.0.1"), slog.New(slog.DiscardHandler))

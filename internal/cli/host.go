@@ -17,7 +17,7 @@ func (a *app) hostCmd() *cobra.Command {
 	cmd.AddCommand(a.hostListCmd(), a.hostInspectCmd(),
 		a.cordonCmd("cordon", "Keep new containers and builds away from hosts; what is there goes on", true),
 		a.cordonCmd("uncordon", "Let new containers and builds come to hosts again", false),
-		a.drainCmd(), a.hostRemoveCmd())
+		a.drainCmd(), a.hostRemoveCmd(), a.hostTokenCmd())
 	return cmd
 }
 
@@ -140,6 +140,42 @@ func (a *app) hostRemoveCmd() *cobra.Command {
 			return each(a, refs, func(cl *client.Client, ref string) (string, error) { return ref, cl.DeleteHost(ctx, ref) })
 		}),
 	}
+}
+
+func (a *app) hostTokenCmd() *cobra.Command {
+	var expires time.Duration
+	var host string
+	cmd := &cobra.Command{
+		Use:   "token",
+		Short: "Print a token with which one host can join, once",
+		Long: `Print a token with which one host can join, once. On that host:
+
+  warmboot agent --manager MANAGER:18081 --join TOKEN`,
+		Args: cobra.NoArgs,
+		RunE: a.do(func(ctx context.Context, _ []string) error {
+			if expires < time.Second {
+				return invalid("--expires %s: a token is good for a second at least; the default is 1h", expires)
+			}
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			made, err := cl.CreateJoinToken(ctx, api.CreateJoinToken{Host: host, TTLSeconds: int64(expires / time.Second)})
+			if err != nil {
+				return err
+			}
+			if a.format == "json" {
+				return a.printJSON(made)
+			}
+			fmt.Fprintf(a.Err, "good for one host, until %s:\n", made.ExpiresAt.UTC().Format(time.RFC3339))
+			_, err = fmt.Fprintln(a.Out, made.Secret)
+			return err
+		}),
+	}
+	cmd.Flags().DurationVar(&expires, "expires", time.Hour, "`time` within which the host has to join")
+	cmd.Flags().StringVar(&host, "host", "", "`name` or id of a host that is known already, which has lost its certificate")
+	must(cmd.RegisterFlagCompletionFunc("host", a.complete(hostNames)))
+	return cmd
 }
 
 func hostNames(ctx context.Context, cl *client.Client) []string {

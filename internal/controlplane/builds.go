@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"warmboot"
-	"warmboot/internal/placement"
 )
 
 // builds holds the snapshot builds that this manager has run. The zero value is ready.
@@ -102,7 +101,7 @@ func (b *build) run(ctx context.Context) error {
 		return err
 	}
 	if _, err := s.reach(snap.HostID); err != nil { // it has gone down since it was chosen
-		host, placeErr := placement.Build(s.hosts.all(), img, snap.Platform)
+		host, placeErr := s.placeBuild(ctx, img, snap.Platform)
 		if placeErr != nil {
 			return err
 		}

@@ -32,7 +32,7 @@ type CreateContainer struct {
 }
 
 // CreateContainer stores a container and starts to bring it up. It returns at once; WaitContainer tells when it runs.
-func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (_ *warmboot.Container, err error) {
+func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (*warmboot.Container, error) {
 	img, err := s.runtimeImage(ctx, in.RuntimeImageID)
 	if err != nil {
 		return nil, err
@@ -49,6 +49,18 @@ func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (_ *w
 	if err := in.Spec.RestartPolicy.Validate(); err != nil {
 		return nil, err
 	}
+	for {
+		c, err := s.createOnSomeHost(ctx, in, img)
+		if !errors.Is(err, warmboot.ErrHostClosed) {
+			return c, err
+		}
+		if err := s.refreshHosts(ctx); err != nil { // another manager has closed the host a moment ago
+			return nil, err
+		}
+	}
+}
+
+func (s *Service) createOnSomeHost(ctx context.Context, in CreateContainer, img *warmboot.Image) (_ *warmboot.Container, err error) {
 	placed, stored, err := s.placeContainer(ctx, img.ID, nil)
 	if err != nil {
 		return nil, err
@@ -75,9 +87,8 @@ func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (_ *w
 
 // placeContainer chooses the host of a container that is to boot from an image. stored must be called once that is stored, or will not be.
 func (s *Service) placeContainer(ctx context.Context, image warmboot.ID, excluded map[warmboot.ID]bool) (_ *warmboot.Host, stored func(error), err error) {
-	all := s.hosts.all()
 	var ready []*warmboot.RuntimeSnapshot
-	if len(all) > 1 { // else there is nothing to choose
+	if s.hosts.several() { // else there is nothing to choose
 		snaps, err := s.store.Snapshots(ctx)
 		if err != nil {
 			return nil, nil, err
@@ -88,11 +99,16 @@ func (s *Service) placeContainer(ctx context.Context, image warmboot.ID, exclude
 			}
 		}
 	}
-	choice, err := placement.Container(all, ready, excluded)
+	var host *warmboot.Host
+	err = s.choose(ctx, func(all []placement.Host) error {
+		choice, err := placement.Container(all, ready, excluded)
+		host = choice.Host
+		return err
+	})
 	if err != nil {
 		return nil, nil, err
 	}
-	return choice.Host, s.hosts.place(choice.Host.ID), nil
+	return host, s.hosts.place(host.ID), nil
 }
 
 // reservePorts asks a host for ports, if any are wanted.

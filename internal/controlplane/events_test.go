@@ -72,8 +72,9 @@ func TestUnhealthySnapshotIsAnEventOnce(t *testing.T) {
 		}
 		c.RebuildDelays = []time.Duration{time.Hour} // a rebuild has events of its own
 	})
-	p.snapshot()
 	r := p.svc.Events("")
+	p.snapshot()
+	p.wantEvents(r, "snapshot  creating", "snapshot  ready")
 	for i := range warmboot.UnhealthyAfter {
 		name := fmt.Sprintf("c%d", i)
 		p.create(controlplane.CreateContainer{Name: name})

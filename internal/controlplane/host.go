@@ -81,7 +81,8 @@ type Reports interface {
 type Hello struct {
 	ID         warmboot.ID
 	Name       string
-	Address    string // host:port of its agent; empty for one inside `warmboot serve`
+	Address    string // host:port of its agent
+	Inside     bool   // it is in this very process, as in `warmboot serve`: nobody else could let it join
 	Inventory  warmboot.HostInventory
 	Containers []HostContainer
 }

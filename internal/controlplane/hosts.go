@@ -63,8 +63,13 @@ func (s *Service) keepHost(ctx context.Context, hello Hello) (rebooted bool, err
 		h.Name, h.Address, h.State, h.Inventory = hello.Name, hello.Address, warmboot.HostUp, hello.Inventory
 		return nil
 	})
-	if warmboot.CodeOf(err) != warmboot.NotFound {
+	switch code := warmboot.CodeOf(err); {
+	case code == warmboot.Conflict:
+		return false, warmboot.Errorf(warmboot.Conflict, "greet host", "another host has the name %s; give this one another with --name", hello.Name)
+	case code != warmboot.NotFound:
 		return rebooted, err
+	case !hello.Inside:
+		return false, warmboot.Errorf(warmboot.Denied, "greet host", "this host was removed from the cluster; it can join again with a new token")
 	}
 	return false, s.store.CreateHost(ctx, &warmboot.Host{
 		ID: hello.ID, Name: hello.Name, Address: hello.Address, State: warmboot.HostUp, CreatedAt: time.Now().UTC(), Inventory: hello.Inventory,
@@ -224,6 +229,26 @@ func (h *hosts) all() []placement.Host {
 	}
 	slices.SortFunc(all, func(a, b placement.Host) int { return strings.Compare(a.Name, b.Name) })
 	return all
+}
+
+// choose has pick choose among the hosts. If none will do it is asked again with what the store has now: another manager may have just heard
+// of one.
+func (s *Service) choose(ctx context.Context, pick func([]placement.Host) error) error {
+	err := pick(s.hosts.all())
+	if err == nil {
+		return nil
+	}
+	if err := s.refreshHosts(ctx); err != nil {
+		return err
+	}
+	return pick(s.hosts.all())
+}
+
+// several says that there is more than one host to choose from.
+func (h *hosts) several() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.known) > 1
 }
 
 // place counts a container that goes to a host. done must be called once its row is stored, or never will be.

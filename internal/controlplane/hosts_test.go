@@ -64,7 +64,7 @@ func TestPlacement(t *testing.T) {
 		_, err := c.svc.CreateContainer(t.Context(), controlplane.CreateContainer{Image: "debian:trixie"})
 		return err, err != nil
 	})
-	c.wantCode(err, warmboot.Exhausted, "none of 3 hosts", "3 full")
+	c.wantCode(err, warmboot.Exhausted, "no host can take it", "3 full")
 	if on := c.on(); on["one"] != 4 || on["two"] != 4 || on["zother"] != 4 {
 		t.Errorf("on the hosts: %v", on)
 	}
@@ -328,5 +328,27 @@ func TestWhatAnOldDatabaseHasForgottenIsKnownAgain(t *testing.T) {
 	for _, name := range []string{"old", "forgotten"} {
 		_, err = p.svc.StopContainer(ctx, name, 0)
 		p.must(err)
+	}
+}
+
+// TestCordonHoldsForEveryManager has one manager asked in the moment after the other has cordoned a host.
+func TestCordonHoldsForEveryManager(t *testing.T) {
+	one, two := namedHost("one", "p"), namedHost("two", "p")
+	c := newCluster(t, one, two)
+	for range 2 {
+		_, err := c.b.Service.CordonHost(t.Context(), "one", true)
+		c.must(err)
+		if got := c.create(controlplane.CreateContainer{}); got.HostID != two.ID {
+			t.Fatalf("%+v", got)
+		}
+		_, err = c.b.Service.CordonHost(t.Context(), "one", false)
+		c.must(err)
+		_, err = c.b.Service.CordonHost(t.Context(), "two", true)
+		c.must(err)
+		if got := c.create(controlplane.CreateContainer{}); got.HostID != one.ID {
+			t.Fatalf("%+v", got)
+		}
+		_, err = c.b.Service.CordonHost(t.Context(), "two", false)
+		c.must(err)
 	}
 }

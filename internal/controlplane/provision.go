@@ -39,6 +39,9 @@ func (s *Service) provision(h *hold, c *warmboot.Container, img *warmboot.Image,
 		}
 		excluded[c.HostID] = true
 		next, placeErr := s.placeElsewhere(h, c, excluded)
+		for errors.Is(placeErr, warmboot.ErrHostClosed) && s.refreshHosts(h.ctx) == nil {
+			next, placeErr = s.placeElsewhere(h, c, excluded)
+		}
 		if placeErr != nil {
 			s.notBroughtUp(h, c, err)
 			return

@@ -17,6 +17,15 @@ func (s *Service) BuildSnapshot(ctx context.Context, image warmboot.ID) (warmboo
 	return s.startBuild(ctx, Rebuild{Image: image}) // a person asks: Attempt is 0
 }
 
+// placeBuild chooses the host that builds a snapshot.
+func (s *Service) placeBuild(ctx context.Context, img *warmboot.Image, platform string) (host *warmboot.Host, err error) {
+	err = s.choose(ctx, func(all []placement.Host) (err error) {
+		host, err = placement.Build(all, img, platform)
+		return err
+	})
+	return host, err
+}
+
 // startBuild stores a snapshot that is to be built and queues its build.
 func (s *Service) startBuild(ctx context.Context, r Rebuild) (warmboot.ID, error) {
 	const op = "build snapshot"
@@ -24,7 +33,7 @@ func (s *Service) startBuild(ctx context.Context, r Rebuild) (warmboot.ID, error
 	if err != nil {
 		return "", err
 	}
-	host, err := placement.Build(s.hosts.all(), img, r.Platform)
+	host, err := s.placeBuild(ctx, img, r.Platform)
 	if err != nil {
 		return "", err
 	}

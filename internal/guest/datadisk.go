@@ -12,14 +12,15 @@ import (
 
 const (
 	dataDevice   = "/dev/vdb"
-	dataDir      = "/data"
+	dataDir      = runDir + "/data"
+	dockerDir    = "/var/lib/docker"
 	dataPatience = 5 * time.Second
 )
 
 // dataBinds are the directories of the data disk and where they are seen.
 func dataBinds() map[string]string {
 	return map[string]string{
-		dataDir + "/docker":     "/var/lib/docker",
+		dataDir + "/docker":     dockerDir,
 		dataDir + "/containerd": "/var/lib/containerd",
 	}
 }
@@ -35,12 +36,21 @@ func mountData(ctx context.Context, expect bool) error {
 	} else if err := waitFor(ctx, "/dev", func() bool { return exists(dataDevice) }); err != nil {
 		return fmt.Errorf("wait for the data disk %s: %w", dataDevice, err)
 	}
+	if err := os.MkdirAll(dataDir, 0o711); err != nil {
+		return err
+	}
 	if err := mountAll([]mount{m}); err != nil {
 		return fmt.Errorf("%w; the data disk must hold an ext4 file system", err)
 	}
+	// Under an init that shares mounts, what Docker mounts below one of the directories would show up below the disk too.
+	if err := unix.Mount("", dataDir, "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make %s private: %w", dataDir, err)
+	}
 	for dir, seen := range dataBinds() {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return err
+		for _, d := range []string{dir, seen} {
+			if err := os.MkdirAll(d, 0o711); err != nil {
+				return err
+			}
 		}
 		if err := mountAll([]mount{{dir, seen, "", unix.MS_BIND, ""}}); err != nil {
 			return err

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -164,26 +165,54 @@ func (d *docker) stopContainer(ctx context.Context, id string, grace time.Durati
 func (g *Guest) waitDocker(ctx context.Context, req *guestv1.WaitDockerRequest) (*guestv1.WaitDockerResponse, error) {
 	const op = "wait for Docker"
 	if g.broken != nil {
-		return nil, warmboot.Errorf(warmboot.Unavailable, op, "Docker was not started: %w", g.broken)
+		return nil, warmboot.Errorf(warmboot.Unavailable, op, "Docker cannot run in this machine: %w", g.broken)
 	}
 	timeout := time.Duration(req.TimeoutMillis) * time.Millisecond
 	begin := time.Now()
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	version, err := g.docker.ping(limited)
-	if err != nil {
-		return nil, warmboot.Errorf(warmboot.CodeOf(err), op, "Docker did not answer within %v: %w; its log is %s/dockerd.log in the guest%s", timeout, err, runDir, g.restartNote())
+	version, err := g.docker.pingOnce(limited)
+	if err != nil { // not so in a clone, whose user waits
+		version, err = g.pingWithHope(limited)
+	}
+	var ours *warmboot.Error
+	switch {
+	case errors.As(err, &ours):
+		return nil, err
+	case err != nil:
+		return nil, warmboot.Errorf(warmboot.CodeOf(err), op, "Docker did not answer within %v: %w%s%s", timeout, err, g.restartNote(), g.otherNote(ctx))
+	}
+	if g.staleJournal.Swap(false) { // not sooner: the machine may be booting, and a clone's user waited for this
+		g.renewJournal()
 	}
 	return &guestv1.WaitDockerResponse{ApiVersion: version, WaitedMicros: time.Since(begin).Microseconds()}, nil
 }
 
-// restartNote tells whether the services keep failing.
-func (g *Guest) restartNote() string {
-	note := ""
-	for _, s := range []*service{g.containerd, g.dockerd} {
-		if s == nil {
-			continue
+// pingWithHope waits for Docker's first answer as long as something may still start Docker.
+func (g *Guest) pingWithHope(ctx context.Context) (apiVersion string, err error) {
+	ctx, giveUp := context.WithCancelCause(ctx)
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer giveUp(nil)
+	asking.Go(func() {
+		if err := g.deadDocker(ctx); err != nil && ctx.Err() == nil {
+			giveUp(err)
 		}
+	})
+	version, err := g.docker.ping(ctx)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return version, err
+}
+
+// restartNote tells where Docker's log is, if we started Docker, and whether the services keep failing.
+func (g *Guest) restartNote() string {
+	if g.dockerd == nil {
+		return ""
+	}
+	note := "; its log is " + runDir + "/dockerd.log in the guest"
+	for _, s := range []*service{g.containerd, g.dockerd} {
 		if h := s.health(); h.Restarts > 0 {
 			note += fmt.Sprintf("; %s was started again %d times", h.Name, h.Restarts)
 		}

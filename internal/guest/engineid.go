@@ -196,8 +196,13 @@ func (g *Guest) setEngineID(id string) (string, error) {
 		if err != nil {
 			return "", internal(op, err)
 		}
-	default:
-		return "", warmboot.Errorf(warmboot.Conflict, op, "Docker runs under the name %q, is not ours to start again, and was not prepared by quiesce", is)
+	default: // the same, with a dockerd that the machine's init starts
+		if err := g.writeEngineID(id); err != nil {
+			return "", internal(op, err)
+		}
+		if err := g.restartDocker(context.Background()); err != nil {
+			return "", warmboot.Errorf(warmboot.Conflict, op, "Docker calls itself %q and cannot be started again under its new name: %w", is, err)
+		}
 	}
 	return g.engineIDFile(), nil
 }

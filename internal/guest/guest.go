@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"warmboot"
 )
@@ -36,9 +37,11 @@ type Guest struct {
 	containerd *service
 	dockerd    *service
 
-	broken   error // why the machine cannot run Docker; set before the API is served
-	powerOff chan struct{}
-	offOnce  sync.Once
+	broken error // why the machine cannot run Docker; set before the API is served
+	// staleJournal says that the machine has another machine-id than its init's journal knows.
+	staleJournal atomic.Bool
+	powerOff     chan struct{}
+	offOnce      sync.Once
 }
 
 // New makes a guest agent; Run does everything.
@@ -60,8 +63,8 @@ func (g *Guest) path(p string) string {
 	return filepath.Join(g.Root, p)
 }
 
-// Run sets the machine up, if it is ours, and serves the guest API until ctx ends or a host asks for shutdown. As PID 1 it
-// powers the machine off then and does not return.
+// Run sets the machine up, or what another init has left to us, and serves the guest API until ctx ends or a host asks for shutdown.
+// As PID 1 it powers the machine off then and does not return.
 func (g *Guest) Run(ctx context.Context) error {
 	if g.Init {
 		_ = os.Setenv("PATH", strings.TrimPrefix(searchPath, "PATH=")) // the kernel gives none
@@ -72,6 +75,14 @@ func (g *Guest) Run(ctx context.Context) error {
 			g.Log.Error("the machine cannot run Docker", "error", err)
 		} else {
 			g.startServices()
+		}
+	} else {
+		if err := g.join(ctx); err != nil {
+			g.broken = err // likewise
+			g.Log.Error("the machine cannot run Docker", "error", err)
+		}
+		if err := notifyReady(); err != nil {
+			g.Log.Error("the init waits for us in vain", "error", err)
 		}
 	}
 	served := make(chan error, 1)
@@ -85,7 +96,11 @@ func (g *Guest) Run(ctx context.Context) error {
 		<-ctx.Done()
 	case <-ctx.Done():
 	case <-g.powerOff:
-		return g.endMachine()
+		err := g.endMachine()
+		if err == nil {
+			<-ctx.Done() // the init ends us when it is our turn
+		}
+		return err
 	}
 	if !g.Init {
 		return nil

@@ -41,6 +41,10 @@ func (g *Guest) reidentify(req *guestv1.ReidentifyRequest) (*guestv1.ReidentifyR
 // assume takes on an identity that has been checked. The caller holds g.mu.
 func (g *Guest) assume(req *guestv1.ReidentifyRequest) (*guestv1.ReidentifyResponse, error) {
 	const op = "re-identify"
+	address, gateway, err := parseNetwork(req)
+	if err != nil {
+		return nil, err
+	}
 	// First, because the host's time stands still in the request while ours goes on.
 	if req.UnixNanos != 0 {
 		now := unix.NsecToTimespec(req.UnixNanos)
@@ -54,19 +58,16 @@ func (g *Guest) assume(req *guestv1.ReidentifyRequest) (*guestv1.ReidentifyRespo
 		}
 	}
 	id := req.GetIdentity()
+	renamed := false
 	if id.GetHostname() != "" {
 		if err := g.setHostname(id.Hostname); err != nil {
 			return nil, err
 		}
 	}
 	if id.GetMachineId() != "" {
-		if err := g.setMachineID(id.MachineId); err != nil {
+		if renamed, err = g.setMachineID(id.MachineId); err != nil {
 			return nil, internal(op, err)
 		}
-	}
-	address, gateway, err := parseNetwork(req)
-	if err != nil {
-		return nil, err
 	}
 	if err := g.nic.set(id.GetMac(), address, gateway); err != nil {
 		return nil, internal(op+": set up the network", err)
@@ -88,6 +89,9 @@ func (g *Guest) assume(req *guestv1.ReidentifyRequest) (*guestv1.ReidentifyRespo
 		return nil, internal(op+": read back", err)
 	}
 	got.EngineId = engine
+	if renamed {
+		g.staleJournal.Store(true)
+	}
 	return &guestv1.ReidentifyResponse{Identity: got, UnixNanos: time.Now().UnixNano()}, nil
 }
 
@@ -151,16 +155,20 @@ func (g *Guest) setHostname(name string) error {
 	return internal("set the hostname", writeFile(g.path("/etc/hosts"), hosts))
 }
 
-func (g *Guest) setMachineID(id string) error {
-	if err := writeFile(g.path(machineIDPath), id+"\n"); err != nil {
-		return err
+// setMachineID returns whether id is another one than before.
+func (g *Guest) setMachineID(id string) (changed bool, err error) {
+	path := g.path(machineIDPath)
+	was, err := readFile(path)
+	changed = err != nil || string(was) != id+"\n"
+	if err := writeFile(path, id+"\n"); err != nil {
+		return changed, err
 	}
 	// D-Bus's copy, where it is not a link to ours, would tell the old one.
 	old := g.path("/var/lib/dbus/machine-id")
 	if info, err := os.Lstat(old); err == nil && info.Mode().IsRegular() {
-		return os.Remove(old)
+		return changed, os.Remove(old)
 	}
-	return nil
+	return changed, nil
 }
 
 // readIdentity reads everything but Docker's engine id from the kernel and from the files.

@@ -23,12 +23,12 @@ const (
 	moduleList   = "/lib/modules/warmboot.list" // in the initrd: paths of plain .ko files, in the order to load them
 	rootDevice   = "/dev/vda"
 	newRoot      = "/newroot"
-	agentPath    = "/usr/sbin/warmboot-guest" // on the root disk
+	initPath     = "/sbin/init" // on the root disk: this agent, or the init of an image that somebody else made
 	rootPatience = 10 * time.Second
 )
 
 // Initrd is the initrd's stage: it loads the modules that the root disk needs, mounts it read-only, removes the initrd's
-// files, which would stay in memory, and goes on as PID 1 from the root disk. It returns only if that fails, and then the
+// files, which would stay in memory, and goes on as PID 1 with the root disk's init. It returns only if that fails, and then the
 // kernel panics: there is nothing else to run.
 func Initrd(log *slog.Logger) error {
 	if err := mountAll([]mount{
@@ -110,8 +110,8 @@ func switchRoot() error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	err := syscall.Exec(agentPath, []string{agentPath}, os.Environ())
-	return fmt.Errorf("run %s from the root disk: %w", agentPath, err)
+	err := syscall.Exec(initPath, []string{initPath}, os.Environ())
+	return fmt.Errorf("run %s from the root disk: %w", initPath, err)
 }
 
 // removeTree removes what lies below dir on the device dev and nothing that is mounted there. Failures only cost memory.

@@ -16,15 +16,21 @@ import (
 // PortName is the name of the virtio-serial port that the host talks through.
 const PortName = "org.warmboot.agent.0"
 
-// findPort returns the device of the virtio-serial port called name, or "".
-func findPort(name string) string {
-	files, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
-	for _, f := range files {
-		if text, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(text)) == name {
-			return filepath.Join("/dev", filepath.Base(filepath.Dir(f)))
+// breakOffPatience is how long a host may take to read what ends its conversation.
+const breakOffPatience = time.Second
+
+// findPort returns the device, below dev, of the virtio-serial port called name, or "". nameless says that there is a port whose
+// name is not known yet: the host tells it after the port itself.
+func findPort(sys, dev, name string) (device string, nameless bool) {
+	ports, _ := filepath.Glob(filepath.Join(sys, "class/virtio-ports/*"))
+	for _, p := range ports {
+		text, err := os.ReadFile(filepath.Join(p, "name"))
+		if err == nil && strings.TrimSpace(string(text)) == name {
+			return filepath.Join(dev, filepath.Base(p)), false
 		}
+		nameless = nameless || err != nil
 	}
-	return ""
+	return "", nameless
 }
 
 // port is the guest's end of a virtio-serial port. It stays open for good; each conversation with a host has a portConn.
@@ -51,13 +57,36 @@ func openPort(path string) (*port, error) {
 	return &port{file: file, raw: raw}, nil
 }
 
-// waitPort opens the port called PortName as soon as the machine has one; its driver may still be starting.
-func waitPort(ctx context.Context) (*port, error) {
-	var path string
-	if err := waitFor(ctx, "/dev", func() bool { path = findPort(PortName); return path != "" && exists(path) }); err != nil {
-		return nil, err
+// waitPort returns the device of the port called PortName as soon as the machine has one; its driver may still be starting.
+func waitPort(ctx context.Context, sys, dev string) (device string, err error) {
+	const retry = 20 * time.Millisecond
+	for {
+		var nameless bool
+		if err := waitFor(ctx, dev, func() bool {
+			device, nameless = findPort(sys, dev, PortName)
+			return nameless || device != "" && exists(device)
+		}); err != nil || device != "" {
+			return device, err
+		}
+		select { // nothing appears in dev when a port gets its name
+		case <-time.After(retry):
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
 	}
-	return openPort(path)
+}
+
+// breakOff ends the conversation that a host may believe to have with an agent that has died; answer is what that began with. No host
+// may be there: then nothing can be written, and nobody waits.
+func (p *port) breakOff(answer []byte) error {
+	if err := p.file.SetWriteDeadline(time.Now().Add(breakOffPatience)); err != nil {
+		return err
+	}
+	_, err := p.file.Write(answer)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return err
 }
 
 // converse begins the next conversation; there is one at a time.

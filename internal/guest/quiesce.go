@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,9 @@ func (g *Guest) quiesce(ctx context.Context) (*guestv1.QuiesceResponse, error) {
 	const op = "quiesce"
 	resp := &guestv1.QuiesceResponse{}
 	step := func(format string, args ...any) { resp.Steps = append(resp.Steps, fmt.Sprintf(format, args...)) }
+	if err := g.letBoot(ctx, step); err != nil {
+		return nil, err
+	}
 	if err := g.prepare(ctx, resp, step); err != nil {
 		return nil, err
 	}
@@ -44,15 +48,27 @@ func (g *Guest) quiesce(ctx context.Context) (*guestv1.QuiesceResponse, error) {
 	}
 	resp.Steps = append(resp.Steps, network...)
 	runtime.GC() // so that a clone does not have to at once
-	if g.Init {
-		// Everything of ours in memory and mapped: a page of code that must be read from the disk costs milliseconds.
-		if err := unix.Mlockall(unix.MCL_CURRENT); err != nil {
-			return nil, internal(op+": lock the agent in memory", err)
-		}
+	// Everything of ours in memory and mapped: a page of code that must be read from the disk costs milliseconds.
+	if err := unix.Mlockall(unix.MCL_CURRENT); err != nil {
+		return nil, internal(op+": lock the agent in memory", err)
 	}
 	unix.Sync()
 	g.quiesced = true
 	return resp, nil
+}
+
+// bootPatience is how long after Docker the rest of the machine may take to boot.
+const bootPatience = time.Minute
+
+// letBoot lets another init finish its boot: what is frozen in the middle of it, every clone would have to finish.
+func (g *Guest) letBoot(ctx context.Context, step func(string, ...any)) error {
+	if !g.underSystemd() {
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, bootPatience)
+	defer cancel()
+	step("boot: systemd says %q", g.otherBooted(limited))
+	return ctx.Err()
 }
 
 // prepare is everything of quiesce up to the rehearsal.
@@ -71,6 +87,9 @@ func (g *Guest) prepare(ctx context.Context, resp *guestv1.QuiesceResponse, step
 	auto, how, err := g.dockerAutostart(ctx)
 	if err != nil {
 		return internal(op, err)
+	}
+	if !auto {
+		return warmboot.Errorf(warmboot.Invalid, op, "Docker is not set to start by itself in the runtime image: %s; enable its service in the image and register that again", how)
 	}
 	resp.DockerAutostart = auto
 	step("docker: %s", how)
@@ -118,28 +137,18 @@ func (g *Guest) prepare(ctx context.Context, resp *guestv1.QuiesceResponse, step
 
 // dockerAutostart tells whether Docker would start by itself in this machine, and how we know.
 func (g *Guest) dockerAutostart(ctx context.Context) (bool, string, error) {
+	// Its socket must be served by the very process that is supervised, not by one that somebody started by hand.
+	pid, err := readPIDFile(g.path(dockerPIDFile))
+	if err != nil {
+		return false, "", err
+	}
 	if g.Init {
-		// Its socket must be served by the very process that we supervise, not by one that somebody started by hand.
-		pid, err := readPIDFile(g.path(dockerPIDFile))
-		if err != nil {
-			return false, "", err
-		}
 		if own := g.dockerd.pid(); own != pid {
 			return false, fmt.Sprintf("process %d was not started by init, whose own is %d", pid, own), nil
 		}
 		return true, fmt.Sprintf("process %d was started by init and is supervised", pid), nil
 	}
-	if exists(g.path("/run/systemd/system")) {
-		_, out, err := g.run(ctx, "systemctl", "is-enabled", "docker.service", "docker.socket")
-		if err != nil {
-			return false, "", err
-		}
-		return strings.Contains("\n"+out, "\nenabled"), "systemd says: " + strings.Join(strings.Fields(out), ", "), nil
-	}
-	if exists(g.path("/etc/runlevels/default/docker")) {
-		return true, "OpenRC starts it in the default runlevel", nil
-	}
-	return false, "nothing is known to start it at boot", nil
+	return g.otherAutostart(ctx, pid)
 }
 
 // trim gives the free space of the file system at dir back to its disk and returns how many bytes that were.

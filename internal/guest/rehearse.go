@@ -20,7 +20,7 @@ func (g *Guest) rehearse(ctx context.Context) error {
 		host, guest := net.Pipe()
 		go func() {
 			defer guest.Close()
-			if session, err := guestrpc.Accept(guest); err == nil {
+			if session, err := guestrpc.Accept(guest, nil); err == nil {
 				g.converse(session)
 			}
 		}()

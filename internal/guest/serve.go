@@ -41,12 +41,33 @@ func (g *Guest) serve(ctx context.Context) error {
 
 // servePort has one conversation after the other.
 func (g *Guest) servePort(ctx context.Context) error {
-	p, err := waitPort(ctx)
+	device, err := waitPort(ctx, "/sys", "/dev")
+	if err != nil {
+		return internal("find virtio-serial port", err)
+	}
+	p, err := openPort(device)
 	if err != nil {
 		return internal("open virtio-serial port", err)
 	}
 	defer p.file.Close()
+	if answer, err := readFile(g.path(answerFile)); err == nil {
+		if err := p.breakOff(answer); err != nil {
+			g.Log.Warn("a host may not have noticed that the agent was started again", "error", err)
+		}
+	}
 	return g.conversations(ctx, p)
+}
+
+// answerFile holds what the latest conversation over the port began with, for an agent that is started after this one has died.
+const answerFile = runDir + "/answer"
+
+func (g *Guest) remember(answer []byte) {
+	if g.Init {
+		return // nobody comes after us
+	}
+	if err := writeFile(g.path(answerFile), string(answer)); err != nil {
+		g.Log.Warn("if the agent dies, its host will not notice", "error", err)
+	}
 }
 
 func (g *Guest) conversations(ctx context.Context, p *port) error {
@@ -54,7 +75,7 @@ func (g *Guest) conversations(ctx context.Context, p *port) error {
 	defer stop()
 	for ctx.Err() == nil {
 		conn := p.converse()
-		session, err := guestrpc.Accept(conn)
+		session, err := guestrpc.Accept(conn, g.remember)
 		switch {
 		case err == nil:
 			g.converse(session)
@@ -105,7 +126,7 @@ func (g *Guest) serveListener(ctx context.Context, l net.Listener) error {
 			defer conn.Close()
 			stop := context.AfterFunc(ctx, func() { conn.Close() })
 			defer stop()
-			if session, err := guestrpc.Accept(conn); err == nil {
+			if session, err := guestrpc.Accept(conn, nil); err == nil {
 				g.converse(session)
 			}
 		}()

@@ -372,3 +372,71 @@ type borrowed struct{ *os.File }
 func (borrowed) Close() error         { return nil }
 func (borrowed) LocalAddr() net.Addr  { return &net.UnixAddr{} }
 func (borrowed) RemoteAddr() net.Addr { return &net.UnixAddr{} }
+
+// TestBreakOff uses a pipe, which takes as much as its reader does, as a port does.
+func TestBreakOff(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	p := &port{file: w}
+	if err := p.breakOff([]byte("answer")); err != nil {
+		t.Fatal(err)
+	}
+	text := make([]byte, 10)
+	if n, err := r.Read(text); string(text[:n]) != "answer" || err != nil {
+		t.Errorf("the host read %q, %v", text[:n], err)
+	}
+	// Full, it takes nothing, like a port whose host is away.
+	w.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
+	for err == nil {
+		_, err = w.Write(make([]byte, 4096))
+	}
+	if err := p.breakOff([]byte("answer")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestPortGetsItsNameLater: the host tells the name of a port after the port.
+func TestPortGetsItsNameLater(t *testing.T) {
+	t.Parallel()
+	sys, dev := t.TempDir(), t.TempDir()
+	found := make(chan string)
+	go func() {
+		device, err := waitPort(t.Context(), sys, dev)
+		if err != nil {
+			t.Error(err)
+		}
+		found <- device
+	}()
+	console, ours := filepath.Join(sys, "class/virtio-ports/vport0p0"), filepath.Join(sys, "class/virtio-ports/vport0p1")
+	for _, dir := range []string{console, ours} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, node := range []string{"vport0p0", "vport0p1"} {
+		if err := os.WriteFile(filepath.Join(dev, node), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case device := <-found:
+		t.Errorf("found %q, which has no name", device)
+	case <-time.After(50 * time.Millisecond):
+	}
+	if err := os.WriteFile(filepath.Join(ours, "name"), []byte(PortName+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case device := <-found:
+		if !strings.HasSuffix(device, "/vport0p1") {
+			t.Errorf("found %q", device)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("not found")
+	}
+}

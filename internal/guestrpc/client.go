@@ -53,7 +53,7 @@ func connectOnce(ctx context.Context, dial func(context.Context) (net.Conn, erro
 	}
 	_ = conn.SetDeadline(time.Now().Add(patience))
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	r, err := greet(conn)
+	r, answer, err := greet(conn)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
@@ -62,7 +62,7 @@ func connectOnce(ctx context.Context, dial func(context.Context) (net.Conn, erro
 		return nil, err
 	}
 	_ = conn.SetDeadline(time.Time{})
-	session, err := yamux.Client(&fence{ReadWriteCloser: &buffered{conn, r}}, yamuxConfig())
+	session, err := yamux.Client(&fence{ReadWriteCloser: &buffered{conn, r}, answer: answer}, yamuxConfig())
 	if err != nil {
 		conn.Close()
 		return nil, err

@@ -1,6 +1,7 @@
 package guestrpc
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -16,20 +17,36 @@ const (
 	lengthOffset = 8
 )
 
-var errFence = errors.New("the guest broke the protocol: it sent a ping or opened a stream")
+var (
+	errFence = errors.New("the guest broke the protocol: it sent a ping or opened a stream")
+	errAnew  = errors.New("the guest agent was started again")
+)
 
 // fence reads what a guest sends to the host's yamux session and ends it at a frame that only a hostile guest would send.
 // A ping costs yamux a goroutine that waits for the write, a stream opened by the peer a receive window: a guest that
 // sends them without reading would take as much of the host's memory as it likes.
+//
+// It also ends the session at the guest's answer to the handshake, wherever in a frame that comes: see Accept. Nobody but the host
+// and the agent knows those bytes, so no data has them by accident.
 type fence struct {
 	io.ReadWriteCloser
+	answer []byte
+	tail   []byte // the last bytes read, one less than the answer has
 	header [frameHeader]byte
 	have   int    // bytes of header
 	body   uint32 // bytes left of the data frame
+	err    error  // for good: yamux passes over an error in data that nobody waits for
 }
 
 func (f *fence) Read(p []byte) (int, error) {
+	if f.err != nil {
+		return 0, f.err
+	}
 	n, err := f.ReadWriteCloser.Read(p)
+	if f.answered(p[:n]) {
+		f.err = errAnew
+		return 0, f.err
+	}
 	for rest := p[:n]; len(rest) > 0; {
 		if f.body > 0 {
 			skip := min(int(f.body), len(rest))
@@ -45,11 +62,30 @@ func (f *fence) Read(p []byte) (int, error) {
 		}
 		f.have = 0
 		if f.header[1] == framePing || binary.BigEndian.Uint16(f.header[flagsOffset:])&flagSYN != 0 {
-			return 0, errFence
+			f.err = errFence
+			return 0, f.err
 		}
 		if f.header[1] == frameData {
 			f.body = binary.BigEndian.Uint32(f.header[lengthOffset:])
 		}
 	}
 	return n, err
+}
+
+// answered tells whether the answer ends in p, which follows what was read before.
+func (f *fence) answered(p []byte) bool {
+	keep := len(f.answer) - 1
+	if f.tail == nil {
+		f.tail = make([]byte, 0, 2*keep) // room for edge
+	}
+	edge := append(f.tail, p[:min(len(p), keep)]...)
+	if bytes.Contains(edge, f.answer) || bytes.Contains(p, f.answer) {
+		return true
+	}
+	last := edge
+	if len(p) > keep {
+		last = p
+	}
+	f.tail = append(f.tail[:0], last[max(0, len(last)-keep):]...)
+	return false
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"path/filepath"
@@ -52,7 +53,7 @@ func guestEnd(t *testing.T, f func(net.Conn)) func(context.Context) (net.Conn, e
 // answering is a guest that answers every request with what answer makes of it.
 func answering(answer func(*guestv1.Request) *guestv1.Response) func(net.Conn) {
 	return func(conn net.Conn) {
-		session, err := Accept(conn)
+		session, err := Accept(conn, nil)
 		if err != nil {
 			return
 		}
@@ -118,14 +119,14 @@ func TestHandshakeFindsItsPeer(t *testing.T) {
 				io.Writer
 			}{io.MultiReader(bytes.NewReader(toGuest), guest), writerFunc(func(p []byte) (int, error) {
 				return guest.Write(append(toHost, p...))
-			})})
+			})}, nil)
 			if err == nil {
 				io.Copy(guest, r)
 			}
 		}()
 		host.SetDeadline(time.Now().Add(5 * time.Second))
 		// net.Pipe hands over piece by piece: the answer must be read whole.
-		r, err := greet(host)
+		r, _, err := greet(host)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -150,7 +151,7 @@ func TestHandshakeAnswersTheLastHost(t *testing.T) {
 	if _, err := Handshake(&struct {
 		io.Reader
 		io.Writer
-	}{bytes.NewReader(in), &out}); err != nil {
+	}{bytes.NewReader(in), &out}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if want := append(guestMark[:], second...); !bytes.Equal(out.Bytes(), want) {
@@ -196,7 +197,7 @@ func TestMuteGuest(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)
 	c := connect(t, func(conn net.Conn) {
-		if _, err := Handshake(conn); err == nil {
+		if _, err := Handshake(conn, nil); err == nil {
 			<-release
 		}
 	})
@@ -303,7 +304,7 @@ func TestHostileFrames(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := connect(t, func(conn net.Conn) {
-				if _, err := Handshake(conn); err != nil {
+				if _, err := Handshake(conn, nil); err != nil {
 					return
 				}
 				for i := range sent { // fences must hold wherever the pieces end
@@ -328,7 +329,7 @@ func TestOversizedMessages(t *testing.T) {
 	t.Parallel()
 	// From the guest: announced as 1 GiB.
 	c := connect(t, func(conn net.Conn) {
-		session, err := Accept(conn)
+		session, err := Accept(conn, nil)
 		if err != nil {
 			return
 		}
@@ -369,6 +370,71 @@ func TestChunks(t *testing.T) {
 		}
 		if cut != errors.Is(err, io.ErrUnexpectedEOF) || !cut && err != nil {
 			t.Fatalf("cut %v: %v", cut, err)
+		}
+	})
+}
+
+// TestAgentBeginsAnew: the answer to the handshake, once more, ends the host's session, wherever the agent before stopped, and does no
+// harm to a host that has just come.
+func TestAgentBeginsAnew(t *testing.T) {
+	t.Parallel()
+	body := binary.BigEndian.AppendUint32([]byte{0, frameData, 0, 0, 0, 0, 0, 1}, 1<<18)
+	for name, half := range map[string][]byte{"between frames": nil, "within a header": body[:5], "before a body": body, "within a body": append(body, make([]byte, 1000)...)} {
+		for _, pieces := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, ", in pieces ", pieces), func(t *testing.T) {
+				t.Parallel()
+				c := connect(t, func(conn net.Conn) {
+					var answer []byte
+					if _, err := Handshake(conn, func(a []byte) { answer = a }); err != nil {
+						return
+					}
+					conn.Write(half)
+					for _, b := range answer {
+						if !pieces {
+							conn.Write(answer)
+							break
+						}
+						conn.Write([]byte{b})
+						time.Sleep(100 * time.Microsecond)
+					}
+					io.Copy(io.Discard, conn) // a port stays open
+				})
+				select {
+				case <-c.Done():
+				case <-time.After(10 * time.Second):
+					t.Fatal("the host has not noticed")
+				}
+				_, err := c.Health(t.Context())
+				wantCode(t, err, warmboot.Unavailable)
+			})
+		}
+	}
+	var old []byte
+	connect(t, func(conn net.Conn) { Handshake(conn, func(a []byte) { old = a }) })
+	c := connect(t, func(conn net.Conn) {
+		conn.Write(old)
+		answering(healthy)(conn)
+	})
+	if _, err := c.Health(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAnswerIsFoundInAnyPieces reads a stream in pieces of any size, with or without the answer in it.
+func TestAnswerIsFoundInAnyPieces(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		answer := []byte("abcabcd")
+		f := &fence{answer: answer}
+		stream := rapid.SliceOfN(rapid.SampledFrom([]byte("abcd")), 0, 200).Draw(t, "stream")
+		found := false
+		for rest := stream; len(rest) > 0 && !found; {
+			n := rapid.IntRange(1, min(len(rest), 20)).Draw(t, "piece")
+			found = f.answered(rest[:n])
+			rest = rest[n:]
+		}
+		if want := bytes.Contains(stream, answer); found != want {
+			t.Fatalf("%q: found is %v", stream, found)
 		}
 	})
 }

@@ -23,22 +23,23 @@ const (
 
 var errNoMark = errors.New("too much data before the guest's answer")
 
-// greet is the host's half of the handshake. What it returns reads on behind the guest's answer.
-func greet(conn io.ReadWriter) (*bufio.Reader, error) {
+// greet is the host's half of the handshake. It returns the guest's answer, and what reads on behind it.
+func greet(conn io.ReadWriter) (*bufio.Reader, []byte, error) {
 	preamble := make([]byte, preambleLen)
 	copy(preamble, hostMark[:])
 	rand.Read(preamble[len(hostMark):])
 	if _, err := conn.Write(preamble); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	want := append(guestMark[:], preamble[len(hostMark):]...)
 	r := bufio.NewReader(conn)
-	return r, skipPast(r, want, maxStale)
+	return r, want, skipPast(r, want, maxStale)
 }
 
 // Handshake is the guest's half of the handshake: it waits for a host, however long that takes and whatever comes before it,
-// and answers. What it returns reads on behind the host's preamble.
-func Handshake(conn io.ReadWriter) (*bufio.Reader, error) {
+// and answers. announce, if there is one, is told the answer before the host is. What Handshake returns reads on behind the host's
+// preamble.
+func Handshake(conn io.ReadWriter, announce func(answer []byte)) (*bufio.Reader, error) {
 	r := bufio.NewReader(conn)
 	nonce := make([]byte, nonceLen)
 	for {
@@ -55,7 +56,11 @@ func Handshake(conn io.ReadWriter) (*bufio.Reader, error) {
 				continue
 			}
 		}
-		_, err := conn.Write(append(guestMark[:], nonce...))
+		answer := append(guestMark[:], nonce...)
+		if announce != nil {
+			announce(answer)
+		}
+		_, err := conn.Write(answer)
 		return r, err
 	}
 }

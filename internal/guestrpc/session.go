@@ -10,8 +10,11 @@ import (
 
 // Accept waits on conn for a host to begin a conversation and returns the guest's end of it. The caller closes the session,
 // which closes conn.
-func Accept(conn io.ReadWriteCloser) (*yamux.Session, error) {
-	r, err := Handshake(conn)
+//
+// announce, which may be nil, is told the bytes that answer this host. A guest agent that died leaves a host waiting for ever on a
+// channel that does not end with it, as a virtio-serial port; the agent after it writes the same bytes again, and the host knows.
+func Accept(conn io.ReadWriteCloser, announce func(answer []byte)) (*yamux.Session, error) {
+	r, err := Handshake(conn, announce)
 	if err != nil {
 		return nil, err
 	}

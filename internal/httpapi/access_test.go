@@ -77,7 +77,7 @@ func TestRolesOfEveryOperation(t *testing.T) {
 		"get-version": viewer, "get-readiness": viewer, "get-metrics": viewer, "stream-events": viewer, "get-access": viewer,
 		"list-containers": viewer, "get-container": viewer, "wait-container": viewer, "get-container-logs": viewer,
 		"list-snapshots": viewer, "get-snapshot": viewer, "wait-snapshot": viewer, "list-images": viewer, "get-image": viewer,
-		"list-hosts": viewer, "get-host": viewer, "cordon-host": admin, "uncordon-host": admin, "drain-host": admin, "delete-host": admin,
+		"list-hosts": viewer, "get-host": viewer, "cordon-host": admin, "uncordon-host": admin, "drain-host": admin, "delete-host": admin, "create-join-token": admin,
 
 		"create-container": operator, "start-container": operator, "stop-container": operator, "delete-container": operator, "exec-container": operator,
 		"create-snapshot": operator, "rebuild-snapshot": operator, "delete-snapshot": operator,
@@ -548,6 +548,14 @@ func TestEveryChangeIsAudited(t *testing.T) {
 	r.must(err)
 	expect("drain-host", box, "ok")
 	fails(r.client.DeleteHost(ctx, r.host.Name), "delete-host", box, warmboot.Conflict)
+	join, err := r.client.CreateJoinToken(ctx, api.CreateJoinToken{})
+	r.must(err)
+	expect("create-join-token", "host", "ok")
+	if !strings.HasPrefix(join.Secret, "wbj_") || time.Until(join.ExpiresAt) < 59*time.Minute || strings.Contains(r.log.String(), join.Secret) {
+		t.Errorf("%+v", join)
+	}
+	_, err = r.client.CreateJoinToken(ctx, api.CreateJoinToken{Host: r.host.Name})
+	fails(err, "create-join-token", "host", warmboot.Conflict)
 	made, err := r.client.CreateToken(ctx, api.CreateToken{Name: "ci", Role: "viewer"})
 	r.must(err)
 	expect("create-token", "token ci "+made.Item.ID, "ok")

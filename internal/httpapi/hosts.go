@@ -7,12 +7,37 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"warmboot"
 	"warmboot/api"
 )
 
 // HostRef is exported because huma sets no field of an embedded type that is not.
 type HostRef struct {
 	Ref string `path:"id" doc:"Id or name."`
+}
+
+// joinToken makes a join token, where hosts can join.
+func (s *server) joinToken(ctx context.Context, ref string, ttl time.Duration) (api.JoinToken, error) {
+	const op = "make join token"
+	if s.joins == nil {
+		return api.JoinToken{}, warmboot.Errorf(warmboot.Conflict, op, "this is `warmboot serve`, which has one host, its own; run `warmboot manager` to have several")
+	}
+	var host warmboot.ID
+	if ref != "" {
+		h, err := s.svc.Host(ctx, ref)
+		if err != nil {
+			return api.JoinToken{}, err
+		}
+		if h.State == warmboot.HostUp {
+			return api.JoinToken{}, warmboot.Errorf(warmboot.Conflict, op, "host %s is up and has its certificate; end its agent first", h.Name)
+		}
+		host = h.ID
+	}
+	secret, token, err := s.joins.Authority.NewToken(ctx, s.joins.Store, host, ttl, requestOf(ctx).who.Name)
+	if err != nil {
+		return api.JoinToken{}, err
+	}
+	return api.JoinToken{Secret: secret, ExpiresAt: token.ExpiresAt}, nil
 }
 
 func (s *server) hostRoutes(a huma.API) {
@@ -60,6 +85,18 @@ func (s *server) hostRoutes(a huma.API) {
 			}
 			return item(hostOut(h)), nil
 		})
+	op(a, "create-join-token", http.MethodPost, "/v1/join-tokens", tag, "Make a token with which one host can join, once", "For `warmboot agent --join`.",
+		func(ctx context.Context, in *struct{ Body api.CreateJoinToken }) (*answer[api.Item[api.JoinToken]], error) {
+			ttl := time.Duration(in.Body.TTLSeconds) * time.Second
+			if ttl == 0 {
+				ttl = time.Hour
+			}
+			made, err := s.joinToken(ctx, in.Body.Host, ttl)
+			if err != nil {
+				return nil, err
+			}
+			return item(made), nil
+		}, created)
 	op(a, "delete-host", http.MethodDelete, base+"/{id}", tag, "Forget a host", "Only one that has no containers and no snapshots. Its agent is not let in any more; it can join again with a new token.",
 		func(ctx context.Context, in *HostRef) (*answer[api.OK], error) {
 			return done(s.svc.RemoveHost(ctx, in.Ref))

@@ -68,6 +68,8 @@ var rules = map[string]rule{
 	"drain-host":    admin("host"),
 	"delete-host":   admin("host"),
 
+	"create-join-token": admin("host"),
+
 	"list-tokens":  adminRead,
 	"get-token":    adminRead,
 	"create-token": admin("token"),

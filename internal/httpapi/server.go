@@ -22,6 +22,7 @@ import (
 	"warmboot"
 	"warmboot/api"
 	"warmboot/internal/access"
+	"warmboot/internal/authority"
 	"warmboot/internal/controlplane"
 	"warmboot/internal/telemetry"
 )
@@ -38,12 +39,21 @@ type Config struct {
 	RateLimit float64
 	// Metrics counts the requests and is served at /metrics; nil: neither.
 	Metrics *telemetry.Metrics
+	// Joins lets hosts join; nil: this server has the one host that is in its process.
+	Joins *Joins
 	// BodyTimeout is how long a request's body may take to arrive; 0 means 10 s.
 	BodyTimeout time.Duration
 }
 
+// Joins makes join tokens.
+type Joins struct {
+	Authority *authority.Authority
+	Store     warmboot.JoinStore
+}
+
 type server struct {
 	svc     *controlplane.Service
+	joins   *Joins
 	access  *access.Keeper
 	log     *slog.Logger
 	version string
@@ -52,7 +62,7 @@ type server struct {
 
 // New returns the handler of the whole API. It fails only by panicking, on a mistake in this package.
 func New(c Config) http.Handler {
-	s := &server{svc: c.Service, access: c.Access, log: c.Log, version: c.Version}
+	s := &server{svc: c.Service, joins: c.Joins, access: c.Access, log: c.Log, version: c.Version}
 	if c.BodyTimeout == 0 {
 		c.BodyTimeout = 10 * time.Second
 	}

@@ -25,6 +25,7 @@ import (
 	"warmboot/api"
 	"warmboot/client"
 	"warmboot/internal/access"
+	"warmboot/internal/authority"
 	"warmboot/internal/controlplane"
 	"warmboot/internal/controlplane/hosttest"
 	"warmboot/internal/httpapi"
@@ -78,6 +79,9 @@ func newObservedRig(t *testing.T, observer controlplane.Observer, shape func(*ho
 	r.access = access.New(access.Config{Store: p.Store, Log: log, Static: staticToken})
 	t.Cleanup(r.access.Close)
 	r.svc, r.store, config.Service, config.Access = p.Service, p.Store, p.Service, r.access
+	ca, err := authority.Open(t.Context(), p.Store)
+	r.must(err)
+	config.Joins = &httpapi.Joins{Authority: ca, Store: p.Store}
 	r.server = httptest.NewServer(httpapi.New(config))
 	t.Cleanup(r.server.Close)
 	if !config.NoAuth {

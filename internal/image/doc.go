@@ -22,7 +22,7 @@
 //
 // The initrd has /init, the directories /dev /proc /sys /newroot, the device /dev/console, uncompressed modules
 // /lib/modules/*.ko, and /lib/modules/warmboot.list: their paths, one a line, in the order to load them. The root disk has
-// /usr/sbin/warmboot-guest, /sbin/init that leads to it, and the empty directories /data /proc /sys /dev /run /tmp
+// /usr/sbin/warmboot-guest, /sbin/init that leads to it, and the empty directories /proc /sys /dev /run /tmp
 // /var/lib/docker /var/lib/containerd; its modules are compressed, and kmod is there to load them. /etc/machine-id and
 // /etc/resolv.conf are empty, the host name is "warmboot". There is no package manager, perl, docker CLI or init system.
 //

@@ -71,7 +71,7 @@ say root disk
 	rm -rf $WB_REMOVE
 	find run boot var/log var/tmp -mindepth 1 -delete
 	find . -xdev \( -type b -o -type c -o -type p -o -type s \) -delete
-	mkdir -p data proc sys var/lib/docker var/lib/containerd
+	mkdir -p proc sys var/lib/docker var/lib/containerd
 	: >etc/machine-id
 	: >etc/resolv.conf
 	echo warmboot >etc/hostname

@@ -106,7 +106,7 @@ func candidates(op string, hosts []Host, excluded map[warmboot.ID]bool) ([]Host,
 	if counts["full"] > 0 {
 		code = warmboot.Exhausted
 	}
-	return nil, warmboot.Errorf(code, op, "none of %d hosts can take it (%s); `warmboot host ls` shows them. Delete or stop containers, uncordon a host, or add one", len(hosts), strings.Join(why, ", "))
+	return nil, warmboot.Errorf(code, op, "no host can take it (%s); `warmboot host ls` shows them. Delete or stop containers, uncordon a host, or add one", strings.Join(why, ", "))
 }
 
 // distance is how far a host is from a warm boot: 0 has a snapshot, 1 can fetch one, 2 boots cold.

@@ -52,7 +52,7 @@ func TestWhyThereIsNoPlace(t *testing.T) {
 		words string
 	}{
 		"no host":  {nil, warmboot.Unavailable, "no host has joined"},
-		"all full": {[]Host{host("a", "p", 3, 3), host("b", "p", 4, 3)}, warmboot.Exhausted, "none of 2 hosts can take it (2 full)"},
+		"all full": {[]Host{host("a", "p", 3, 3), host("b", "p", 4, 3)}, warmboot.Exhausted, "no host can take it (2 full)"},
 		"mixed":    {[]Host{host("a", "p", 3, 3), cordoned, down, host("x", "p", 0, 1)}, warmboot.Exhausted, "(1 full, 1 cordoned, 1 down, 1 did not bring it up)"},
 		"down":     {[]Host{down}, warmboot.Unavailable, "(1 down)"},
 	} {

@@ -31,11 +31,17 @@ const (
 	MetadataFile = "metadata.json"
 )
 
+// FetchFile is in a draft that is being fetched from another host: how far that has come. Such a draft outlives a crash.
+const FetchFile = "fetch.json"
+
+// DataFiles are the files of an artifact that metadata.json lists.
+func DataFiles() []string { return []string{MemoryFile, StateFile, DataFile} }
+
 // FormatVersion of metadata.json. A reader refuses any other.
 const FormatVersion = 1
 
-// metadataLimit is far above what metadata.json can need; a larger file is not ours.
-const metadataLimit = 64 << 10
+// MetadataLimit is far above what metadata.json can need, in bytes; a larger file is not ours.
+const MetadataLimit = 64 << 10
 
 // draftPrefix marks a directory that is still being written.
 const draftPrefix = ".draft-"
@@ -87,20 +93,36 @@ func NewDraft(root string, image, id warmboot.ID, group int) (*Draft, error) {
 	if err := os.RemoveAll(d.Path); err != nil {
 		return nil, ioError("clear snapshot draft", err)
 	}
+	return d, d.make(group)
+}
+
+// ResumeDraft is NewDraft, but goes on with what an earlier fetch of the same artifact has left.
+func ResumeDraft(root string, image, id warmboot.ID, group int) (*Draft, error) {
+	dir := Dir(root, image, id)
+	d := &Draft{Path: filepath.Join(filepath.Dir(dir), draftPrefix+string(id)), dir: dir}
+	if _, err := os.Stat(d.File(FetchFile)); err == nil {
+		return d, nil
+	}
+	return NewDraft(root, image, id, group)
+}
+
+// make makes the draft's directory.
+func (d *Draft) make(group int) error {
+	parent := filepath.Dir(d.dir)
 	for _, p := range []string{filepath.Dir(parent), parent} {
 		if err := os.MkdirAll(p, 0o711); err != nil {
-			return nil, ioError("make snapshot directory", err)
+			return ioError("make snapshot directory", err)
 		}
 	}
 	if err := os.Mkdir(d.Path, 0o710); err != nil {
-		return nil, ioError("make snapshot directory", err)
+		return ioError("make snapshot directory", err)
 	}
 	if os.Geteuid() == 0 {
 		if err := os.Chown(d.Path, 0, group); err != nil {
-			return nil, errors.Join(ioError("make snapshot directory", err), d.Discard())
+			return errors.Join(ioError("make snapshot directory", err), d.Discard())
 		}
 	}
-	return d, nil
+	return nil
 }
 
 // File is the path of one of the draft's files.
@@ -122,23 +144,61 @@ type Access struct {
 func (d *Draft) Commit(m Metadata, access Access) (*Artifact, error) {
 	const op = "write snapshot"
 	m.Format = FormatVersion
-	m.Files = map[string]File{}
-	for _, name := range []string{MemoryFile, StateFile, DataFile} {
+	var err error
+	if m.Files, err = d.seal(access); err != nil {
+		return nil, ioError(op, err)
+	}
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return nil, ioError(op, err)
+	}
+	return d.publish(m, append(text, '\n'))
+}
+
+// CommitFetched is Commit for an artifact that another host has made: metadata is its metadata.json, to the letter. Files that are not what
+// it says are a Corrupt error.
+func (d *Draft) CommitFetched(metadata []byte, access Access) (*Artifact, error) {
+	const op = "write fetched snapshot"
+	m, err := ParseMetadata(metadata)
+	if err != nil {
+		return nil, err
+	}
+	files, err := d.seal(access)
+	if err != nil {
+		return nil, ioError(op, err)
+	}
+	for name, f := range files {
+		if f != m.Files[name] {
+			return nil, warmboot.Errorf(warmboot.Corrupt, op, "%s is not what was written: its digest is %s, it must be %s", name, f.Digest, m.Files[name].Digest)
+		}
+	}
+	if err := os.Remove(d.File(FetchFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, ioError(op, err)
+	}
+	return d.publish(m, metadata)
+}
+
+// seal gives the files their final owners and modes and digests them.
+func (d *Draft) seal(access Access) (map[string]File, error) {
+	files := map[string]File{}
+	for _, name := range DataFiles() {
 		mode := os.FileMode(0o440)
 		if name == MemoryFile && access.WritableMemory {
 			mode = 0o660
 		}
 		f, err := seal(d.File(name), access.Group, mode)
 		if err != nil {
-			return nil, ioError(op, err)
+			return nil, err
 		}
-		m.Files[name] = f
+		files[name] = f
 	}
-	text, err := json.MarshalIndent(m, "", "  ")
-	if err != nil {
-		return nil, ioError(op, err)
-	}
-	if err := os.WriteFile(d.File(MetadataFile), append(text, '\n'), 0o444); err != nil {
+	return files, nil
+}
+
+// publish writes the metadata, makes everything durable, and moves the artifact to its place.
+func (d *Draft) publish(m Metadata, text []byte) (*Artifact, error) {
+	const op = "write snapshot"
+	if err := os.WriteFile(d.File(MetadataFile), text, 0o444); err != nil {
 		return nil, ioError(op, err)
 	}
 	// Whatever else lies in the draft (the clone template of the data disk) must be as durable as the rest.
@@ -204,28 +264,38 @@ func Open(path string) (*Artifact, error) {
 		return nil, ioError(op, err)
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, metadataLimit+1))
+	text, err := io.ReadAll(io.LimitReader(f, MetadataLimit+1))
 	if err != nil {
 		return nil, ioError(op, err)
 	}
-	if len(text) > metadataLimit {
-		return nil, warmboot.Errorf(warmboot.Corrupt, op, "%s is larger than %d bytes", f.Name(), metadataLimit)
+	if len(text) > MetadataLimit {
+		return nil, warmboot.Errorf(warmboot.Corrupt, op, "%s is larger than %d bytes", f.Name(), MetadataLimit)
 	}
-	a := &Artifact{Path: path}
+	m, err := ParseMetadata(text)
+	if err != nil {
+		return nil, warmboot.Errorf(warmboot.CodeOf(err), op, "%s: %w", path, err)
+	}
+	return &Artifact{Path: path, Metadata: m}, nil
+}
+
+// ParseMetadata reads metadata.json. What cannot be understood is Corrupt, another format Incompatible.
+func ParseMetadata(text []byte) (Metadata, error) {
+	const op = "read " + MetadataFile
+	var m Metadata
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(&a.Metadata); err != nil {
-		return nil, warmboot.Errorf(warmboot.Corrupt, op, "%s cannot be read: %w", f.Name(), err)
+	if err := dec.Decode(&m); err != nil {
+		return m, warmboot.Errorf(warmboot.Corrupt, op, "it cannot be read: %w", err)
 	}
-	if a.Metadata.Format != FormatVersion {
-		return nil, warmboot.Errorf(warmboot.Incompatible, op, "%s has format %d, this warmboot reads %d", f.Name(), a.Metadata.Format, FormatVersion)
+	if m.Format != FormatVersion {
+		return m, warmboot.Errorf(warmboot.Incompatible, op, "it has format %d, this warmboot reads %d", m.Format, FormatVersion)
 	}
-	for _, name := range []string{MemoryFile, StateFile, DataFile} {
-		if _, ok := a.Metadata.Files[name]; !ok {
-			return nil, warmboot.Errorf(warmboot.Corrupt, op, "%s does not list %s", f.Name(), name)
+	for _, name := range DataFiles() {
+		if _, ok := m.Files[name]; !ok {
+			return m, warmboot.Errorf(warmboot.Corrupt, op, "it does not list %s", name)
 		}
 	}
-	return a, nil
+	return m, nil
 }
 
 // File is the path of one of the artifact's files.

@@ -120,7 +120,7 @@ func TestMetadataThatCannotBeTrusted(t *testing.T) {
 		{"another format", `{"format":2}`, warmboot.Incompatible},
 		{"a field that nobody knows", `{"format":1,"x":1}`, warmboot.Corrupt},
 		{"no files", `{"format":1}`, warmboot.Corrupt},
-		{"far too large", strings.Repeat(" ", metadataLimit+1), warmboot.Corrupt},
+		{"far too large", strings.Repeat(" ", MetadataLimit+1), warmboot.Corrupt},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

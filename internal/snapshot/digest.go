@@ -15,6 +15,12 @@ import (
 // digestBlock is the unit in which digest tells zeros from content, in bytes.
 const digestBlock = 64 << 10
 
+// DigestOf is the SHA-256 of a metadata.json, in hexadecimal.
+func DigestOf(metadata []byte) string {
+	sum := sha256.Sum256(metadata)
+	return hex.EncodeToString(sum[:])
+}
+
 // digest reads a file and computes its size and digest. Memory files and disks are mostly holes (8 GiB of a disk, of which a few MB
 // were ever written), and a plain SHA-256 would have to hash all those zeros. So it is SHA-256 over the blocks of 64 KiB
 // that are not all zero, in order, each after its number as 8 bytes, big-endian; then the file's size in the same form. Two

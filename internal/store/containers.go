@@ -44,6 +44,9 @@ func (s *Store) CreateContainer(ctx context.Context, c *warmboot.Container) erro
 		if !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
+		if err := s.placeable(ctx, tx, op, c); err != nil {
+			return err
+		}
 		if _, err := tx.ExecContext(ctx, `INSERT INTO containers (`+containerColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)`,
 			string(c.ID), c.Name, c.Image, string(c.RuntimeImageID), orNull(c.HostID), asJSON(c.Spec), string(c.State), orNull(c.Lease.Owner), c.Lease.Generation,
 			orNull(c.BootMethod), plain(c.BootReason), c.VMID, orNull(c.SnapshotID), asJSON(c.Phases), c.ExitCode, plain(c.Error),
@@ -173,6 +176,11 @@ func (s *Store) UpdateContainer(ctx context.Context, id warmboot.ID, change func
 		}
 		if c.State != before && !before.CanBecome(c.State) {
 			return warmboot.Errorf(warmboot.Conflict, op, "container %s is %s and cannot become %s", c.Name, before, c.State)
+		}
+		if host != c.HostID {
+			if err := s.placeable(ctx, tx, op, c); err != nil {
+				return err
+			}
 		}
 		if _, err = tx.ExecContext(ctx, `UPDATE containers SET name = $1, image = $2, runtime_image_id = $3, host_id = $4, spec = $5, state = $6, lease_owner = $7, lease_generation = $8, boot_method = $9, boot_reason = $10,
 				vm_id = $11, snapshot_id = $12, phases = $13, exit_code = $14, error = $15, private = $16, stopped_by_user = $17, restarts = $18, started_at = $19, finished_at = $20 WHERE id = $21`,

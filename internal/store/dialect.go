@@ -17,7 +17,9 @@ type dialect struct {
 	// migrationLock makes managers that start at once migrate one after the other.
 	migrationLock func() (goose.ProviderOption, error)
 	forUpdate     string // ends a SELECT whose row will be written in the same transaction
-	forShare      string // ends a SELECT whose row must stay as it is to the end of the transaction
+	// forKeyShare ends a SELECT whose row nobody who selects it for update may alter to the end of the transaction; plain updates go on.
+	forKeyShare string
+	forShare    string // ends a SELECT whose row must stay as it is to the end of the transaction
 	// lockPorts keeps others from claiming the same ports before the transaction has ended.
 	lockPorts func(context.Context, *sql.Tx, []warmboot.PortMapping) error
 	// listen hands over what Publish sends until the connection breaks or ctx ends; nil: the database serves one manager only.

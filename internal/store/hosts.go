@@ -133,3 +133,23 @@ func (s *Store) DeleteHost(ctx context.Context, id warmboot.ID) error {
 		return err
 	})
 }
+
+// placeable sees that a container which is to be brought up goes to a host that takes it: managers choose by what they knew a moment ago.
+// UpdateHost waits for the transactions that have asked, so whoever lists a host's containers after cordoning it sees them all.
+func (s *Store) placeable(ctx context.Context, tx *sql.Tx, op string, c *warmboot.Container) error {
+	if c.HostID == "" || c.State != warmboot.ContainerCreating {
+		return nil
+	}
+	h, err := s.host(ctx, tx, `id`, string(c.HostID), s.dialect.forKeyShare)
+	switch {
+	case warmboot.CodeOf(err) == warmboot.NotFound:
+		return warmboot.Errorf(warmboot.Unavailable, op, "the host has been removed (%w)", warmboot.ErrHostClosed)
+	case err != nil:
+		return err
+	case h.Cordoned:
+		return warmboot.Errorf(warmboot.Unavailable, op, "host %s is cordoned (%w)", h.Name, warmboot.ErrHostClosed)
+	case h.State != warmboot.HostUp:
+		return warmboot.Errorf(warmboot.Unavailable, op, "host %s is down (%w)", h.Name, warmboot.ErrHostClosed)
+	}
+	return nil
+}

@@ -32,6 +32,7 @@ var postgresDialect = dialect{
 	migrationLock: postgresMigrationLock,
 	forUpdate:     " FOR UPDATE",
 	forShare:      " FOR SHARE",
+	forKeyShare:   " FOR KEY SHARE",
 	lockPorts:     lockPostgresPorts,
 	listen:        listenPostgres,
 	again:         postgresAgain,

@@ -4,6 +4,7 @@
 package hosttest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -30,6 +31,7 @@ type Host struct {
 	Platform string // of its inventory; hosts of one platform can use each other's snapshots
 	MaxVMs   int
 	BootID   string
+	Address  string // at which it says that it can be reached; it is inside the control plane's process if empty
 
 	OnBuild func(ctx context.Context, snap warmboot.RuntimeSnapshot) error
 	OnWarm  func(ctx context.Context, m controlplane.MachineSpec, snap warmboot.RuntimeSnapshot) error
@@ -110,7 +112,7 @@ func (h *Host) SayHello(ctx context.Context) error {
 	}
 	inv, _ := h.Inventory(ctx)
 	all, _ := h.Containers(ctx)
-	return h.reports().HostHello(ctx, controlplane.Hello{ID: h.ID, Name: h.Name, Address: h.Name + ":7000", Inventory: inv, Containers: all})
+	return h.reports().HostHello(ctx, controlplane.Hello{ID: h.ID, Name: h.Name, Address: cmp.Or(h.Address, h.Name+":7000"), Inside: h.Address == "", Inventory: inv, Containers: all})
 }
 
 // Beat gives a sign of life.

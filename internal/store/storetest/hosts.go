@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -85,7 +86,7 @@ func testDeleteHost(t *testing.T, s warmboot.Store) {
 	wantCode(t, s.DeleteHost(ctx, h.ID), warmboot.NotFound)
 	orphan := container(img, "orphan")
 	orphan.HostID = h.ID
-	wantCode(t, s.CreateContainer(ctx, orphan), warmboot.Conflict, "does not exist")
+	wantCode(t, s.CreateContainer(ctx, orphan), warmboot.Unavailable, "has been removed")
 }
 
 func testManagers(t *testing.T, s warmboot.Store) {
@@ -196,4 +197,46 @@ func testFeed(t *testing.T, s warmboot.Store) {
 	}
 	cancel()
 	wantCode(t, <-ended, warmboot.Canceled)
+}
+
+// testClosedHosts wants nothing new to be stored on a host that takes nothing, whatever a manager believed.
+func testClosedHosts(t *testing.T, s warmboot.Store) {
+	ctx := t.Context()
+	img := newImage(t, s, "runtime")
+	h, other := newHost(t, s, "a"), newHost(t, s, "b")
+	elsewhere := container(img, "elsewhere")
+	elsewhere.HostID = other.ID
+	must(t, s.CreateContainer(ctx, elsewhere))
+	alter := func(change func(*warmboot.Host)) {
+		t.Helper()
+		_, err := s.UpdateHost(ctx, h.ID, func(h *warmboot.Host) error { change(h); return nil })
+		must(t, err)
+	}
+	wantClosed := func(err error, says string) {
+		t.Helper()
+		wantCode(t, err, warmboot.Unavailable, says)
+		if !errors.Is(err, warmboot.ErrHostClosed) {
+			t.Errorf("the error is %v", err)
+		}
+	}
+	fresh := container(img, "fresh")
+	fresh.HostID = h.ID
+	move := func(c *warmboot.Container) error { c.HostID = h.ID; return nil }
+	for says, close := range map[string]func(*warmboot.Host){
+		"host a is cordoned": func(h *warmboot.Host) { h.Cordoned = true },
+		"host a is down":     func(h *warmboot.Host) { h.State = warmboot.HostDown },
+	} {
+		alter(close)
+		wantClosed(s.CreateContainer(ctx, fresh), says)
+		_, err := s.UpdateContainer(ctx, elsewhere.ID, move)
+		wantClosed(err, says)
+		alter(func(h *warmboot.Host) { h.Cordoned, h.State = false, warmboot.HostUp })
+	}
+	must(t, s.CreateContainer(ctx, fresh))
+	alter(func(h *warmboot.Host) { h.Cordoned = true })
+	_, err := s.UpdateContainer(ctx, fresh.ID, func(c *warmboot.Container) error { c.VMID = "vm-1"; return nil })
+	must(t, err) // it is there already
+	running := container(img, "running")
+	running.HostID, running.State = h.ID, warmboot.ContainerRunning
+	must(t, s.CreateContainer(ctx, running)) // so was this one, before the database was restored
 }

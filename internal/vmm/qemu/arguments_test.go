@@ -68,6 +68,21 @@ func TestADiskMoreMovesNothing(t *testing.T) {
 	}
 }
 
+// TestKernelCommandLine: a guest that is not ours finds its root disk, and its udev leaves eth0 its name.
+func TestKernelCommandLine(t *testing.T) {
+	t.Parallel()
+	diskless := testSpec()
+	diskless.RootDisk = vmm.Disk{}
+	for want, spec := range map[string]vmm.Spec{
+		"console=ttyS0 quiet panic=-1 net.ifnames=0 root=/dev/vda ro warmboot.debug=1": testSpec(),
+		"console=ttyS0 quiet panic=-1 net.ifnames=0 warmboot.debug=1":                  diskless,
+	} {
+		if got := kernelCommandLine(spec); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
+}
+
 func TestNetdev(t *testing.T) {
 	t.Parallel()
 	want := "user,id=net,ipv6=off,net=100.64.3.0/24,host=100.64.3.2,dns=100.64.3.3,dhcpstart=100.64.3.15," +

@@ -1,0 +1,148 @@
+package agent
+
+import (
+	"bufio"
+	"context"
+	"net"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"warmboot"
+	guestv1 "warmboot/gen/guest/v1"
+	"warmboot/internal/guestrpc"
+	"warmboot/internal/vmm"
+)
+
+// testMachine is a machine whose guest agent is a goroutine.
+type testMachine struct {
+	vmm.Machine // what is not here is not used
+	socket      string
+	done        chan struct{}
+}
+
+func (m *testMachine) Done() <-chan struct{} { return m.done }
+
+func (m *testMachine) DialGuest(ctx context.Context) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, "unix", m.socket)
+}
+
+// startMachine starts a machine that treats each connection with agent.
+func startMachine(t *testing.T, agent func(net.Conn)) *testMachine {
+	t.Helper()
+	m := &testMachine{socket: filepath.Join(t.TempDir(), "guest"), done: make(chan struct{})}
+	l, err := net.Listen("unix", m.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				agent(conn)
+			}()
+		}
+	}()
+	return m
+}
+
+// healthy answers every call as if it were for the guest's health, until the connection ends.
+func healthy(conn net.Conn) {
+	session, err := guestrpc.Accept(conn, nil)
+	if err != nil {
+		return
+	}
+	defer session.Close()
+	for {
+		stream, err := session.AcceptStream()
+		if err != nil {
+			return
+		}
+		if guestrpc.ReadMessage(bufio.NewReader(stream), &guestv1.Request{}) == nil {
+			guestrpc.WriteMessage(stream, &guestv1.Response{Result: &guestv1.Response_Health{Health: &guestv1.HealthResponse{}}})
+		}
+		stream.Close()
+	}
+}
+
+func TestMicroVMIsReachedAgain(t *testing.T) {
+	t.Parallel()
+	var agents atomic.Int32
+	vm := newMicroVM(startMachine(t, func(conn net.Conn) {
+		agents.Add(1)
+		healthy(conn)
+	}))
+	defer vm.hangUp()
+	ask := func() *guestrpc.Client {
+		t.Helper()
+		g, err := vm.reach(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := g.Health(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	first := ask()
+	if second := ask(); second != first || agents.Load() != 1 {
+		t.Errorf("a connection that is well was not used again: %d agents", agents.Load())
+	}
+	first.Close()
+	if third := ask(); third == first || agents.Load() != 2 {
+		t.Errorf("a connection that has ended was not made anew: %d agents", agents.Load())
+	}
+	vm.hangUp()
+	if _, err := vm.reach(t.Context()); warmboot.CodeOf(err) != warmboot.Unavailable {
+		t.Errorf("after hanging up: %v", err)
+	}
+}
+
+// TestNobodyWaitsForAMuteAgent: a reconnection ends with whoever asked for it, with the machine, and when the machine is to be ended.
+func TestNobodyWaitsForAMuteAgent(t *testing.T) {
+	t.Parallel()
+	mute := func(conn net.Conn) { bufio.NewReader(conn).WriteTo(nowhere{}) }
+	for name, end := range map[string]func(vm *microVM, m *testMachine, giveUp func()){
+		"the caller gives up":     func(_ *microVM, _ *testMachine, giveUp func()) { giveUp() },
+		"the machine ends":        func(_ *microVM, m *testMachine, _ func()) { close(m.done) },
+		"the machine is shut off": func(vm *microVM, _ *testMachine, _ func()) { vm.hangUp() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := startMachine(t, mute)
+			vm := newMicroVM(m)
+			defer vm.hangUp()
+			ctx, giveUp := context.WithCancel(t.Context())
+			defer giveUp()
+			failed := make(chan error)
+			for range 2 { // one that connects, and one that waits for it
+				go func() {
+					_, err := vm.reach(ctx)
+					failed <- err
+				}()
+			}
+			time.Sleep(20 * time.Millisecond) // nobody tells when they wait
+			go end(vm, m, giveUp)
+			for range 2 {
+				select {
+				case err := <-failed:
+					if err == nil {
+						t.Error("a mute agent was reached")
+					}
+				case <-time.After(10 * time.Second):
+					t.Fatal("somebody still waits")
+				}
+			}
+		})
+	}
+}
+
+type nowhere struct{}
+
+func (nowhere) Write(p []byte) (int, error) { return len(p), nil }
