@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,10 +46,40 @@ func OpenTAP(path, name string) (f *os.File, err error) {
 		if _, err := net.InterfaceByName(name); err != nil { // else the kernel would make one
 			return fmt.Errorf("TAP %s: %w (%w)", name, fs.ErrNotExist, err)
 		}
-		f, err = attach(name)
+		if f, err = attach(name); err != nil {
+			return err
+		}
+		if err = activate(name); err != nil {
+			f.Close()
+		}
 		return err
 	})
 	return f, err
+}
+
+// Activate makes an interface in the namespace at path that has just got its link, such as a TAP that somebody has opened, carry packets from
+// now on. The kernel gets to that by itself, but takes up to a second where many interfaces change, and drops what comes before.
+func Activate(path, name string) error { return Do(path, func() error { return activate(name) }) }
+
+// activate asks whether the link is up, upon which the kernel handles at once what it has put off (ethtool_op_get_link calls
+// linkwatch_sync_dev).
+func activate(name string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	value := struct{ command, data uint32 }{command: unix.ETHTOOL_GLINK} // struct ethtool_value
+	request := struct {                                                  // struct ifreq
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}{data: unsafe.Pointer(&value)}
+	copy(request.name[:unix.IFNAMSIZ-1], name)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
+		return fmt.Errorf("activate interface %s: %w", name, errno)
+	}
+	return nil
 }
 
 func attach(name string) (*os.File, error) {
