@@ -101,7 +101,7 @@ func TestDoFails(t *testing.T) {
 		t.Errorf("a namespace of another kind: %v, and f has run: %v", err, ran)
 	}
 	want := errors.New("of f")
-	if err := Do(Path(fresh(t)), func() error { return want }); err != want {
+	if err := Do(Path(fresh(t)), func() error { return want }); !errors.Is(err, want) {
 		t.Errorf("got %v, want f's own error", err)
 	}
 }

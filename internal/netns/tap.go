@@ -68,7 +68,7 @@ func activate(name string) error {
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	value := struct{ command, data uint32 }{command: unix.ETHTOOL_GLINK} // struct ethtool_value
 	request := struct {                                                  // struct ifreq
 		name [unix.IFNAMSIZ]byte
