@@ -100,10 +100,7 @@ func Open(ctx context.Context, c Config) (*Net, error) {
 				return nil, err
 			}
 		}
-		err := Try(ctx, c.CIDR)
-		if err == nil {
-			n.keeper, err = openKeeper(c, &n.numbers)
-		}
+		err := n.openTAP(ctx)
 		switch {
 		case err == nil:
 			n.mode = TAP
@@ -116,6 +113,26 @@ func Open(ctx context.Context, c Config) (*Net, error) {
 		return nil, warmboot.Errorf(warmboot.Invalid, "open network", "%q is no kind of network; use %s, %s or %s", c.Mode, Auto, TAP, User)
 	}
 	return n, n.keepOld(c)
+}
+
+// openTAP makes ready for slots with TAPs, if they work here. Where there are some from before, they do.
+func (n *Net) openTAP(ctx context.Context) error {
+	if err := allowed(); err != nil {
+		return err
+	}
+	k, err := openKeeper(n.Config, &n.numbers)
+	if err != nil {
+		return err
+	}
+	old, err := k.ourLinks()
+	if err == nil && len(old) == 0 {
+		err = k.try(ctx)
+	}
+	if err != nil {
+		return errors.Join(err, k.close())
+	}
+	n.keeper = k
+	return nil
 }
 
 // keepOld makes ready to adopt slots with TAPs where no new ones are made any more.

@@ -527,7 +527,7 @@ func (k *keeper) close() error {
 	}
 	k.mu.Unlock()
 	err := k.tidy()
-	if inUse == 0 && err == nil {
+	if inUse == 0 && err == nil && k.stop != nil {
 		err = k.rules.remove()
 	}
 	if k.forwarder != nil {

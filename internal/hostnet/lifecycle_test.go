@@ -289,6 +289,7 @@ type holding struct {
 	Owner      string
 	FirstUID   uint32
 	ResolvConf string
+	CIDR       netip.Prefix
 	Die        string // the step of building a slot at which it is killed
 	Port       uint16
 	Egress     warmboot.Egress
@@ -315,7 +316,7 @@ func TestHolder(t *testing.T) {
 		tryBehind(t, h.Firewall)
 		return
 	}
-	c := Config{Mode: TAP, Owner: h.Owner, FirstUID: h.FirstUID, Ready: -1, resolvConf: h.ResolvConf}
+	c := Config{Mode: TAP, Owner: h.Owner, FirstUID: h.FirstUID, Ready: -1, resolvConf: h.ResolvConf, CIDR: h.CIDR}
 	n, err := Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -400,12 +401,13 @@ func TestAdopt(t *testing.T) {
 	world := newOutside(t)
 	server := serve(t, world.ns, anyPort(world.addr), "world")
 	c := config(t)
+	c.CIDR = netip.MustParsePrefix("10.201.2.0/29") // no room for anybody else
 	at, release, err := Hold(warmboot.TCP, anyPort(localhost))
 	if err != nil {
 		t.Fatal(err)
 	}
 	release()
-	h := holding{Owner: c.Owner, FirstUID: c.FirstUID, ResolvConf: c.resolvConf, Port: at.Port(), Egress: warmboot.Egress{Policy: warmboot.EgressDeny}}
+	h := holding{Owner: c.Owner, FirstUID: c.FirstUID, ResolvConf: c.resolvConf, CIDR: c.CIDR, Port: at.Port(), Egress: warmboot.Egress{Policy: warmboot.EgressDeny}}
 	other, slot := hold(t, h)
 	g := newGuest(t, &Slot{Network: slot.Network})
 	serve(t, g.ns, netip.AddrPortFrom(netip.IPv4Unspecified(), 80), "guest")
@@ -458,6 +460,67 @@ func TestAdopt(t *testing.T) {
 	if err := s.Release(); err != nil {
 		t.Error(err)
 	}
+}
+
+// Slots from before stay what they are when no new ones are wanted any more, and when the next process does not get far.
+func TestOldSlotsInUserMode(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	c := config(t)
+	at, release, err := Hold(warmboot.TCP, anyPort(localhost))
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	h := holding{Owner: c.Owner, FirstUID: c.FirstUID, ResolvConf: c.resolvConf, Port: at.Port()}
+	other, slot := hold(t, h)
+	g := newGuest(t, &Slot{Network: slot.Network})
+	serve(t, g.ns, netip.AddrPortFrom(netip.IPv4Unspecified(), 80), "guest")
+	kill(other)
+	for _, mode := range []Mode{TAP, User} {
+		c.Mode = mode
+		n, err := Open(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+		reaches(t, nil, "tcp", at.String(), "guest")
+	}
+	n := open(t, c)
+	if _, err := n.Adopt(slot.Number, slot.PID, slot.Network, h.wants()); err == nil {
+		t.Fatal("a slot is adopted after what nobody has was removed")
+	}
+	t.Run("adopted in time", func(t *testing.T) {
+		c := config(t)
+		h := holding{Owner: c.Owner, FirstUID: c.FirstUID, ResolvConf: c.resolvConf, Port: at.Port()}
+		other, slot := hold(t, h)
+		g := newGuest(t, &Slot{Network: slot.Network})
+		serve(t, g.ns, netip.AddrPortFrom(netip.IPv4Unspecified(), 80), "guest")
+		kill(other)
+		c.Mode = User
+		n, err := Open(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		old, err := n.Adopt(slot.Number, slot.PID, slot.Network, h.wants())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Settle(); err != nil {
+			t.Fatal(err)
+		}
+		reaches(t, nil, "tcp", at.String(), "guest")
+		fresh, err := n.Take(t.Context(), Wants{})
+		if err != nil || fresh.Network.TAP != "" || fresh.Number == old.Number || n.Used() != 2 {
+			t.Errorf("a new slot is %+v, %v", fresh, err)
+		}
+		if err := errors.Join(fresh.Release(), old.Release(), n.Close()); err != nil {
+			t.Error(err)
+		}
+		nothingLeft(t, c)
+	})
 }
 
 // litter puts into an owner's table, and on its interfaces, what is none of anybody's.

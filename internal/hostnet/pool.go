@@ -23,6 +23,9 @@ var DefaultCIDR = netip.MustParsePrefix("100.64.0.0/10")
 // blockBits is the prefix length of an owner's block: two addresses for each of MaxSlots.
 const blockBits = 17
 
+// minBits is the longest prefix of a pool: with room for two slots, which are needed to try them.
+const minBits = 30
+
 // widest is the shortest prefix of a route that counts as one to somewhere. What is wider is a way to everywhere else, as VPNs add it.
 const widest = 8
 
@@ -47,7 +50,7 @@ func (b block) slots() int { return min(MaxSlots, 1<<(32-b.Bits())/2) }
 // process. Slots whose owner does not run are seen by their routes.
 func claimBlock(pool netip.Prefix, owner, links string) (block, error) {
 	const op = "choose addresses"
-	if !pool.IsValid() || !pool.Addr().Is4() || pool.Bits() > 30 {
+	if !pool.IsValid() || !pool.Addr().Is4() || pool.Bits() > minBits {
 		return block{}, warmboot.Errorf(warmboot.Invalid, op, "%v is no IPv4 network with room for microVMs; use one like %s", pool, DefaultCIDR)
 	}
 	if pool.Masked() != pool {

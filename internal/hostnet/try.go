@@ -45,44 +45,63 @@ func (o *Obstacle) Error() string {
 
 func (o *Obstacle) Unwrap() error { return o.Err }
 
-// Try finds out whether slots with TAPs work here, by making two of them and sending a packet from one to the other and one to the
-// host; then it removes them. It is an Unavailable error with an Obstacle in it if they do not. It takes about a tenth of a second.
-func Try(ctx context.Context, cidr netip.Prefix) error {
-	const op = "try network slots"
-	if cidr == (netip.Prefix{}) {
-		cidr = DefaultCIDR
+// Try finds out whether slots with TAPs and addresses from cidr work here, by making two of them and sending a packet from one to the
+// other and one to the host; then it removes them. It is an Unavailable error, mostly with an Obstacle in it, if they do not. It takes
+// about a tenth of a second.
+func Try(ctx context.Context, cidr netip.Prefix) (err error) {
+	if err := allowed(); err != nil {
+		return err
 	}
-	err := try(ctx, cidr)
-	var obstacle *Obstacle
+	var numbers numbers
+	k, err := openKeeper(Config{Owner: nobody(), CIDR: cidr, Log: slog.New(slog.DiscardHandler)}, &numbers)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, k.close()) }()
+	return k.try(ctx)
+}
+
+const opTry = "try network slots"
+
+// allowed sees to it that we may do what slots need.
+func allowed() error {
+	unavailable := func(o *Obstacle) error { return &warmboot.Error{Code: warmboot.Unavailable, Op: opTry, Err: o} }
+	if os.Geteuid() != 0 {
+		return unavailable(&Obstacle{What: "only root can make network namespaces and TAPs", Fix: "run `warmboot serve` as root"})
+	}
+	if on, err := forwarding(); err != nil || !on {
+		return unavailable(&Obstacle{"this machine does not forward IP packets", "`sysctl -w net.ipv4.ip_forward=1`, and put that into a file in /etc/sysctl.d; or start with --network tap, which turns it on", err})
+	}
+	return nil
+}
+
+// nobody is an owner that there is not.
+func nobody() string {
+	owner := make([]byte, 3)
+	rand.Read(owner) // never fails: crypto/rand aborts the program instead
+	return hex.EncodeToString(owner)
+}
+
+// try makes two slots with addresses of the keeper's, but of nobody's: no rules of the keeper's, which may be there from before, are about
+// them.
+func (k *keeper) try(ctx context.Context) error {
+	trial := &keeper{Config: k.Config, home: k.home, block: k.block}
+	trial.Owner = nobody()
+	trial.rules = newRules(trial.Config)
+	err := trial.tryOut(ctx)
+	var o *Obstacle
 	switch {
-	case errors.As(err, &obstacle):
-		return &warmboot.Error{Code: warmboot.Unavailable, Op: op, Err: err}
+	case errors.As(err, &o):
+		return &warmboot.Error{Code: warmboot.Unavailable, Op: opTry, Err: err}
 	case err != nil && ctx.Err() != nil:
-		return warmboot.Errorf(warmboot.CodeOf(ctx.Err()), op, "%w", ctx.Err())
+		return warmboot.Errorf(warmboot.CodeOf(ctx.Err()), opTry, "%w", ctx.Err())
 	}
 	return err
 }
 
-func try(ctx context.Context, cidr netip.Prefix) (err error) {
-	if os.Geteuid() != 0 {
-		return &Obstacle{What: "only root can make network namespaces and TAPs", Fix: "run `warmboot serve` as root"}
-	}
-	if on, err := forwarding(); err != nil || !on {
-		return &Obstacle{"this machine does not forward IP packets", "`sysctl -w net.ipv4.ip_forward=1`, and put that into a file in /etc/sysctl.d; or start with --network tap, which turns it on", err}
-	}
+func (k *keeper) tryOut(ctx context.Context) (err error) {
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Unwind()) }()
-	owner := make([]byte, 3)
-	rand.Read(owner)
-	var numbers numbers
-	k, err := openKeeper(Config{Owner: hex.EncodeToString(owner), CIDR: cidr, Log: slog.New(slog.DiscardHandler)}, &numbers)
-	if err != nil {
-		return err
-	}
-	undo.Push("open", k.close)
-	if k.block.slots() < 2 {
-		return warmboot.Errorf(warmboot.Invalid, "choose addresses", "%s has no room for two microVMs; choose a larger network with --network-cidr", cidr)
-	}
 	var slots []*tap
 	undo.Push("make slots", func() error { return k.destroy(slots) })
 	for n := range 2 {
@@ -104,7 +123,7 @@ func try(ctx context.Context, cidr netip.Prefix) (err error) {
 	a, b := slots[0], slots[1]
 	if err := arrives(ctx, a, b.ns, b.slot); err != nil {
 		return &Obstacle{"this machine's firewall does not forward what microVMs send",
-			"let it forward from and to interfaces whose names begin with wb, as with `iptables -I DOCKER-USER -i wb+ -j ACCEPT; iptables -I DOCKER-USER -o wb+ -j ACCEPT` where Docker is, or `ufw route allow in on …`", err}
+			"let it forward from and to interfaces whose names begin with wb, as with `iptables -I DOCKER-USER -i wb+ -j ACCEPT; iptables -I DOCKER-USER -o wb+ -j ACCEPT` where Docker is", err}
 	}
 	if err := arrives(ctx, a, k.home, a.host); err != nil {
 		return &Obstacle{"this machine's firewall does not let microVMs ask it for names",
