@@ -91,6 +91,8 @@ type ContainerSpec struct {
 	MemoryLimitMB int               `json:"memory_limit_mb,omitempty"` // MiB; 0 means the microVM's own size
 	RestartPolicy RestartPolicy     `json:"restart_policy,omitzero"`
 	ColdBoot      bool              `json:"cold_boot,omitempty"` // do not use a snapshot
+	Egress        Egress            `json:"egress,omitzero"`
+	Bandwidth     Bandwidth         `json:"bandwidth,omitzero"`
 }
 
 // RestartPolicy says when a container is started again without anybody asking: Docker's rule

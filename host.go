@@ -38,9 +38,12 @@ type HostInventory struct {
 	Version string `json:"version,omitempty"` // of warmboot
 	VMM     string `json:"vmm"`               // as in fc_version: "v1.15.1", "qemu-7.2.22"
 	VMMWhy  string `json:"vmm_why,omitempty"` // one line: why this VMM and accelerator
-	Arch    string `json:"arch,omitempty"`    // "x86_64"
-	CPU     string `json:"cpu,omitempty"`     // what a guest sees
-	BootID  string `json:"boot_id,omitempty"` // changes when the machine is rebooted: /proc/sys/kernel/random/boot_id
+	// Network is how microVMs are connected: "tap" or "user". In user mode nothing keeps egress policies and bandwidth limits.
+	Network    string `json:"network,omitempty"`
+	NetworkWhy string `json:"network_why,omitempty"` // one line: why not "tap"
+	Arch       string `json:"arch,omitempty"`        // "x86_64"
+	CPU        string `json:"cpu,omitempty"`         // what a guest sees
+	BootID     string `json:"boot_id,omitempty"`     // changes when the machine is rebooted: /proc/sys/kernel/random/boot_id
 	// Platform stands for everything, beside the runtime image, that a snapshot and the host it is restored on must have in
 	// common: hosts of one platform can use each other's snapshots.
 	Platform    string `json:"platform"`

@@ -99,6 +99,19 @@ type PortMapping struct {
 	Protocol      string `json:"protocol,omitempty" enum:"tcp,udp" default:"tcp"`
 }
 
+// Egress says where a container may connect to. What connects to its published ports is answered under each policy.
+type Egress struct {
+	Policy string   `json:"policy,omitempty" enum:"allow,deny,list" default:"allow" doc:"allow: anywhere. deny: nowhere, and no names are resolved. list: to what is listed. The host, other microVMs, link-local addresses and clouds' metadata services are out of reach under each."`
+	Allow  []string `json:"allow,omitempty" maxItems:"256" doc:"With policy list: networks or addresses that may be connected to." example:"[\"203.0.113.0/24\"]"`
+	DNS    bool     `json:"dns,omitempty" doc:"With policy list: names are resolved, by the host's name server."`
+}
+
+// Bandwidth limits what a container receives and sends.
+type Bandwidth struct {
+	IngressMbit int `json:"ingress_mbit,omitempty" minimum:"0" maximum:"100000" doc:"Megabits a second that it receives; 0 is no limit."`
+	EgressMbit  int `json:"egress_mbit,omitempty" minimum:"0" maximum:"100000" doc:"Megabits a second that it sends; 0 is no limit."`
+}
+
 // RegistryAuth is what the registry asks for. It is used for the pull and never stored.
 type RegistryAuth struct {
 	Username string `json:"username" maxLength:"255"`
@@ -119,6 +132,8 @@ type CreateContainer struct {
 	RegistryAuth   *RegistryAuth     `json:"registry_auth,omitempty"`
 	ColdBoot       bool              `json:"cold_boot,omitempty" doc:"Do not use a snapshot, even if there is one."`
 	RestartPolicy  string            `json:"restart_policy,omitempty" pattern:"^(no|always|unless-stopped|on-failure(:[0-9]{1,6})?)$" doc:"When the container is started again by itself, as in Docker: no, on-failure, on-failure:N, always or unless-stopped; no if left out." example:"unless-stopped"`
+	Egress         *Egress           `json:"egress,omitempty" doc:"Where it may connect to; anywhere if left out."`
+	Bandwidth      *Bandwidth        `json:"bandwidth,omitempty"`
 }
 
 // UpdateContainer is a JSON merge patch (RFC 7396) of a container. What is nil stays as it is; as JSON it is left out. null in JSON sets back to what a container
@@ -230,6 +245,8 @@ type Container struct {
 	Host           string            `json:"host,omitempty" doc:"That host's name."`
 	HostState      string            `json:"host_state,omitempty" enum:"up,down" doc:"Of a host that is down, the container's state is what was last known."`
 	RestartPolicy  string            `json:"restart_policy,omitempty"`
+	Egress         *Egress           `json:"egress,omitempty"`
+	Bandwidth      *Bandwidth        `json:"bandwidth,omitempty"`
 	Restarts       int               `json:"restarts,omitempty" doc:"How often the restart policy has brought it up again since somebody last started it."`
 	BootMethod     *string           `json:"boot_method" enum:"warm,cold" doc:"Which way the microVM came up; null until it has."`
 	BootReason     string            `json:"boot_reason,omitempty" doc:"Why the boot was cold."`
@@ -260,6 +277,8 @@ type HostInventory struct {
 	Version       string   `json:"version,omitempty" doc:"Of warmboot."`
 	VMM           string   `json:"vmm"`
 	VMMWhy        string   `json:"vmm_why,omitempty" doc:"One line: why this one, with this accelerator."`
+	Network       string   `json:"network,omitempty" enum:"tap,user" doc:"How microVMs are connected. In user mode nothing keeps egress policies and bandwidth limits."`
+	NetworkWhy    string   `json:"network_why,omitempty" doc:"One line: why not tap."`
 	Arch          string   `json:"arch,omitempty"`
 	CPU           string   `json:"cpu,omitempty" doc:"What a guest sees."`
 	Platform      string   `json:"platform" doc:"Hosts of one platform can use each other's snapshots."`

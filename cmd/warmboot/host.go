@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,7 +16,7 @@ import (
 	"warmboot/internal/vmm/qemu"
 )
 
-// openHost opens this machine's agent and keeps its guests away from what listens here. c has what the options do not.
+// openHost opens this machine's agent. c has what the options do not.
 func openHost(ctx context.Context, server cli.ServerOptions, o cli.HostOptions, c agent.Config, log *slog.Logger, undo *rollback.Stack) (*agent.Agent, error) {
 	base, err := ownerBase()
 	if err != nil {
@@ -27,16 +26,15 @@ func openHost(ctx context.Context, server cli.ServerOptions, o cli.HostOptions, 
 	c.Driver = qemu.New(qemu.Config{StateDir: filepath.Join(server.StorageRoot, "vmm"), Log: log})
 	c.ImageRoots, c.PlainHTTPRegistries = o.ImageRoots, o.PlainHTTPRegistries
 	c.VCPUs, c.MemoryMiB, c.MaxVMs, c.OwnerBase = o.VCPUs, o.MemoryMiB, o.MaxVMs, base
+	c.Network = hostnet.Config{Mode: hostnet.Mode(o.Network), CIDR: o.NetworkCIDR}
 	host, err := agent.Open(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	undo.Push("close agent", host.Close)
-	guard, err := guardHost(o, host, log)
-	if err != nil {
-		return nil, err
+	if mode, why := host.Connected(); mode == hostnet.User && why != "" {
+		log.Info("MicroVMs are connected in user mode, without egress policies", "why", why)
 	}
-	undo.Push("end guard", func() error { return endGuard(guard, host) })
+	undo.Push("close agent", host.Close)
 	return host, nil
 }
 
@@ -66,37 +64,4 @@ func ownerBase() (uint32, error) {
 		return 0, warmboot.Errorf(warmboot.Invalid, "serve", "WARMBOOT_UID_BASE is %q; it must be a user id from 100000 on", text)
 	}
 	return uint32(n), nil
-}
-
-// guardHost keeps guests away from what listens on this machine.
-func guardHost(o cli.HostOptions, host *agent.Agent, log *slog.Logger) (*hostnet.Guard, error) {
-	first, last := host.OwnerRange()
-	var ports []uint16
-	for _, registry := range o.PlainHTTPRegistries {
-		if _, text, err := net.SplitHostPort(registry); err == nil {
-			if port, err := strconv.ParseUint(text, 10, 16); err == nil {
-				ports = append(ports, uint16(port))
-			}
-		}
-	}
-	guard, err := hostnet.NewGuard(hostnet.Config{FirstUID: first, LastUID: last, Ports: ports})
-	if warmboot.CodeOf(err) == warmboot.Unavailable {
-		log.Warn("Containers can reach every service that listens on this machine, because no network rule could be set", "err", err)
-		return nil, nil
-	}
-	return guard, err
-}
-
-// endGuard takes the rule away unless microVMs go on running behind it.
-func endGuard(guard *hostnet.Guard, host *agent.Agent) error {
-	all, err := host.Containers(context.Background())
-	for _, c := range all {
-		if c.Running {
-			return nil
-		}
-	}
-	if guard == nil || err != nil {
-		return err
-	}
-	return guard.Close()
 }

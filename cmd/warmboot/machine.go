@@ -52,5 +52,5 @@ func buildImage(ctx context.Context, o cli.BuildImageOptions, progress cli.Progr
 
 // doctor is `warmboot doctor`.
 func doctor(ctx context.Context) []preflight.Check {
-	return preflight.Run(ctx, preflight.Config{StorageRoot: os.Getenv("MANAGER_STORAGE_ROOT"), Listen: os.Getenv("MANAGER_LISTEN")})
+	return preflight.Run(ctx, preflight.Config{StorageRoot: os.Getenv("MANAGER_STORAGE_ROOT"), Listen: os.Getenv("MANAGER_LISTEN"), NetworkCIDR: os.Getenv("MANAGER_NETWORK_CIDR")})
 }

@@ -18,6 +18,7 @@ import (
 	"warmboot"
 	"warmboot/internal/controlplane"
 	"warmboot/internal/disk"
+	"warmboot/internal/hostnet"
 	"warmboot/internal/rollback"
 	"warmboot/internal/snapshot"
 	"warmboot/internal/vmm"
@@ -59,6 +60,8 @@ type Config struct {
 	Peers Peers
 	// Beat is how often the control plane is told that this host lives: DefaultBeat.
 	Beat time.Duration
+	// Network says how microVMs are connected. Owner, FirstUID, Registries and Log are filled in.
+	Network hostnet.Config
 	// KernelArgs are added to the guest's kernel command line.
 	KernelArgs []string
 }
@@ -81,7 +84,7 @@ type Agent struct {
 	caps     vmm.Capabilities
 	disks    *disk.Store
 	verifier *snapshot.Verifier
-	slots    slots
+	net      *hostnet.Net
 	images   *imageIndex
 	commands commands
 	exits    exits
@@ -116,10 +119,17 @@ func Open(ctx context.Context, c Config) (*Agent, error) {
 	}
 	a.unlock = unlock
 	undo.Push("lock storage root", unlock)
-	if err := errors.Join(a.identify(), a.limitVMs()); err != nil {
+	if err := a.identify(); err != nil {
 		return nil, err
 	}
 	if a.caps, err = c.Driver.Probe(ctx); err != nil {
+		return nil, err
+	}
+	if err := a.openNetwork(ctx); err != nil {
+		return nil, err
+	}
+	undo.Push("open network", a.net.Close)
+	if err := a.limitVMs(); err != nil {
 		return nil, err
 	}
 	if a.images, err = openImageIndex(filepath.Join(c.Root, "images")); err != nil {
@@ -171,7 +181,7 @@ func (a *Agent) Close() error {
 	for _, c := range all {
 		c.disconnect()
 	}
-	return a.unlock()
+	return errors.Join(a.net.Close(), a.unlock())
 }
 
 // Capabilities is what the driver found out about this host.

@@ -25,7 +25,7 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 		return controlplane.Booted{}, err
 	}
 	path := snapshot.Dir(a.Root, m.Image.ID, snap.ID)
-	l, err := a.launch(m)
+	l, err := a.launch(ctx, m)
 	if err != nil {
 		return controlplane.Booted{}, err
 	}
@@ -53,7 +53,7 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 			Kernel: m.Image.KernelPath, Initrd: m.Image.InitrdPath, KernelArgs: art.Metadata.Boot.KernelArgs,
 		}, vmm.RestoreOptions{
 			ID: m.VMID, Dir: l.c.vmDir(), RootDisk: vmm.Disk{Path: m.Image.RootfsPath, Format: vmm.Raw},
-			DataDisk: data, Network: l.net, Owner: a.owner(l.slot),
+			DataDisk: data, Network: l.slot.Network, Owner: a.owner(l.slot),
 		})
 	}); err != nil {
 		return controlplane.Booted{}, err
@@ -107,7 +107,7 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 	if m.Image, err = a.images.local(ctx, m.Image); err != nil {
 		return controlplane.Booted{}, err
 	}
-	l, err := a.launch(m)
+	l, err := a.launch(ctx, m)
 	if err != nil {
 		return controlplane.Booted{}, err
 	}
@@ -130,7 +130,7 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 			ID: m.VMID, Dir: l.c.vmDir(), VCPUs: vcpus, MemoryMiB: memory,
 			Kernel: m.Image.KernelPath, Initrd: m.Image.InitrdPath, KernelArgs: a.KernelArgs,
 			RootDisk: vmm.Disk{Path: m.Image.RootfsPath, Format: vmm.Raw}, DataDisk: data,
-			Network: l.net, Owner: owner,
+			Network: l.slot.Network, Owner: owner,
 		})
 	}); err != nil {
 		return controlplane.Booted{}, err

@@ -12,6 +12,7 @@ import (
 	"warmboot"
 	"warmboot/internal/controlplane"
 	"warmboot/internal/guestrpc"
+	"warmboot/internal/hostnet"
 	"warmboot/internal/rollback"
 	"warmboot/internal/snapshot"
 	"warmboot/internal/vmm"
@@ -109,11 +110,11 @@ func (b *build) freeze(ctx context.Context, id warmboot.ID) error {
 	bctx, cancel := context.WithTimeout(ctx, a.BootTimeout)
 	defer cancel()
 
-	slot, err := a.slots.take()
+	slot, err := a.net.Take(bctx, hostnet.Wants{})
 	if err != nil {
 		return err
 	}
-	b.undo.Push("free slot", func() error { a.slots.free(slot); return nil })
+	b.undo.Push("free slot", slot.Release)
 	dir := filepath.Join(a.Root, "builds", string(id))
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		return ioError("build snapshot", err)
@@ -127,12 +128,11 @@ func (b *build) freeze(ctx context.Context, id warmboot.ID) error {
 
 	b.step("Booting " + b.img.Name)
 	start := time.Now()
-	n := network(slot, nil)
 	m, err := a.Driver.Create(bctx, vmm.Spec{
 		ID: "build-" + id.Short(), Dir: dir, VCPUs: a.VCPUs, MemoryMiB: a.MemoryMiB,
 		Kernel: b.img.KernelPath, Initrd: b.img.InitrdPath, KernelArgs: a.KernelArgs,
 		RootDisk: vmm.Disk{Path: b.img.RootfsPath, Format: vmm.Raw}, DataDisk: data,
-		MemoryFile: b.draft.File(snapshot.MemoryFile), Network: n, Owner: owner,
+		MemoryFile: b.draft.File(snapshot.MemoryFile), Network: slot.Network, Owner: owner,
 	})
 	if err != nil {
 		return err
@@ -140,7 +140,7 @@ func (b *build) freeze(ctx context.Context, id warmboot.ID) error {
 	b.undo.Push("stop machine", func() error { return stopMachine(m) })
 	bctx, stop := whileAlive(bctx, m)
 	defer stop()
-	guest, err := b.bootGuest(bctx, m, n, id, start)
+	guest, err := b.bootGuest(bctx, m, slot.Network, id, start)
 	if err != nil {
 		return bootError(bctx, m, "build snapshot", a.BootTimeout, err)
 	}

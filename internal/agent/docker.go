@@ -68,7 +68,7 @@ func (a *Agent) startContainer(ctx context.Context, vm *microVM, c warmboot.Cont
 		}
 	} else {
 		begin := time.Now()
-		if err := a.pull(ctx, vm, c.Image, auth, step); err != nil {
+		if err := a.pullOpen(ctx, vm, c, auth, step); err != nil {
 			return nil, err
 		}
 		phases = append(phases, warmboot.Phase{Name: warmboot.PhasePull, Duration: time.Since(begin)})
@@ -162,6 +162,19 @@ func (a *Agent) UpdateContainer(ctx context.Context, c warmboot.Container) error
 		return dockerError("update container", err)
 	}
 	return own.keep(func(r *record) { r.Container = &c })
+}
+
+// pullOpen is pull with a network that leads to registries. There is no container yet whose policy that would break, and before there is one
+// the policy holds again.
+func (a *Agent) pullOpen(ctx context.Context, vm *microVM, c warmboot.Container, auth *controlplane.RegistryAuth, step func(string)) error {
+	if !c.Spec.Egress.Limited() {
+		return a.pull(ctx, vm, c.Image, auth, step)
+	}
+	if err := vm.slot.Limit(warmboot.Egress{}, c.Spec.Bandwidth); err != nil {
+		return err
+	}
+	err := a.pull(ctx, vm, c.Image, auth, step)
+	return errors.Join(err, vm.slot.Limit(c.Spec.Egress, c.Spec.Bandwidth))
 }
 
 // pull makes the guest's Docker fetch an image from its registry.

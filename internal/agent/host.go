@@ -114,7 +114,7 @@ func (a *Agent) limitVMs() error {
 	if err != nil {
 		return ioError("find out how much memory there is", err)
 	}
-	a.MaxVMs = min(max(1, int(memory*overcommit/(int64(a.MemoryMiB)<<20))), maxSlots)
+	a.MaxVMs = min(max(1, int(memory*overcommit/(int64(a.MemoryMiB)<<20))), a.net.Total())
 	return nil
 }
 
@@ -126,8 +126,8 @@ func (a *Agent) Inventory(context.Context) (warmboot.HostInventory, error) {
 		why += ": " + a.caps.AcceleratorWhy
 	}
 	inv := warmboot.HostInventory{
-		Version: a.Version, VMM: a.caps.FCVersion(), VMMWhy: why, Arch: a.caps.Arch, CPU: a.caps.CPUModel, BootID: a.bootID,
-		Platform: snapshot.FingerprintOf(a.caps, "", a.VCPUs, a.MemoryMiB).Platform(), CPUs: runtime.NumCPU(), VMs: a.slots.count(), Images: a.images.digests(), MaxVMs: a.MaxVMs,
+		Version: a.Version, VMM: a.caps.FCVersion(), VMMWhy: why, Network: string(a.net.Mode()), NetworkWhy: a.net.Why(), Arch: a.caps.Arch, CPU: a.caps.CPUModel, BootID: a.bootID,
+		Platform: snapshot.FingerprintOf(a.caps, "", a.VCPUs, a.MemoryMiB).Platform(), CPUs: runtime.NumCPU(), VMs: a.net.Used(), Images: a.images.digests(), MaxVMs: a.MaxVMs,
 	}
 	var err error
 	if inv.MemoryBytes, err = memoryBytes(); err != nil {

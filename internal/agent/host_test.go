@@ -8,37 +8,50 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"warmboot"
+	"warmboot/internal/hostnet"
 )
 
-func TestNoTwoSlotsShareAnAddressOrAUser(t *testing.T) {
+func TestNoTwoSlotsShareAUser(t *testing.T) {
 	t.Parallel()
 	a := &Agent{Config: Config{OwnerBase: DefaultOwnerBase}}
-	networks := map[netip.Prefix]bool{}
-	for range maxSlots {
-		n, err := a.slots.take()
+	var err error
+	if a.net, err = hostnet.Open(t.Context(), hostnet.Config{Mode: hostnet.User, Owner: "00a9e0"}); err != nil {
+		t.Fatal(err)
+	}
+	users := map[uint32]bool{}
+	for range hostnet.MaxSlots {
+		s, err := a.net.Take(t.Context(), hostnet.Wants{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := network(n, nil).Subnet
-		if networks[p] || !guestNetworks.Contains(p.Addr()) {
-			t.Fatalf("slot %d has network %s", n, p)
-		}
-		networks[p] = true
-		if first, last := a.OwnerRange(); os.Geteuid() == 0 && (a.owner(n).UID < first || a.owner(n).UID > last) {
-			t.Fatalf("slot %d has user %d", n, a.owner(n).UID)
+		if o := a.owner(s); os.Geteuid() == 0 && (users[o.UID] || o.UID <= a.OwnerBase || o.UID > a.OwnerBase+hostnet.MaxSlots || o.GID != a.OwnerBase) {
+			t.Fatalf("slot %d has user %+v", s.Number, o)
+		} else {
+			users[o.UID] = true
 		}
 	}
-	if _, err := a.slots.take(); warmboot.CodeOf(err) != warmboot.Exhausted {
-		t.Errorf("one more: %v", err)
+	if used, total := a.Slots(); used != hostnet.MaxSlots || total != hostnet.MaxSlots {
+		t.Errorf("%d of %d slots are used", used, total)
 	}
-	a.slots.free(7)
-	if n, err := a.slots.take(); err != nil || n != 7 {
-		t.Errorf("after slot 7 was freed: %d, %v", n, err)
+}
+
+func TestNetworkOf(t *testing.T) {
+	t.Parallel()
+	got := networkOf(warmboot.ContainerSpec{
+		PortMappings: []warmboot.PortMapping{{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 8080, ContainerPort: 80, Protocol: warmboot.TCP}},
+		Egress:       warmboot.Egress{Policy: warmboot.EgressDeny}, Bandwidth: warmboot.Bandwidth{IngressMbit: 7},
+	})
+	if len(got.Forwards) != 1 || got.Forwards[0].HostPort != 8080 || got.Forwards[0].GuestPort != 80 || got.Egress.Policy != warmboot.EgressDeny || got.Bandwidth.IngressMbit != 7 {
+		t.Errorf("got %+v", got)
+	}
+	if ports := registryPorts([]string{"localhost:5000", "registry.example.com", "[::1]:5001", "bad:port"}); !slices.Equal(ports, []uint16{5000, 5001}) {
+		t.Errorf("registries are at ports %v", ports)
 	}
 }
 
@@ -158,7 +171,7 @@ func TestOrphansAreEnded(t *testing.T) {
 	}
 	mine := a.OwnerBase + 1
 	orphan, known := start(filepath.Join(ours, "vm"), mine), start(filepath.Join(ours, "vm"), mine)
-	other, stranger := start(filepath.Join(theirs, "vm"), mine), start(filepath.Join(ours, "vm"), a.OwnerBase+maxSlots+1)
+	other, stranger := start(filepath.Join(theirs, "vm"), mine), start(filepath.Join(ours, "vm"), a.OwnerBase+hostnet.MaxSlots+1)
 	if err := a.killOrphans(map[int]bool{known.Process.Pid: true}); err != nil {
 		t.Fatal(err)
 	}

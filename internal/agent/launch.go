@@ -13,6 +13,7 @@ import (
 	guestv1 "warmboot/gen/guest/v1"
 	"warmboot/internal/controlplane"
 	"warmboot/internal/guestrpc"
+	"warmboot/internal/hostnet"
 	"warmboot/internal/rollback"
 	"warmboot/internal/telemetry/span"
 	"warmboot/internal/vmm"
@@ -24,8 +25,7 @@ type launch struct {
 	a      *Agent
 	c      *container
 	fresh  bool // the container had nothing on this host before
-	slot   int
-	net    vmm.Network
+	slot   *hostnet.Slot
 	undo   rollback.Stack
 	phases []warmboot.Phase
 	vm     *microVM // nil before its VMM runs
@@ -34,7 +34,7 @@ type launch struct {
 }
 
 // launch takes a container's directory and a slot.
-func (a *Agent) launch(m controlplane.MachineSpec) (*launch, error) {
+func (a *Agent) launch(ctx context.Context, m controlplane.MachineSpec) (*launch, error) {
 	const op = "prepare microVM"
 	l := &launch{a: a, hostname: m.Hostname}
 	id := m.Container.ID
@@ -50,21 +50,22 @@ func (a *Agent) launch(m controlplane.MachineSpec) (*launch, error) {
 		}
 		a.add(l.c)
 	}
-	if n := a.slots.count(); n >= a.MaxVMs { // several managers may have chosen this host at once
+	if n := a.net.Used(); n >= a.MaxVMs { // several managers may have chosen this host at once
 		return nil, l.end(warmboot.Errorf(warmboot.Exhausted, op, "this host has %d microVMs and takes no more than %d; stop some, or raise --max-vms", n, a.MaxVMs))
 	}
+	wants := networkOf(m.Spec)
 	var err error
-	if l.slot, err = a.slots.take(); err != nil {
+	if l.slot, err = a.net.Take(ctx, wants); err != nil {
 		return nil, l.end(err)
 	}
-	l.undo.Push("free slot", func() error { a.slots.free(l.slot); return nil })
+	l.undo.Push("free slot", l.slot.Release)
 	if err := os.Mkdir(l.c.vmDir(), 0o700); err != nil {
 		return nil, l.end(ioError(op, err))
 	}
 	l.undo.Push("remove VMM's directory", func() error { return os.RemoveAll(l.c.vmDir()) })
-	l.net = network(l.slot, m.Spec.PortMappings)
 	if err := l.c.keep(func(r *record) {
-		r.Slot, r.Network, r.Generation, r.Container = &l.slot, &l.net, m.Container.Generation, nil // not started yet
+		r.Slot, r.Network, r.Egress, r.Bandwidth = &l.slot.Number, &l.slot.Network, wants.Egress, wants.Bandwidth
+		r.Generation, r.Container = m.Container.Generation, nil // not started yet
 	}); err != nil {
 		return nil, l.end(err)
 	}
@@ -118,7 +119,7 @@ func (l *launch) start(ctx context.Context, boot func(context.Context) (vmm.Mach
 	if s.End(err); err != nil {
 		return err
 	}
-	l.vm = newMicroVM(m)
+	l.vm = newMicroVM(m, l.slot)
 	l.undo.Push("stop machine", func() error { return stopMachine(m) })
 	l.phases = append(l.phases, m.Timings()...)
 	h := m.Handle()
@@ -141,7 +142,7 @@ func (l *launch) reidentify(ctx context.Context, engineID string) error {
 	if err != nil {
 		return err
 	}
-	return reidentify(ctx, g, l.net, machineIdentity(l.c.id, l.hostname, engineID))
+	return reidentify(ctx, g, l.slot.Network, machineIdentity(l.c.id, l.hostname, engineID))
 }
 
 // machineIdentity is what a container's guest is called. It follows from the container's random id, so it is the same again when the

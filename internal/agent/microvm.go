@@ -9,6 +9,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/guestrpc"
+	"warmboot/internal/hostnet"
 	"warmboot/internal/rollback"
 	"warmboot/internal/vmm"
 )
@@ -16,6 +17,7 @@ import (
 // microVM is a running machine whose Docker has answered.
 type microVM struct {
 	machine vmm.Machine
+	slot    *hostnet.Slot
 	docker  *client.Client  // speaks through whatever connection there is to the guest
 	undo    *rollback.Stack // ends the machine and gives back what it took; its disk stays
 	unwatch func()          // ends the wait for the command's end; nil before the command is started
@@ -26,8 +28,8 @@ type microVM struct {
 	guest   *guestrpc.Client // nil before the first connection
 }
 
-func newMicroVM(m vmm.Machine) *microVM {
-	vm := &microVM{machine: m, busy: make(chan struct{}, 1)}
+func newMicroVM(m vmm.Machine, slot *hostnet.Slot) *microVM {
+	vm := &microVM{machine: m, slot: slot, busy: make(chan struct{}, 1)}
 	vm.life, vm.endLife = context.WithCancel(context.Background())
 	return vm
 }

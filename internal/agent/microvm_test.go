@@ -77,7 +77,7 @@ func TestMicroVMIsReachedAgain(t *testing.T) {
 	vm := newMicroVM(startMachine(t, func(conn net.Conn) {
 		agents.Add(1)
 		healthy(conn)
-	}))
+	}), nil)
 	defer vm.hangUp()
 	ask := func() *guestrpc.Client {
 		t.Helper()
@@ -116,7 +116,7 @@ func TestNobodyWaitsForAMuteAgent(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			m := startMachine(t, mute)
-			vm := newMicroVM(m)
+			vm := newMicroVM(m, nil)
 			defer vm.hangUp()
 			ctx, giveUp := context.WithCancel(t.Context())
 			defer giveUp()

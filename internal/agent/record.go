@@ -28,6 +28,9 @@ type record struct {
 	Slot    *int         `json:"slot,omitempty"`
 	Network *vmm.Network `json:"network,omitempty"`
 	Handle  *vmm.Handle  `json:"handle,omitempty"`
+	// What its network is limited to, but for while an image is pulled.
+	Egress    warmboot.Egress    `json:"egress,omitzero"`
+	Bandwidth warmboot.Bandwidth `json:"bandwidth,omitzero"`
 }
 
 const recordFile = "record.json"

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/hostnet"
 	"warmboot/internal/snapshot"
 )
 
@@ -45,6 +46,9 @@ func (a *Agent) recover(ctx context.Context) error {
 	}
 	if err := a.killOrphans(adopted); err != nil {
 		return ioError("end VMMs that nobody knows", err)
+	}
+	if err := a.net.Settle(); err != nil { // only now: what VMMs are in stays as long as they run
+		return err
 	}
 	// Only now: a build's VMM may have had files open there.
 	builds := filepath.Join(a.Root, "builds")
@@ -90,13 +94,17 @@ func (a *Agent) adopt(ctx context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
-	slot := *c.rec.Slot
-	a.slots.claim(slot)
-	l := &launch{a: a, c: c, slot: slot, net: *c.rec.Network}
-	l.vm = newMicroVM(m)
-	l.undo.Push("free slot", func() error { a.slots.free(slot); return nil })
+	l, rec := &launch{a: a, c: c}, c.rec
+	l.slot, err = a.net.Adopt(*rec.Slot, rec.Handle.PID, *rec.Network, hostnet.Wants{Forwards: rec.Network.Forwards, Egress: rec.Egress, Bandwidth: rec.Bandwidth})
+	if err == nil {
+		l.undo.Push("free slot", l.slot.Release)
+	}
 	l.undo.Push("remove VMM's directory", func() error { return os.RemoveAll(c.vmDir()) })
 	l.undo.Push("stop machine", func() error { return stopMachine(m) })
+	if err != nil {
+		return l.end(err)
+	}
+	l.vm = newMicroVM(m, l.slot)
 	if err := l.reconnect(ctx); err != nil {
 		return l.end(err)
 	}
@@ -135,7 +143,7 @@ func (a *Agent) killOrphans(adopted map[int]bool) error {
 			continue // it has just ended, or is ours already
 		}
 		uid := info.Sys().(*syscall.Stat_t).Uid
-		if uid <= a.OwnerBase || uid > a.OwnerBase+maxSlots {
+		if uid <= a.OwnerBase || uid > a.OwnerBase+hostnet.MaxSlots {
 			continue
 		}
 		args, err := os.ReadFile(filepath.Join(p, "cmdline"))

@@ -42,6 +42,7 @@ var layers = []string{
 	"warmboot/internal/guestrpc",
 	"warmboot/internal/localregistry",
 	"warmboot/internal/telemetry",
+	"warmboot/internal/netns",
 	"warmboot/internal/rollback",
 	"warmboot/gen",
 	"warmboot/api",

@@ -107,6 +107,9 @@ func (r *runner) floor(ctx context.Context) (_ Sample, err error) {
 	return s, nil
 }
 
+// handTAP is the network interface of a machine that is restored by hand.
+const handTAP = "wbfloor0"
+
 // handDir stands for a restore's own directory in the command line.
 const handDir = "@DIR@"
 
@@ -134,6 +137,9 @@ func (r *runner) handCommand(ctx context.Context) (_ []string, err error) {
 		case args[i] == "-sandbox":
 			args = slices.Delete(args, i, i+2)
 			i--
+		case args[i] == "-netdev" && strings.HasPrefix(args[i+1], "tap,"):
+			// One that QEMU makes, and that goes with it. It must be a TAP: in user mode the machine would be another one.
+			args[i+1] = "tap,id=net,ifname=" + handTAP + ",script=no,downscript=no"
 		case args[i] == "-chardev" && strings.Contains(args[i+1], "id=console"):
 			args[i+1] = "null,id=console"
 		case args[i] == "-chardev":

@@ -130,6 +130,35 @@ func (a *app) addEnv(env map[string]string, v string) error {
 	return nil
 }
 
+// parseEgress reads --egress and --egress-allow. What is listed may be reached and nothing else; without a list, the policy says.
+func parseEgress(policy string, allow []string) (*api.Egress, error) {
+	if policy == "" && len(allow) == 0 {
+		return nil, nil
+	}
+	if len(allow) == 0 {
+		if policy != string(warmboot.EgressAllow) && policy != string(warmboot.EgressDeny) {
+			return nil, warmboot.Errorf(warmboot.Invalid, "", "--egress %s: use allow or deny, or list what may be reached with --egress-allow", policy)
+		}
+		return &api.Egress{Policy: policy}, nil
+	}
+	if policy != "" && policy != string(warmboot.EgressDeny) {
+		return nil, warmboot.Errorf(warmboot.Invalid, "", "--egress %s and --egress-allow contradict each other: what is not listed is denied", policy)
+	}
+	e := &api.Egress{Policy: string(warmboot.EgressList)}
+	for _, text := range allow {
+		if text == "dns" {
+			e.DNS = true
+			continue
+		}
+		network, err := warmboot.ParseEgressNetwork(text)
+		if err != nil {
+			return nil, warmboot.Errorf(warmboot.Invalid, "", "--egress-allow %s: not a network, an address, or \"dns\"; use one like 203.0.113.0/24", text)
+		}
+		e.Allow = append(e.Allow, network.String())
+	}
+	return e, nil
+}
+
 // parseMemory reads an amount of memory ("512m", "1g") and returns it in MiB, rounded up.
 func parseMemory(s string) (int, error) {
 	if s == "" {

@@ -89,3 +89,31 @@ func TestFindByPrefix(t *testing.T) {
 		}
 	}
 }
+
+func TestParseEgress(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		policy string
+		allow  []string
+		want   *api.Egress
+		fails  bool
+	}{
+		"nothing":              {want: nil},
+		"allow":                {policy: "allow", want: &api.Egress{Policy: "allow"}},
+		"deny":                 {policy: "deny", want: &api.Egress{Policy: "deny"}},
+		"a list":               {allow: []string{"10.1.2.3/8", "dns", "192.0.2.1"}, want: &api.Egress{Policy: "list", Allow: []string{"10.0.0.0/8", "192.0.2.1/32"}, DNS: true}},
+		"all others denied":    {policy: "deny", allow: []string{"dns"}, want: &api.Egress{Policy: "list", DNS: true}},
+		"allowed and listed":   {policy: "allow", allow: []string{"dns"}, fails: true},
+		"another policy":       {policy: "maybe", fails: true},
+		"a list without items": {policy: "list", fails: true},
+		"a name":               {allow: []string{"example.com"}, fails: true},
+	} {
+		got, err := parseEgress(tt.policy, tt.allow)
+		if (err != nil) != tt.fails || err != nil && warmboot.CodeOf(err) != warmboot.Invalid {
+			t.Errorf("%s: %v", name, err)
+		}
+		if diff := cmp.Diff(tt.want, got); err == nil && diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}

@@ -21,6 +21,9 @@ type runOptions struct {
 	name, entrypoint            string
 	runtimeImage, memory        string
 	env, envFiles, publish      []string
+	egress                      string
+	egressAllow                 []string
+	ingressMbit, egressMbit     int
 	cpus                        float64
 	username, restart           string
 	passwordStdin               bool
@@ -51,6 +54,10 @@ the container is still being brought up, Ctrl-C removes it.`,
 	f.StringArrayVarP(&o.env, "env", "e", nil, "environment variable, `NAME=VALUE`; NAME alone hands yours on")
 	f.StringArrayVar(&o.envFiles, "env-file", nil, "`file` of lines like the values of -e")
 	f.StringArrayVarP(&o.publish, "publish", "p", nil, "publish a port on the host, `[[ip:]host:]container[/proto]`; the ip is 127.0.0.1 if left out")
+	f.StringVar(&o.egress, "egress", "", "`policy` for connections that it makes: allow, or deny; published ports are answered all the same")
+	f.StringArrayVar(&o.egressAllow, "egress-allow", nil, "`network` or address that it may connect to, and to no others; \"dns\" to resolve names (repeatable)")
+	f.IntVar(&o.ingressMbit, "ingress-mbit", 0, "`Mbit/s` that it receives at most; 0: no limit")
+	f.IntVar(&o.egressMbit, "egress-mbit", 0, "`Mbit/s` that it sends at most; 0: no limit")
 	f.Float64Var(&o.cpus, "cpus", 0, "`number` of CPUs; 0: the microVM's own")
 	f.StringVarP(&o.memory, "memory", "m", "", "`amount` of memory, for example 512m; the microVM's own if left out")
 	f.StringVar(&o.entrypoint, "entrypoint", "", "`program` that replaces the image's entrypoint")
@@ -65,6 +72,7 @@ the container is still being brought up, Ctrl-C removes it.`,
 	must(f.MarkHidden("interactive")) // Docker's habit; it gets an answer that helps
 	must(f.MarkHidden("tty"))
 	must(cmd.RegisterFlagCompletionFunc("runtime-image", a.completeImages))
+	must(cmd.RegisterFlagCompletionFunc("egress", cobra.FixedCompletions([]string{"allow", "deny"}, cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("restart", cobra.FixedCompletions([]string{"no", "on-failure", "always", "unless-stopped"}, cobra.ShellCompDirectiveNoFileComp)))
 	cmd.ValidArgsFunction = cobra.NoFileCompletions
 	return cmd
@@ -122,6 +130,15 @@ func (a *app) createRequest(ctx context.Context, cl *client.Client, o runOptions
 	var err error
 	if req.EnvVars, err = a.parseEnv(o.env, o.envFiles); err != nil {
 		return req, err
+	}
+	if req.Egress, err = parseEgress(o.egress, o.egressAllow); err != nil {
+		return req, err
+	}
+	if o.ingressMbit != 0 || o.egressMbit != 0 {
+		req.Bandwidth = &api.Bandwidth{IngressMbit: o.ingressMbit, EgressMbit: o.egressMbit}
+		if err := (warmboot.Bandwidth{IngressMbit: o.ingressMbit, EgressMbit: o.egressMbit}).Validate(); err != nil {
+			return req, err
+		}
 	}
 	if req.MemoryLimitMB, err = parseMemory(o.memory); err != nil {
 		return req, err

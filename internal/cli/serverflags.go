@@ -2,11 +2,13 @@ package cli
 
 import (
 	"log/slog"
+	"net/netip"
 	"strconv"
 	"time"
 
 	"github.com/spf13/pflag"
 
+	"warmboot/internal/hostnet"
 	"warmboot/internal/preflight"
 )
 
@@ -35,6 +37,8 @@ type HostOptions struct {
 	ImageRoots          []string // directories that registered images may lie in, besides the storage root's own
 	VCPUs, MemoryMiB    int      // of a microVM that asks for no more; 0: the default
 	MaxVMs              int      // that are placed here; 0: the default
+	Network             string   // "auto", "tap" or "user"
+	NetworkCIDR         netip.Prefix
 }
 
 // serverFlags are the flags and variables of ServerOptions.
@@ -116,18 +120,31 @@ func (c *controlFlags) read() error {
 }
 
 // hostFlags are the flags of HostOptions.
-type hostFlags struct{ o *HostOptions }
+type hostFlags struct {
+	o    *HostOptions
+	cidr string
+}
 
-func (a *app) newHostFlags(f *pflag.FlagSet, o *HostOptions) hostFlags {
+func (a *app) newHostFlags(f *pflag.FlagSet, o *HostOptions) *hostFlags {
+	c := &hostFlags{o: o}
 	f.StringArrayVar(&o.PlainHTTPRegistries, "plain-http-registry", nil, "registry, `host[:port]`, that is spoken to without TLS (repeatable)")
 	f.StringArrayVar(&o.ImageRoots, "image-root", nil, "`directory` that registered runtime images may lie in, besides the storage root's own (repeatable)")
 	f.IntVar(&o.VCPUs, "vcpus", 0, "`number` of CPUs of a microVM that asks for no more; 0: the default")
 	f.IntVar(&o.MemoryMiB, "memory-mib", 0, "`MiB` of memory of a microVM that asks for no more; 0: the default")
 	f.IntVar(&o.MaxVMs, "max-vms", 0, "`number` of microVMs that are placed here; 0: as many as have four times this machine's memory together")
-	return hostFlags{o}
+	f.StringVar(&o.Network, "network", a.env("MANAGER_NETWORK", "auto"), "`kind` of network that microVMs have: tap, in namespaces of their own; user, by QEMU itself; or auto: tap where that works (MANAGER_NETWORK)")
+	f.StringVar(&c.cidr, "network-cidr", a.env("MANAGER_NETWORK_CIDR", hostnet.DefaultCIDR.String()), "`network` that microVMs with TAPs have addresses from, inside this host only (MANAGER_NETWORK_CIDR)")
+	return c
 }
 
-func (c hostFlags) read() error {
+func (c *hostFlags) read() error {
+	if c.o.Network != "auto" && c.o.Network != "tap" && c.o.Network != "user" {
+		return invalid("--network (MANAGER_NETWORK) is %q; use auto, tap or user", c.o.Network)
+	}
+	var err error
+	if c.o.NetworkCIDR, err = netip.ParsePrefix(c.cidr); err != nil {
+		return invalid("--network-cidr (MANAGER_NETWORK_CIDR) is %q, which is not a network; use one like %s", c.cidr, hostnet.DefaultCIDR)
+	}
 	if c.o.VCPUs < 0 || c.o.MemoryMiB < 0 || c.o.MaxVMs < 0 {
 		return invalid("--vcpus, --memory-mib and --max-vms must not be negative; 0 means the default")
 	}

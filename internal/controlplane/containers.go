@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"strings"
@@ -49,7 +50,7 @@ func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (_ *w
 	if err := validateImageRef(in.Image); err != nil {
 		return nil, err
 	}
-	if err := in.Spec.RestartPolicy.Validate(); err != nil {
+	if err := cmp.Or(in.Spec.RestartPolicy.Validate(), in.Spec.Egress.Validate(), in.Spec.Bandwidth.Validate()); err != nil {
 		return nil, err
 	}
 	for {
@@ -67,7 +68,7 @@ func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (_ *w
 }
 
 func (s *Service) createOnSomeHost(ctx context.Context, in CreateContainer, img *warmboot.Image) (_ *warmboot.Container, err error) {
-	placed, stored, err := s.placeContainer(ctx, img.ID, nil)
+	placed, stored, err := s.placeContainer(ctx, img.ID, in.Spec, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +93,7 @@ func (s *Service) createOnSomeHost(ctx context.Context, in CreateContainer, img 
 }
 
 // placeContainer chooses the host of a container that is to boot from an image. stored must be called once that is stored, or will not be.
-func (s *Service) placeContainer(ctx context.Context, image warmboot.ID, excluded map[warmboot.ID]bool) (_ *warmboot.Host, stored func(error), err error) {
+func (s *Service) placeContainer(ctx context.Context, image warmboot.ID, spec warmboot.ContainerSpec, excluded map[warmboot.ID]bool) (_ *warmboot.Host, stored func(error), err error) {
 	var ready []*warmboot.RuntimeSnapshot
 	if s.hosts.several() { // else there is nothing to choose
 		if ready, err = s.store.Snapshots(ctx, warmboot.SnapshotFilter{RuntimeImageID: image, States: []warmboot.SnapshotState{warmboot.SnapshotReady}}); err != nil {
@@ -101,7 +102,7 @@ func (s *Service) placeContainer(ctx context.Context, image warmboot.ID, exclude
 	}
 	var host *warmboot.Host
 	err = s.choose(ctx, func(all []placement.Host) error {
-		choice, err := placement.Container(all, ready, excluded)
+		choice, err := placement.Container(all, ready, spec, excluded)
 		host = choice.Host
 		return err
 	})

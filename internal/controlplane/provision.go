@@ -60,7 +60,7 @@ func worthAnotherHost(err error) bool {
 // placeElsewhere chooses another host. What the one before may still have of the container it removes when it says hello again: its
 // row is another host's then.
 func (s *Service) placeElsewhere(h *hold, c *warmboot.Container, excluded map[warmboot.ID]bool) (_ *warmboot.Container, err error) {
-	next, stored, err := s.placeContainer(h.ctx, c.RuntimeImageID, excluded)
+	next, stored, err := s.placeContainer(h.ctx, c.RuntimeImageID, c.Spec, excluded)
 	if err != nil {
 		return nil, err
 	}

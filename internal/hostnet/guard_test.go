@@ -27,17 +27,17 @@ func TestGuardHoldsBackOnlyItsUsers(t *testing.T) {
 	}
 	t.Parallel()
 	const first = 1_950_000_000
-	allowed, forbidden := listen(t), listen(t)
-	g, err := NewGuard(Config{FirstUID: first, LastUID: first + 9, Ports: []uint16{port(allowed)}})
-	if err != nil {
+	allowed, forbidden := listenTCP(t), listenTCP(t)
+	g := &guard{first: first, last: first + 9, ports: []uint16{portOf(allowed)}}
+	if err := g.install(); err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := g.Close(); err != nil {
+		if err := g.remove(); err != nil {
 			t.Error(err)
 		}
 		if !dialAs(t, first+1, forbidden.Addr().String()) {
-			t.Error("the rule still holds after Close")
+			t.Error("the rule still holds after its removal")
 		}
 	}()
 	for _, tt := range []struct {
@@ -59,7 +59,7 @@ func TestGuardHoldsBackOnlyItsUsers(t *testing.T) {
 	}
 }
 
-func listen(t *testing.T) net.Listener {
+func listenTCP(t *testing.T) net.Listener {
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -68,7 +68,7 @@ func listen(t *testing.T) net.Listener {
 	return l
 }
 
-func port(l net.Listener) uint16 { return uint16(l.Addr().(*net.TCPAddr).Port) }
+func portOf(l net.Listener) uint16 { return uint16(l.Addr().(*net.TCPAddr).Port) }
 
 // dialAs reports whether a process of another user can connect.
 func dialAs(t *testing.T, uid uint32, addr string) bool {
@@ -81,7 +81,7 @@ func dialAs(t *testing.T, uid uint32, addr string) bool {
 	defer self.Close()
 	cmd := exec.Command("/proc/self/fd/"+strconv.Itoa(3), "-test.run=^TestGuardHoldsBackOnlyItsUsers$")
 	cmd.ExtraFiles = []*os.File{self}
-	cmd.Env = []string{"WARMBOOT_TEST_DIAL=" + addr}
+	cmd.Env = []string{"WARMBOOT_TEST_DIAL=" + addr, insideVar + "=1"}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	out, err := cmd.CombinedOutput()

@@ -49,6 +49,15 @@ func (s *server) containerOut(c *warmboot.Container) api.Container {
 	if c.Spec.RestartPolicy.Name != "" {
 		out.RestartPolicy = c.Spec.RestartPolicy.String()
 	}
+	if e := c.Spec.Egress; e.Policy != "" {
+		out.Egress = &api.Egress{Policy: string(e.Policy), DNS: e.DNS}
+		for _, p := range e.Allow {
+			out.Egress.Allow = append(out.Egress.Allow, p.String())
+		}
+	}
+	if b := c.Spec.Bandwidth; b.Limited() {
+		out.Bandwidth = &api.Bandwidth{IngressMbit: b.IngressMbit, EgressMbit: b.EgressMbit}
+	}
 	if c.BootMethod != "" {
 		method := string(c.BootMethod)
 		out.BootMethod = &method
@@ -67,7 +76,7 @@ func hostOut(h *warmboot.Host) api.Host {
 	out := api.Host{
 		ID: string(h.ID), Name: h.Name, Address: h.Address, State: string(h.State), Cordoned: h.Cordoned, LastSeenAt: h.LastSeenAt, CreatedAt: h.CreatedAt,
 		Inventory: api.HostInventory{
-			Version: i.Version, VMM: i.VMM, VMMWhy: i.VMMWhy, Arch: i.Arch, CPU: i.CPU, Platform: i.Platform, CPUs: i.CPUs, MemoryBytes: i.MemoryBytes,
+			Version: i.Version, VMM: i.VMM, VMMWhy: i.VMMWhy, Network: i.Network, NetworkWhy: i.NetworkWhy, Arch: i.Arch, CPU: i.CPU, Platform: i.Platform, CPUs: i.CPUs, MemoryBytes: i.MemoryBytes,
 			DiskBytes: i.DiskBytes, DiskFreeBytes: i.DiskFree, MaxVMs: i.MaxVMs, VMs: i.VMs,
 		},
 	}
@@ -90,6 +99,19 @@ func createIn(in api.CreateContainer) (controlplane.CreateContainer, error) {
 			return out, err
 		}
 		out.Spec.RestartPolicy = policy
+	}
+	if e := in.Egress; e != nil {
+		out.Spec.Egress = warmboot.Egress{Policy: warmboot.EgressPolicy(e.Policy), DNS: e.DNS}
+		for _, text := range e.Allow {
+			network, err := warmboot.ParseEgressNetwork(text)
+			if err != nil {
+				return out, err
+			}
+			out.Spec.Egress.Allow = append(out.Spec.Egress.Allow, network)
+		}
+	}
+	if b := in.Bandwidth; b != nil {
+		out.Spec.Bandwidth = warmboot.Bandwidth{IngressMbit: b.IngressMbit, EgressMbit: b.EgressMbit}
 	}
 	if in.RuntimeImageID != "" {
 		id, err := warmboot.ParseID(in.RuntimeImageID)

@@ -28,11 +28,11 @@ type Choice struct {
 
 // Container chooses the host of a container. ready are the snapshots that the container could start from. In order of weight: a host
 // that has a compatible snapshot goes before one that can fetch one, and that before one that has to boot cold; then comes the
-// one with the smallest part of its places taken. A host that is down, cordoned, excluded or full is not considered; if none is left, the
-// error says what is wrong with each of them, and is Exhausted if all that is wrong is that they are full.
-func Container(hosts []Host, ready []*warmboot.RuntimeSnapshot, excluded map[warmboot.ID]bool) (Choice, error) {
+// one with the smallest part of its places taken. A host that is down, cordoned, excluded or full, or that cannot keep the spec's limits, is
+// not considered; if none is left, the error says what is wrong with each of them, and is Exhausted if some are only full.
+func Container(hosts []Host, ready []*warmboot.RuntimeSnapshot, spec warmboot.ContainerSpec, excluded map[warmboot.ID]bool) (Choice, error) {
 	const op = "place container"
-	usable, err := candidates(op, hosts, excluded)
+	usable, err := candidates(op, hosts, spec.Egress.Limited() || spec.Bandwidth.Limited(), excluded)
 	if err != nil {
 		return Choice{}, err
 	}
@@ -52,7 +52,7 @@ func Build(hosts []Host, image *warmboot.Image, platform string) (*warmboot.Host
 	if platform != "" {
 		hosts = slices.DeleteFunc(slices.Clone(hosts), func(h Host) bool { return h.Inventory.Platform != platform })
 	}
-	usable, err := candidates(op, hosts, nil)
+	usable, err := candidates(op, hosts, false, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -65,6 +65,9 @@ func Build(hosts []Host, image *warmboot.Image, platform string) (*warmboot.Host
 	return best.Host, nil
 }
 
+// userMode is what is wrong with a host for a container with limits to its network.
+const userMode = "connected in user mode, which keeps no egress policy and no bandwidth limit"
+
 func lacks(h Host, image *warmboot.Image) int {
 	if slices.Contains(h.Inventory.Images, image.Digest) {
 		return 0
@@ -72,8 +75,8 @@ func lacks(h Host, image *warmboot.Image) int {
 	return 1
 }
 
-// candidates are the hosts that take anything new at all.
-func candidates(op string, hosts []Host, excluded map[warmboot.ID]bool) ([]Host, error) {
+// candidates are the hosts that take anything new at all, and, if it has limits to its network, keep those.
+func candidates(op string, hosts []Host, limited bool, excluded map[warmboot.ID]bool) ([]Host, error) {
 	var usable []Host
 	counts := map[string]int{}
 	for _, h := range hosts {
@@ -84,6 +87,8 @@ func candidates(op string, hosts []Host, excluded map[warmboot.ID]bool) ([]Host,
 			counts["down"]++
 		case h.Cordoned:
 			counts["cordoned"]++
+		case limited && h.Inventory.Network != "tap":
+			counts[userMode]++
 		case h.Inventory.MaxVMs > 0 && h.VMs >= h.Inventory.MaxVMs:
 			counts["full"]++
 		default:
@@ -97,7 +102,7 @@ func candidates(op string, hosts []Host, excluded map[warmboot.ID]bool) ([]Host,
 		return nil, warmboot.Errorf(warmboot.Unavailable, op, "no host has joined that could run it; `warmboot host token` tells how one does")
 	}
 	var why []string
-	for _, reason := range []string{"full", "cordoned", "down", "did not bring it up"} {
+	for _, reason := range []string{"full", "cordoned", "down", "did not bring it up", userMode} {
 		if n := counts[reason]; n > 0 {
 			why = append(why, fmt.Sprintf("%d %s", n, reason))
 		}

@@ -35,7 +35,7 @@ func TestWeights(t *testing.T) {
 		"no limit":                               {[]Host{host("a", "p", 5, 10, p), host("b", "p", 8, 0, p)}, Choice{Snapshot: p}},
 		"each its own":                           {[]Host{host("b", "q", 5, 10, q)}, Choice{Snapshot: q}},
 	} {
-		got, err := Container(tt.hosts, ready, nil)
+		got, err := Container(tt.hosts, ready, warmboot.ContainerSpec{}, nil)
 		if err != nil || got.Snapshot != tt.want.Snapshot || got.Fetch != tt.want.Fetch || (got.Host.Name != "b" && got.Host.Name != "builder") {
 			t.Errorf("%s: %+v on %v, %v", name, got, got.Host, err)
 		}
@@ -56,10 +56,30 @@ func TestWhyThereIsNoPlace(t *testing.T) {
 		"mixed":    {[]Host{host("a", "p", 3, 3), cordoned, down, host("x", "p", 0, 1)}, warmboot.Exhausted, "(1 full, 1 cordoned, 1 down, 1 did not bring it up)"},
 		"down":     {[]Host{down}, warmboot.Unavailable, "(1 down)"},
 	} {
-		_, err := Container(tt.hosts, nil, map[warmboot.ID]bool{"x": true})
+		_, err := Container(tt.hosts, nil, warmboot.ContainerSpec{}, map[warmboot.ID]bool{"x": true})
 		if warmboot.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.words) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+func TestLimitsGoWhereTheyAreKept(t *testing.T) {
+	t.Parallel()
+	user, tap, full := host("user", "p", 0, 10), host("tap", "p", 9, 10), host("full", "p", 10, 10)
+	user.Inventory.Network, tap.Inventory.Network, full.Inventory.Network = "user", "tap", "tap"
+	for _, spec := range []warmboot.ContainerSpec{{Egress: warmboot.Egress{Policy: warmboot.EgressDeny}}, {Bandwidth: warmboot.Bandwidth{EgressMbit: 1}}} {
+		if c, err := Container([]Host{user, tap}, nil, spec, nil); err != nil || c.Host.Name != "tap" {
+			t.Errorf("%+v goes to %v, %v", spec, c.Host, err)
+		}
+		if _, err := Container([]Host{user}, nil, spec, nil); warmboot.CodeOf(err) != warmboot.Unavailable || !strings.Contains(err.Error(), "1 connected in user mode") {
+			t.Errorf("%+v: %v", spec, err)
+		}
+		if _, err := Container([]Host{user, full}, nil, spec, nil); warmboot.CodeOf(err) != warmboot.Exhausted {
+			t.Errorf("%+v: %v", spec, err)
+		}
+	}
+	if c, err := Container([]Host{user, tap}, nil, warmboot.ContainerSpec{Egress: warmboot.Egress{Policy: warmboot.EgressAllow}}, nil); err != nil || c.Host.Name != "user" {
+		t.Errorf("without limits: %v, %v", c.Host, err)
 	}
 }
 
@@ -95,7 +115,7 @@ func TestPlacementSpreads(t *testing.T) {
 			hosts = append(hosts, host(string(rune('a'+i)), "p", 0, limit, snap))
 		}
 		for n := range limit * len(hosts) {
-			c, err := Container(hosts, []*warmboot.RuntimeSnapshot{snap}, nil)
+			c, err := Container(hosts, []*warmboot.RuntimeSnapshot{snap}, warmboot.ContainerSpec{}, nil)
 			if err != nil {
 				r.Fatalf("container %d: %v", n, err)
 			}
@@ -110,7 +130,7 @@ func TestPlacementSpreads(t *testing.T) {
 				r.Fatalf("uneven: %d and %d", least, most)
 			}
 		}
-		if _, err := Container(hosts, nil, nil); warmboot.CodeOf(err) != warmboot.Exhausted {
+		if _, err := Container(hosts, nil, warmboot.ContainerSpec{}, nil); warmboot.CodeOf(err) != warmboot.Exhausted {
 			r.Fatal(err)
 		}
 	})

@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/dustin/go-humanize"
-	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 )
 
@@ -160,19 +159,4 @@ func idWithin(lines *bufio.Scanner, base uint32) string {
 		}
 	}
 	return ""
-}
-
-func checkNFTables(context.Context, Config) Check {
-	const name = "nftables"
-	if os.Geteuid() != 0 {
-		return Check{name, OK, "not root: microVMs use the VMM's own user-mode network, which needs no firewall rules", ""}
-	}
-	conn, err := nftables.New()
-	if err == nil {
-		_, err = conn.ListTables()
-	}
-	if err != nil {
-		return Check{name, Warn, fmt.Sprintf("the kernel does not answer (%v); microVMs use the VMM's own user-mode network", err), "`modprobe nf_tables`, and in a container grant CAP_NET_ADMIN, if you want bridged networking"}
-	}
-	return Check{name, OK, "the kernel has it", ""}
 }

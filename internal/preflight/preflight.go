@@ -1,5 +1,5 @@
 // Package preflight looks at a host before warmboot runs on it, and tells in words what is there, what is missing, and the
-// command that puts it right. It changes nothing.
+// command that puts it right. It leaves everything as it was.
 package preflight
 
 import (
@@ -30,6 +30,7 @@ type Config struct {
 	StorageRoot string // DefaultStorageRoot if empty; need not exist yet
 	Listen      string // DefaultListen if empty
 	OwnerBase   uint32 // the first user id of the VMM processes; DefaultOwnerBase if 0
+	NetworkCIDR string // where microVMs with TAPs have their addresses; hostnet.DefaultCIDR if empty
 }
 
 // The defaults of Config.
@@ -56,7 +57,7 @@ func Run(ctx context.Context, c Config) []Check {
 	var checks []Check
 	for _, check := range []func(context.Context, Config) Check{
 		checkUser, checkKernel, checkKVM, checkQEMU, checkQEMUImg, checkMkfs, checkMmdebstrap, checkKeyring,
-		checkMemory, checkDisk, checkTraversal, checkReflink, checkPort, checkOwners, checkNFTables,
+		checkMemory, checkDisk, checkTraversal, checkReflink, checkPort, checkOwners, checkTAP, checkNFTables, checkForwarding, checkNetwork,
 	} {
 		cctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		checks = append(checks, check(cctx, c))

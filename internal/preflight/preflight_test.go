@@ -207,3 +207,31 @@ func TestWorst(t *testing.T) {
 		}
 	}
 }
+
+func TestForwarding(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]Status{"1\n": OK, "0\n": Warn, "": Warn} {
+		if got := forwarding(text, nil); got.Status != want || want == Warn && !strings.Contains(got.Fix, "net.ipv4.ip_forward=1") {
+			t.Errorf("forwarding(%q) = %+v, want %s", text, got, want)
+		}
+	}
+	if got := forwarding("", fs.ErrPermission); got.Status != Warn {
+		t.Errorf("unreadable: %+v", got)
+	}
+}
+
+// What is missing is the first thing that is said about slots too, and nothing is left of trying.
+func TestNetworkSlots(t *testing.T) {
+	t.Parallel()
+	got := checkNetwork(t.Context(), Config{})
+	on, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 && forwarding(string(on), nil).Status == Warn && (got.Status != Warn || !strings.Contains(got.Fix, "ip_forward")) {
+		t.Errorf("without forwarding: %+v", got)
+	}
+	if got := checkNetwork(t.Context(), Config{NetworkCIDR: "10.0.0.0"}); os.Geteuid() == 0 && got.Status != Fail {
+		t.Errorf("with a network that is none: %+v", got)
+	}
+}

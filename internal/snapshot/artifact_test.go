@@ -215,6 +215,7 @@ func TestEveryFieldOfTheFingerprintMatters(t *testing.T) {
 		"arch": func(f *Fingerprint) { f.Arch = "x" }, "CPU": func(f *Fingerprint) { f.CPUModel = "x" },
 		"kernel": func(f *Fingerprint) { f.KernelRelease = "x" }, "image": func(f *Fingerprint) { f.ImageDigest = "x" },
 		"vCPUs": func(f *Fingerprint) { f.VCPUs = 2 }, "memory": func(f *Fingerprint) { f.MemoryMiB = 1024 },
+		"network": func(f *Fingerprint) { f.Network = "tap" },
 	} {
 		other := f
 		change(&other)

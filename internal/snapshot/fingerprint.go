@@ -20,7 +20,8 @@ type Fingerprint struct {
 	MachineType     string `json:"machine_type"`
 	Arch            string `json:"arch"`
 	CPUModel        string `json:"cpu_model"`
-	KernelRelease   string `json:"kernel_release"` // of the host, under KVM only
+	KernelRelease   string `json:"kernel_release"`    // of the host, under KVM only
+	Network         string `json:"network,omitempty"` // "tap"; empty in user mode
 	ImageDigest     string `json:"image_digest"`
 	VCPUs           int    `json:"vcpus"`
 	MemoryMiB       int    `json:"memory_mib"`
@@ -31,7 +32,7 @@ func FingerprintOf(c vmm.Capabilities, imageDigest string, vcpus, memoryMiB int)
 	return Fingerprint{
 		VMM: c.Driver, Version: c.Version, BinaryDigest: c.BinaryDigest, SnapshotVersion: c.SnapshotVersion,
 		Accelerator: c.Accelerator, MachineType: c.MachineType, Arch: c.Arch, CPUModel: c.CPUModel,
-		KernelRelease: c.KernelRelease, ImageDigest: imageDigest, VCPUs: vcpus, MemoryMiB: memoryMiB,
+		KernelRelease: c.KernelRelease, Network: c.Network, ImageDigest: imageDigest, VCPUs: vcpus, MemoryMiB: memoryMiB,
 	}
 }
 
@@ -63,6 +64,7 @@ func (f Fingerprint) Mismatch(here Fingerprint) string {
 		{"architecture", f.Arch, here.Arch},
 		{"CPU", f.CPUModel, here.CPUModel},
 		{"host kernel", f.KernelRelease, here.KernelRelease},
+		{"network", networkName(f.Network), networkName(here.Network)},
 		{"runtime image", f.ImageDigest, here.ImageDigest},
 		{"vCPUs", f.VCPUs, here.VCPUs},
 		{"memory (MiB)", f.MemoryMiB, here.MemoryMiB},
@@ -72,4 +74,11 @@ func (f Fingerprint) Mismatch(here Fingerprint) string {
 		}
 	}
 	return ""
+}
+
+func networkName(n string) string {
+	if n == "" {
+		return "user mode"
+	}
+	return n
 }

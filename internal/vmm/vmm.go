@@ -110,13 +110,13 @@ type Network struct {
 	// TAP is the name of the host interface that the guest's is connected to; empty means user mode. It is there already, belongs
 	// to the machine's owner, and has the same name as at the snapshot.
 	TAP string `json:"tap,omitempty"`
-	// Namespace is the path of the network namespace that TAP is in; empty means ours.
+	// Namespace is the path of the network namespace that TAP is in; empty means ours. The VMM's process runs in it.
 	Namespace string `json:"namespace,omitempty"`
 	// MAC is the guest's address at boot, "02:..."; with a TAP only, empty means that the VMM chooses. A restored machine keeps its
 	// snapshot's until the guest agent changes it.
 	MAC string `json:"mac,omitempty"`
-	// Subnet is the user-mode network that the guest is in; its gateway, which stands for the host, is address 2 and
-	// its name server address 3. The guest may take any other.
+	// Subnet is the network that the guest is in; its gateway, which stands for the host, is address 2 and its name server address 3.
+	// In user mode the guest may take any other.
 	Subnet netip.Prefix `json:"subnet"`
 	// Forwards are host ports that lead into the guest. In user mode the VMM opens them; with a TAP, whoever made it does.
 	Forwards []Forward `json:"forwards,omitempty"`
@@ -201,6 +201,10 @@ type Capabilities struct {
 	Arch            string `json:"arch"`             // "x86_64"
 	CPUModel        string `json:"cpu_model"`        // what the guest sees; under KVM vendor/family/model/stepping of the host
 	KernelRelease   string `json:"kernel_release"`   // of the host; it matters only under KVM and is empty under TCG
+	// Network is "tap" if machines here are connected to TAPs, and empty in user mode. A driver has no say in it: whoever gives the
+	// machines their networks sets it. It belongs to what a snapshot must match, because the two offer a guest different features of
+	// virtio-net (offloads), and a frozen guest cannot be told that one is gone.
+	Network string `json:"network,omitempty"`
 	// WritableMemoryFile means that Restore must be able to open a memory file for writing, though it maps it
 	// privately and never writes to it (QEMU before 8.2).
 	WritableMemoryFile bool `json:"writable_memory_file"`

@@ -39,6 +39,11 @@ func run(m *testing.M) (code int, err error) {
 	if os.Geteuid() != 0 {
 		return 1, fmt.Errorf("the suite must run as root: it gives every VMM a user of its own")
 	}
+	if os.Getenv(ownNetworkVar) != "" {
+		if err := prepareNetwork(); err != nil {
+			return 1, err
+		}
+	}
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return 1, err

@@ -259,15 +259,24 @@ func processesOf(t *testing.T, uidBase uint32) (pids []int) {
 // hasRule reports whether the kernel has the network rule of a server.
 func hasRule(t *testing.T, uidBase uint32) bool {
 	t.Helper()
+	return slices.Contains(tables(t), fmt.Sprintf("warmboot-%d", uidBase+1))
+}
+
+// tables are the names of the kernel's nftables tables.
+func tables(t *testing.T) (names []string) {
+	t.Helper()
 	conn, err := nftables.New()
 	if err != nil {
 		t.Fatal(err)
 	}
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	all, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return slices.ContainsFunc(tables, func(x *nftables.Table) bool { return x.Name == fmt.Sprintf("warmboot-%d", uidBase+1) })
+	for _, x := range all {
+		names = append(names, x.Name)
+	}
+	return names
 }
 
 // left lists what a storage root holds of containers and builds.

@@ -175,7 +175,7 @@ func (h *Host) Inventory(context.Context) (warmboot.HostInventory, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	inv := warmboot.HostInventory{
-		VMM: VMM, VMMWhy: "kept in memory by a test", Platform: h.Platform, MaxVMs: h.MaxVMs, VMs: len(h.machines), BootID: h.BootID,
+		VMM: VMM, VMMWhy: "kept in memory by a test", Network: "tap", Platform: h.Platform, MaxVMs: h.MaxVMs, VMs: len(h.machines), BootID: h.BootID,
 		Snapshots: slices.Sorted(maps.Keys(h.snapshots)),
 	}
 	return inv, nil

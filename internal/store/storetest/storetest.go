@@ -100,7 +100,7 @@ func wantCode(t *testing.T, err error, code warmboot.Code, words ...string) {
 
 func wantEqual(t *testing.T, got, want any) {
 	t.Helper()
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty()); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()); diff != "" {
 		t.Fatalf("not what was stored (-want +got):\n%s", diff)
 	}
 }
@@ -442,6 +442,8 @@ func testContainerRoundTrip(t *testing.T, s warmboot.Store) {
 			Command: []string{"sh", "-c"}, Args: []string{"echo \"ü\"; exit 3"}, EnvVars: map[string]string{"A": "1"}, CPULimit: 1.5, MemoryLimitMB: 256,
 			PortMappings:  []warmboot.PortMapping{port("127.0.0.1", 8080, warmboot.TCP), port("::1", 53, warmboot.UDP)},
 			RestartPolicy: warmboot.RestartPolicy{Name: warmboot.RestartOnFailure, MaxRetries: 3},
+			Egress:        warmboot.Egress{Policy: warmboot.EgressList, Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, DNS: true},
+			Bandwidth:     warmboot.Bandwidth{IngressMbit: 7, EgressMbit: 8},
 		},
 		HostID: newHost(t, s, "a").ID, Lease: warmboot.Lease{Owner: warmboot.NewID(), Generation: 7}, Private: true, StoppedByUser: true, Restarts: 2,
 		BootMethod: warmboot.BootWarm, BootReason: "x", VMID: "vm-3f2a9c0d1e4b", SnapshotID: warmboot.NewID(),

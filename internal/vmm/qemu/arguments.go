@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -11,7 +12,8 @@ import (
 // guestPort is the name under which the guest finds its end of the guest channel.
 const guestPort = "org.warmboot.agent.0"
 
-// guestMAC is the same for all: every machine is alone in its network, and a clone has no chance to tell its neighbour.
+// guestMAC is the same for all that are not given another: every machine is alone in its network, and a clone has no chance to tell its
+// neighbour.
 const guestMAC = "52:54:00:77:62:01"
 
 // The places of the devices on the PCI bus. They are part of what a snapshot and its clones must have in common, so they
@@ -27,6 +29,7 @@ const (
 // inherited are the numbers of the file descriptors that QEMU starts with.
 type inherited struct {
 	qmp, guest, console int
+	tap                 int // 0 in user mode
 }
 
 // arguments is QEMU's command line for a machine. A machine that is created and one that is restored from its snapshot differ
@@ -80,8 +83,8 @@ func arguments(caps vmm.Capabilities, spec vmm.Spec, restored bool, fds inherite
 	device(addrRandom, "virtio-rng-pci", "rng=random")
 	device(addrSerial, "virtio-serial-pci", "id=serial", "max_ports=2")
 	args = append(args, "-device", "virtserialport,bus=serial.0,nr=1,chardev=guest,name="+guestPort)
-	args = append(args, "-netdev", netdev(spec.Network))
-	device(addrNetwork, "virtio-net-pci", "netdev=net", "mac="+guestMAC, "romfile=")
+	args = append(args, "-netdev", netdev(spec.Network, fds.tap))
+	device(addrNetwork, "virtio-net-pci", "netdev=net", "mac="+cmp.Or(spec.Network.MAC, guestMAC), "romfile=")
 	if restored {
 		args = append(args, "-S", "-incoming", "defer")
 	}
@@ -131,7 +134,11 @@ func blockdev(node string, d vmm.Disk, readOnly bool) string {
 	return string(text)
 }
 
-func netdev(n vmm.Network) string {
+// netdev is the host's end of the interface. A TAP is inherited open, so that QEMU needs no right to open one.
+func netdev(n vmm.Network, tap int) string {
+	if n.TAP != "" {
+		return fmt.Sprintf("tap,id=net,fd=%d", tap)
+	}
 	s := fmt.Sprintf("user,id=net,ipv6=off,net=%s,host=%s,dns=%s,dhcpstart=%s", n.Subnet.Masked(), n.Gateway(), n.DNS(), n.Guest().Addr())
 	for _, f := range n.Forwards {
 		s += fmt.Sprintf(",hostfwd=%s:%s:%d-%s:%d", f.Protocol, f.HostIP.Unmap(), f.HostPort, n.Guest().Addr(), f.GuestPort)

@@ -26,7 +26,7 @@ var testCaps = vmm.Capabilities{Version: "7.2.22", Accelerator: "tcg", MachineTy
 // TestRestoredMachineIsTheSameMachine: QEMU loads a state only into a machine with the same devices at the same places.
 func TestRestoredMachineIsTheSameMachine(t *testing.T) {
 	t.Parallel()
-	fds := inherited{3, 4, 5}
+	fds := inherited{3, 4, 5, 0}
 	for name, c := range map[string]struct {
 		version, created, restored string
 	}{
@@ -87,8 +87,13 @@ func TestNetdev(t *testing.T) {
 	t.Parallel()
 	want := "user,id=net,ipv6=off,net=100.64.3.0/24,host=100.64.3.2,dns=100.64.3.3,dhcpstart=100.64.3.15," +
 		"hostfwd=tcp:127.0.0.1:8080-100.64.3.15:80,hostfwd=udp:0.0.0.0:53-100.64.3.15:53"
-	if got := netdev(testSpec().Network); got != want {
+	if got := netdev(testSpec().Network, 0); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	withTAP := testSpec().Network
+	withTAP.TAP = "tap0"
+	if got := netdev(withTAP, 6); got != "tap,id=net,fd=6" {
+		t.Errorf("with a TAP: %s", got)
 	}
 }
 

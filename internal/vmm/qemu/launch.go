@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"warmboot"
+	"warmboot/internal/netns"
 	"warmboot/internal/rollback"
 	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/process"
@@ -77,6 +78,14 @@ func (d *Driver) launch(ctx context.Context, op string, caps vmm.Capabilities, s
 		_, _ = io.Copy(&m.console, ours)
 		ours.Close()
 	}()
+	if spec.Network.TAP != "" {
+		tap, err := openTAP(op, spec.Network)
+		if err != nil {
+			return nil, err
+		}
+		defer tap.Close()
+		fds.tap = inherit(tap)
+	}
 	conn, err := dial(ctx, spec.Dir, qmpSocket)
 	if err != nil {
 		return nil, fail(err)
@@ -86,7 +95,10 @@ func (d *Driver) launch(ctx context.Context, op string, caps vmm.Capabilities, s
 	cmd.Args = append(cmd.Args, arguments(caps, spec, restored, fds)...)
 	cmd.Dir, cmd.Env = "/", []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
 	cmd.Stdout, cmd.Stderr = &m.said, &m.said
-	if m.process, err = process.Start(cmd, spec.Owner, ambientCapabilities(spec)); err != nil {
+	if err := netns.Do(spec.Network.Namespace, func() (err error) {
+		m.process, err = process.Start(cmd, spec.Owner, ambientCapabilities(spec))
+		return err
+	}); err != nil {
 		return nil, fail(fmt.Errorf("start %s: %w", caps.Binary, err))
 	}
 	undo.Push("start QEMU", func() error { return m.kill(context.WithoutCancel(ctx)) })
@@ -135,12 +147,29 @@ func afterwards(ctx context.Context, err error) context.Context {
 
 // ambientCapabilities are those that QEMU keeps although it is not root.
 func ambientCapabilities(spec vmm.Spec) []uintptr {
+	if spec.Network.TAP != "" {
+		return nil // ports are published by others
+	}
 	for _, f := range spec.Network.Forwards {
 		if f.HostPort < 1024 {
 			return []uintptr{unix.CAP_NET_BIND_SERVICE}
 		}
 	}
 	return nil
+}
+
+// openTAP opens the machine's TAP, of which every machine has one for itself.
+func openTAP(op string, n vmm.Network) (*os.File, error) {
+	f, err := netns.OpenTAP(n.Namespace, n.TAP)
+	switch {
+	case err == nil:
+		return f, nil
+	case errors.Is(err, netns.ErrBusy):
+		return nil, warmboot.Errorf(warmboot.Conflict, op, "another machine uses the network interface (%w); stop it first", err)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, warmboot.Errorf(warmboot.NotFound, op, "the machine's network is not there: %w", err)
+	}
+	return nil, warmboot.Errorf(warmboot.Internal, op, "%w", err)
 }
 
 // listen makes a socket in a machine's directory. Only we may connect to it.

@@ -1,0 +1,92 @@
+package preflight
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/google/nftables"
+
+	"warmboot/internal/hostnet"
+)
+
+// withoutTAPs is what microVMs have where something is missing that TAPs need.
+const withoutTAPs = "microVMs are connected in user mode, without egress policies and bandwidth limits, and not at all under Firecracker"
+
+const notRoot = "not root: " + withoutTAPs
+
+func checkNFTables(context.Context, Config) Check {
+	const name = "nftables"
+	if os.Geteuid() != 0 {
+		return Check{name, OK, notRoot, ""}
+	}
+	conn, err := nftables.New()
+	if err == nil {
+		_, err = conn.ListTables()
+	}
+	if err != nil {
+		return Check{name, Warn, fmt.Sprintf("the kernel does not answer (%v); %s, and containers can reach what listens on this machine", err, withoutTAPs), "`modprobe nf_tables`, and in a container grant CAP_NET_ADMIN"}
+	}
+	return Check{name, OK, "the kernel has it", ""}
+}
+
+func checkForwarding(context.Context, Config) Check {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
+	return forwarding(string(text), err)
+}
+
+// forwarding judges by the content of net.ipv4.ip_forward.
+func forwarding(text string, err error) Check {
+	const name = "IP forwarding"
+	switch {
+	case err != nil:
+		return Check{name, Warn, err.Error(), ""}
+	case strings.TrimSpace(text) != "1":
+		return Check{name, Warn, "off; " + withoutTAPs, "`sysctl -w net.ipv4.ip_forward=1`, and put that line without the command into /etc/sysctl.d/warmboot.conf; or start with --network tap, which turns it on"}
+	}
+	return Check{name, OK, "on", ""}
+}
+
+func checkTAP(context.Context, Config) Check {
+	const name, device = "TAP devices", "/dev/net/tun"
+	if os.Geteuid() != 0 {
+		return Check{name, OK, notRoot, ""}
+	}
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		return Check{name, Warn, fmt.Sprintf("%v; %s", err, withoutTAPs), "`modprobe tun`; in a container, give it " + device}
+	}
+	_ = f.Close()
+	return Check{name, OK, device + " opens", ""}
+}
+
+// checkNetwork makes two network slots, sends packets through them and removes them again.
+func checkNetwork(ctx context.Context, c Config) Check {
+	const name = "network slots"
+	if os.Geteuid() != 0 {
+		return Check{name, OK, notRoot, ""}
+	}
+	cidr := hostnet.DefaultCIDR
+	if c.NetworkCIDR != "" {
+		var err error
+		if cidr, err = netip.ParsePrefix(c.NetworkCIDR); err != nil {
+			return Check{name, Fail, fmt.Sprintf("MANAGER_NETWORK_CIDR: %v", err), "set it to a network like " + hostnet.DefaultCIDR.String()}
+		}
+	}
+	err := hostnet.Try(ctx, cidr)
+	var o *hostnet.Obstacle
+	switch {
+	case err == nil:
+		return Check{name, OK, "microVMs get TAPs in network namespaces of their own, with addresses from " + cidr.String(), ""}
+	case errors.As(err, &o):
+		what := o.What
+		if o.Err != nil {
+			what += ": " + o.Err.Error()
+		}
+		return Check{name, Warn, what + "; " + withoutTAPs, o.Fix}
+	}
+	return Check{name, Warn, fmt.Sprintf("%v; %s", err, withoutTAPs), ""}
+}
