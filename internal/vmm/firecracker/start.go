@@ -6,11 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 
-	"golang.org/x/sys/unix"
-
-	"warmboot"
+	"warmboot/internal/netns"
 	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/process"
 )
@@ -85,7 +82,7 @@ func (direct) start(binary string, args []string, root string, spec vmm.Spec, co
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
 	cmd.Stdout, cmd.Stderr = console, said
 	var p *process.Process
-	err = inNamespace(spec.Network.Namespace, func() (err error) {
+	err = netns.Do(spec.Network.Namespace, func() (err error) {
 		p, err = process.Start(cmd, spec.Owner, nil)
 		return err
 	})
@@ -94,39 +91,4 @@ func (direct) start(binary string, args []string, root string, spec vmm.Spec, co
 
 func (direct) release(root string) error {
 	return os.RemoveAll(root)
-}
-
-// inNamespace runs f in a network namespace; children that f starts stay in it.
-func inNamespace(path string, f func() error) error {
-	const op = "enter network namespace"
-	if path == "" {
-		return f()
-	}
-	target, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer target.Close()
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		ours, err := os.Open("/proc/thread-self/ns/net")
-		if err != nil {
-			done <- err
-			runtime.UnlockOSThread()
-			return
-		}
-		defer ours.Close()
-		if err := unix.Setns(int(target.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- warmboot.Errorf(warmboot.Internal, op, "%s: %w", path, err)
-			runtime.UnlockOSThread()
-			return
-		}
-		err = f()
-		if back := unix.Setns(int(ours.Fd()), unix.CLONE_NEWNET); back == nil {
-			runtime.UnlockOSThread()
-		} // else the thread ends with this goroutine, and nobody else ever runs in the namespace
-		done <- err
-	}()
-	return <-done
 }

@@ -26,7 +26,7 @@ func TestFind(t *testing.T) {
 		at  uint64
 	}{
 		"another start time": {p.PID, p.StartTime + 1},
-		"another process":    {os.Getpid(), p.StartTime},
+		"another process":    {os.Getppid(), p.StartTime},
 		"no process":         {1 << 30, p.StartTime},
 		"init":               {1, 0},
 		"no number":          {0, 0},
