@@ -137,23 +137,21 @@ func (s *Service) reconcile(ctx context.Context, hello Hello, rebooted bool) err
 	if err != nil {
 		return err
 	}
-	// What it said is older than the rows, so a container that it did not have may have been started since. What it says now is newer.
-	now, err := host.Containers(ctx)
-	if err != nil {
-		return err
-	}
-	runs := map[warmboot.ID]bool{}
-	for _, h := range now {
-		runs[h.ID] = h.Running
-	}
+	var now map[warmboot.ID]bool
 	have := map[warmboot.ID]HostContainer{}
 	for _, h := range hello.Containers {
 		have[h.ID] = h
 	}
 	for _, c := range rows {
 		h := have[c.ID]
-		if c.State == warmboot.ContainerRunning {
-			h.Running = runs[c.ID]
+		if c.State == warmboot.ContainerRunning && !h.Running && !rebooted {
+			// What it said is older than the rows, so this one may have been started since. What it says now is newer.
+			if now == nil {
+				if now, err = running(ctx, host); err != nil {
+					return err
+				}
+			}
+			h.Running = now[c.ID]
 		}
 		if err := s.reconcileContainer(ctx, host, c, h, rebooted); err != nil {
 			return err
@@ -161,6 +159,16 @@ func (s *Service) reconcile(ctx context.Context, hello Hello, rebooted bool) err
 		delete(have, c.ID)
 	}
 	return s.reconcileUnknown(ctx, host, hello, have)
+}
+
+// running are the containers of a host whose machines run.
+func running(ctx context.Context, host Host) (map[warmboot.ID]bool, error) {
+	all, err := host.Containers(ctx)
+	runs := map[warmboot.ID]bool{}
+	for _, h := range all {
+		runs[h.ID] = h.Running
+	}
+	return runs, err
 }
 
 // reconcileContainer sees to one container of a host that has said hello. What is moving is left to those who move it.
