@@ -45,6 +45,10 @@ const guestCID = 3
 // Config is what a Driver needs. Every field may be zero.
 type Config struct {
 	Binary string // "firecracker", looked up in PATH
+	// Jailer is Firecracker's jailer, in which every process is started; by default "jailer" beside Binary, or else the one in PATH.
+	Jailer string
+	// Unjailed starts Firecracker without the jailer: no wall is around it but its user and its seccomp filter. For development only.
+	Unjailed bool
 	// SeccompFilter is a compiled filter to use instead of the one that release binaries have built in.
 	SeccompFilter string
 	// StateDir is where unpacked kernels are kept, and what Probe found out. Empty: only kernels that are ELF files already can be booted, and
@@ -83,7 +87,11 @@ func New(c Config) *Driver {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Driver{Config: c, starter: direct{}}
+	d := &Driver{Config: c, starter: jailed{}}
+	if c.Unjailed {
+		d.starter = direct{}
+	}
+	return d
 }
 
 // Name is "firecracker".

@@ -46,7 +46,7 @@ func configFor(t testing.TB, p standin.Profile) Config {
 	t.Helper()
 	kernel := filepath.Join(shared(t), "kernel")
 	write(t, kernel, kerneltest.ELF(4096))
-	return Config{Binary: standin.Install(t, p), ProbeKernel: kernel}
+	return Config{Unjailed: true, Binary: standin.Install(t, p), ProbeKernel: kernel}
 }
 
 // machineSpec is a machine with all its parts but a network. Its files lie in dir.

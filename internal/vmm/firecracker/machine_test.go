@@ -477,7 +477,7 @@ func TestMachineOutlivesUs(t *testing.T) {
 		if err := json.Unmarshal([]byte(text), &h); err != nil {
 			t.Fatal(err)
 		}
-		d := New(Config{Binary: h.Binary})
+		d := New(Config{Unjailed: true, Binary: h.Binary})
 		d.found = &found{h.Caps, Release{1, 15, 1}}
 		m, err := d.Restore(t.Context(), h.Snap, h.Opts)
 		if err != nil {

@@ -33,7 +33,7 @@ func realRig(t testing.TB) *rig {
 
 func rigOf(t testing.TB, binary string) *rig {
 	t.Helper()
-	d := New(Config{Binary: binary, Balloon: true})
+	d := New(Config{Unjailed: true, Binary: binary, Balloon: true})
 	version, err := askBinary(t.Context(), "ask", binary, "--version", versionLine)
 	if err != nil {
 		t.Fatal(err)
@@ -100,7 +100,7 @@ func TestRealFirecracker(t *testing.T) {
 				}
 				_, err := m.(vmm.MemoryReclaimer).Reclaim(t.Context(), 0) // its kernel has no driver for the balloon
 				wantError(t, err, warmboot.Conflict, "no balloon")
-				again, err := New(Config{Binary: binary}).Recover(t.Context(), m.Handle())
+				again, err := New(Config{Unjailed: true, Binary: binary}).Recover(t.Context(), m.Handle())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -156,7 +156,7 @@ func TestRealConformance(t *testing.T) {
 	initrd := vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...)
 	for _, binary := range binaries {
 		t.Run(binary, func(t *testing.T) {
-			config := Config{Binary: binary, ProbeKernel: kernel, StateDir: t.TempDir()}
+			config := Config{Unjailed: true, Binary: binary, ProbeKernel: kernel, StateDir: t.TempDir()}
 			caps, err := New(config).Probe(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -186,7 +186,7 @@ func TestRealMachineOutlivesUs(t *testing.T) {
 		if err := json.Unmarshal([]byte(text), &spec); err != nil {
 			t.Fatal(err)
 		}
-		m, err := New(Config{Binary: realBinaries()[0], ProbeKernel: spec.Kernel, StateDir: filepath.Dir(spec.Dir)}).Create(t.Context(), spec)
+		m, err := New(Config{Unjailed: true, Binary: realBinaries()[0], ProbeKernel: spec.Kernel, StateDir: filepath.Dir(spec.Dir)}).Create(t.Context(), spec)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,7 +204,7 @@ func TestRealMachineOutlivesUs(t *testing.T) {
 	spec := machineSpec(t, dir)
 	spec.Kernel, spec.Initrd, spec.MemoryMiB = vmmtest.Kernel(t), vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...), 128
 	spec.KernelArgs = append(strings.Fields(os.Getenv(kernelArgsVar)), "ignore_loglevel")
-	r := &rig{Driver: New(Config{Binary: realBinaries()[0]}), dir: dir}
+	r := &rig{Driver: New(Config{Unjailed: true, Binary: realBinaries()[0]}), dir: dir}
 	spec.ID, spec.Dir = r.place(t)
 	text, err := json.Marshal(spec)
 	if err != nil {
