@@ -611,7 +611,12 @@ func TestSocketThatIsNotTheVMMs(t *testing.T) {
 			c.Close()
 		}
 	}()
-	root := m.(*machine).kept.Root
+	rootDir, err := m.(*machine).openRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rootDir.Close()
+	root := rootDir.Name()
 	for _, name := range []string{apiSocket, guestSocket} {
 		if err := os.Remove(filepath.Join(root, name)); err != nil {
 			t.Fatal(err)

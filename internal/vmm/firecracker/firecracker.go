@@ -19,7 +19,6 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -228,12 +227,8 @@ func (d *Driver) Recover(_ context.Context, h vmm.Handle) (vmm.Machine, error) {
 	k, recallErr := recall(h.Dir)
 	p, err := process.Find(h.PID, h.StartTime)
 	if errors.Is(err, process.ErrGone) {
-		root := k.Root
-		if root == "" {
-			root = filepath.Join(h.Dir, rootDir)
-		}
 		return nil, errors.Join(
-			warmboot.Errorf(warmboot.NotFound, op, "machine %s (process %d) is not running any more", h.ID, h.PID), d.releaseMachine(h.Dir, root))
+			warmboot.Errorf(warmboot.NotFound, op, "machine %s (process %d) is not running any more", h.ID, h.PID), d.release(h.ID, h.Dir))
 	}
 	if err != nil {
 		return nil, warmboot.Errorf(warmboot.Internal, op, "%w", err)
@@ -243,7 +238,6 @@ func (d *Driver) Recover(_ context.Context, h vmm.Handle) (vmm.Machine, error) {
 	if recallErr != nil {
 		// Without it nothing can be said to the machine but that it is to end, and that is better than that it runs on unknown.
 		d.Log.Warn("What a microVM consists of is no longer known; it is ended", "machine", h.ID, "err", recallErr)
-		m.kept.Root = filepath.Join(h.Dir, rootDir)
 		return nil, errors.Join(
 			warmboot.Errorf(warmboot.NotFound, op, "what machine %s consists of cannot be read any more, so it was ended: %w", h.ID, recallErr), m.Stop(context.Background(), 0))
 	}

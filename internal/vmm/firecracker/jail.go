@@ -4,7 +4,6 @@ import (
 	"os"
 
 	"warmboot"
-	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/process"
 )
 
@@ -13,14 +12,6 @@ type jailed struct{}
 
 var errNoJail = warmboot.Errorf(warmboot.Unavailable, "jail machine", "the jailer is not supported yet; start Firecracker without it")
 
-func (jailed) prepare(vmm.Spec) (string, error) { return "", errNoJail }
+func (jailed) name(p placed) string { return p.name }
 
-func (jailed) place(string, placed) (string, error) { return "", errNoJail }
-
-func (jailed) displace(string, placed) error { return errNoJail }
-
-func (jailed) start(string, []string, string, vmm.Spec, *os.File, *os.File) (*process.Process, error) {
-	return nil, errNoJail
-}
-
-func (jailed) release(string) error { return nil }
+func (jailed) start(order, func(*os.File) error) (*process.Process, error) { return nil, errNoJail }
