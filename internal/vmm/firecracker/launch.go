@@ -63,6 +63,9 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 		if ctx.Err() != nil {
 			return failure(ctx, op, restored, err, "", nil)
 		}
+		if ours := (*warmboot.Error)(nil); errors.As(err, &ours) {
+			return ours
+		}
 		return warmboot.Errorf(warmboot.Internal, op, "%w", err)
 	}
 
@@ -219,7 +222,7 @@ func (m *machine) openRoot() (*os.File, error) {
 
 // release removes everything of a machine whose process is gone. What is not there is no error.
 func (d *Driver) release(id, dir string) error {
-	err := errors.Join(os.RemoveAll(filepath.Join(dir, rootDir)), ignoreMissing(os.Remove(filepath.Join(dir, machineFile))))
+	err := errors.Join(os.RemoveAll(filepath.Join(dir, rootDir)), d.jail.release(id, dir), ignoreMissing(os.Remove(filepath.Join(dir, machineFile))))
 	if err != nil {
 		return warmboot.Errorf(warmboot.Internal, "release machine", "%w", err)
 	}

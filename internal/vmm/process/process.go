@@ -35,7 +35,10 @@ type Process struct {
 // Start starts a command as owner, in a session of its own. A process that is not root keeps the capabilities in ambient, and may
 // use KVM if a group may.
 func Start(cmd *exec.Cmd, owner vmm.Owner, ambient []uintptr) (*Process, error) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setsid = true
 	if owner.Confined() {
 		groups, err := KVMGroup()
 		if err != nil {
