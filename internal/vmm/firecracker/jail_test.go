@@ -29,7 +29,7 @@ func TestAllInJails(t *testing.T) {
 	needRoot(t)
 	t.Parallel()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.skip=^(TestAllInJails|TestJail.*|TestTheSuiteCatchesMutants|TestReal.*)$")
-	cmd.Env = append(os.Environ(), jailedVar+"="+testCgroup())
+	cmd.Env = append(os.Environ(), jailedVar+"=1", cgroupVar+"="+testCgroup())
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("%v:\n%s", err, out)
@@ -344,6 +344,47 @@ func TestJailSweepsCgroups(t *testing.T) {
 	}
 	if m != nil {
 		must(t, m.Stop(t.Context(), 0))
+	}
+}
+
+// What a machine may use of its host is what its size says, and the kernel holds it to that.
+func TestJailLimits(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	if !limitable() {
+		t.Skip("SKIPPED: needs cgroup v2 with the controllers cpu, memory and pids")
+	}
+	r := jailedRig(t, standin.Profile{Version: "1.15.1"})
+	m, err := r.create(t, t.Context(), func(s *vmm.Spec) { s.VCPUs = 2 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := groupOf(t, m.Handle().ID)
+	for file, want := range map[string]string{"cpu.max": "200000 100000", "memory.max": fmt.Sprint((2*32 + memoryOverhead(32)) << 20), "pids.max": fmt.Sprint(2 + maxThreads)} {
+		if got, err := os.ReadFile(filepath.Join(path, file)); strings.TrimSpace(string(got)) != want {
+			t.Errorf("%s is %q, want %q (%v)", file, got, want, err)
+		}
+	}
+	group, err := os.Open(path)
+	must(t, err)
+	defer group.Close()
+	within := func(script string) error {
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", script)
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
+		out, err := cmd.CombinedOutput()
+		t.Logf("%s: %v, %q", script, err, out)
+		return err
+	}
+	must(t, within("true"))
+	if err := within("for i in $(seq 100); do sleep 5 & done; wait"); err == nil {
+		t.Error("a hundred processes fit into it")
+	}
+	if err := within("head -c 300m /dev/zero | tail >/dev/null"); err == nil {
+		t.Error("300 MiB fit into it")
+	}
+	events, err := os.ReadFile(filepath.Join(path, "memory.events"))
+	if err != nil || strings.Contains(string(events), "oom_kill 0\n") {
+		t.Errorf("nobody was killed for it: %s, %v", events, err)
 	}
 }
 

@@ -504,7 +504,7 @@ func TestMachineOutlivesUs(t *testing.T) {
 		t.Fatal(err)
 	}
 	helper := exec.Command(os.Args[0], "-test.run=^TestMachineOutlivesUs$")
-	helper.Env = append(os.Environ(), helperVar+"="+string(text))
+	helper.Env = append(os.Environ(), helperVar+"="+string(text), cgroupVar+"="+testCgroup())
 	out, err := helper.Output()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
