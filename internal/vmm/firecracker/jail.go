@@ -78,7 +78,7 @@ func (j *jailed) check(op, binary string) error {
 	if err != nil {
 		return warmboot.Errorf(warmboot.Unavailable, op, "%s is no program that can be jailed: %w", binary, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
 			return warmboot.Errorf(warmboot.Unavailable, op, "%s needs libraries, and there are none in a jail; use the binary of a release, which needs none", binary)

@@ -20,17 +20,8 @@ import (
 	"warmboot/internal/vmm/vmmtest"
 )
 
-// realRig is newRig with the first real Firecracker, or nil if there is none. Its machine's kernel halts at once, so what is shown is the
-// API, files and processes; it takes no KVM that works.
-func realRig(t testing.TB) *rig {
-	t.Helper()
-	binaries := realBinaries()
-	if len(binaries) == 0 {
-		return nil
-	}
-	return rigOf(t, Config{Unjailed: true, Binary: binaries[0]})
-}
-
+// rigOf is newRig with a real Firecracker. Its machine's kernel halts at once, so what is shown is the API, files and processes; it takes no KVM that
+// works.
 func rigOf(t testing.TB, config Config) *rig {
 	t.Helper()
 	config.Balloon = true
