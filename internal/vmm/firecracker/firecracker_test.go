@@ -43,10 +43,10 @@ func newDriver(c Config) *Driver {
 	if root, err := hierarchy(); err != nil || root == "" {
 		return d
 	}
-	if d.jail.cgroups == nil {
-		d.jail.cgroups = &cgroups{limits: func(vmm.Spec) []limit { return nil }}
-	}
 	d.jail.cgroups.name = testCgroup()
+	if d.jail.unlimited {
+		d.jail.unlimited, d.jail.cgroups.wanted, d.jail.cgroups.limits = false, nil, func(vmm.Spec) []limit { return nil }
+	}
 	return d
 }
 

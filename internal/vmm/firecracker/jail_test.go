@@ -200,7 +200,7 @@ func TestJailFails(t *testing.T) {
 		"nothing beside": {change: func(r *rig, _ *vmm.Snapshot, _ *vmm.RestoreOptions) {
 			must(t, os.Remove(filepath.Join(filepath.Dir(r.Binary), "jailer")))
 		}, code: warmboot.Unavailable, says: "belongs beside"},
-		"jailer dies":  {profile: standin.Profile{Jailer: standin.JailerFaults{Says: "no jail today"}}, code: warmboot.Internal, says: "no jail today"},
+		"jailer dies":  {profile: standin.Profile{Jailer: standin.JailerFaults{Says: "no jail today"}}, code: warmboot.Internal, says: "the jail could not be made, or Firecracker ended in it at once: Error: no jail today"},
 		"jailer hangs": {profile: standin.Profile{Jailer: standin.JailerFaults{Hang: true}}, code: warmboot.Timeout, says: "not ready in time"},
 		"no binary": {change: func(r *rig, _ *vmm.Snapshot, _ *vmm.RestoreOptions) {
 			r.found.caps.Binary = filepath.Join(filepath.Dir(r.Binary), "none")
@@ -386,6 +386,29 @@ func TestJailLimits(t *testing.T) {
 	if err != nil || strings.Contains(string(events), "oom_kill 0\n") {
 		t.Errorf("nobody was killed for it: %s, %v", events, err)
 	}
+}
+
+// Without limits a machine has no group; one that was started with them still takes its group along.
+func TestJailUnlimited(t *testing.T) {
+	t.Parallel()
+	r := jailedRig(t, standin.Profile{Version: "1.15.1"})
+	limited := r.mustRestore(t)
+	d := newDriver(r.Config)
+	d.jail.unlimited, d.found = true, r.found
+	r.Driver = d
+	m := r.mustRestore(t)
+	if path := groupOf(t, m.Handle().ID); path != "" {
+		if _, err := os.Stat(path); err == nil {
+			t.Errorf("there is %s", path)
+		}
+	}
+	again, err := r.Recover(t.Context(), limited.Handle())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustAsk(t, again, "read", "7")
+	must(t, again.Stop(t.Context(), 0))
+	r.nothingLeft(t, limited.Handle().ID, limited.Handle().Dir)
 }
 
 // A host that cannot limit machines says what it lacks, and starts none.
