@@ -171,18 +171,23 @@ func TestConfinement(t *testing.T) {
 	if pid, err := unix.Getsid(m.Handle().PID); err != nil || pid != m.Handle().PID {
 		t.Errorf("it is in session %d (%v), not in one of its own", pid, err)
 	}
-	for name, want := range map[string]struct {
+	root, err := m.(*machine).openRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	for path, want := range map[string]struct {
 		uid  uint32
 		mode os.FileMode
 	}{
-		"root": {owner.UID, 0o700}, machineFile: {0, 0o600}, "../" + m.Handle().ID + ".memory": {owner.UID, 0o600},
+		root.Name() + "/.": {owner.UID, 0o700}, m.Handle().Dir + "/" + machineFile: {0, 0o600}, m.Handle().Dir + ".memory": {owner.UID, 0o600},
 	} {
-		info, err := os.Stat(filepath.Join(m.Handle().Dir, name))
+		info, err := os.Stat(path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if st := info.Sys().(*syscall.Stat_t); st.Uid != want.uid || info.Mode().Perm() != want.mode {
-			t.Errorf("%s belongs to %d and has mode %v", name, st.Uid, info.Mode())
+			t.Errorf("%s belongs to %d and has mode %v", path, st.Uid, info.Mode())
 		}
 	}
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", m.Handle().PID))
@@ -398,6 +403,19 @@ func TestConsoleIsBounded(t *testing.T) {
 	r := newRig(t, standin.Profile{Version: "1.15.1"})
 	m := r.mustRestore(t)
 	mustAsk(t, m, "print 20000", "ok")
+	// It is on its way to us when the guest says that it has printed.
+	for late := time.After(10 * time.Second); ; {
+		text, more := m.(*machine).console.Watch()
+		if strings.Contains(text, "for whoever reads it\r\n") && len(text) >= 1000 {
+			break
+		}
+		select {
+		case <-more:
+			continue
+		case <-late:
+		}
+		break
+	}
 	console := m.(vmm.ConsoleKeeper).Console()
 	if len(console) < 1000 || len(console) > process.TailLimit || !strings.Contains(console, "for whoever reads it\r\n") {
 		t.Errorf("%d bytes are kept; they end with %q", len(console), console[max(0, len(console)-100):])
@@ -477,7 +495,7 @@ func TestMachineOutlivesUs(t *testing.T) {
 		if err := json.Unmarshal([]byte(text), &h); err != nil {
 			t.Fatal(err)
 		}
-		d := New(Config{Binary: h.Binary})
+		d := newDriver(Config{Unjailed: !jailing(), Unlimited: !limitable(), Binary: h.Binary})
 		d.found = &found{h.Caps, Release{1, 15, 1}}
 		m, err := d.Restore(t.Context(), h.Snap, h.Opts)
 		if err != nil {
@@ -499,7 +517,7 @@ func TestMachineOutlivesUs(t *testing.T) {
 		t.Fatal(err)
 	}
 	helper := exec.Command(os.Args[0], "-test.run=^TestMachineOutlivesUs$")
-	helper.Env = append(os.Environ(), helperVar+"="+string(text))
+	helper.Env = append(os.Environ(), helperVar+"="+string(text), cgroupVar+"="+testCgroup())
 	out, err := helper.Output()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -554,7 +572,7 @@ func TestProbe(t *testing.T) {
 	t.Parallel()
 	c := configFor(t, standin.Profile{Version: "1.16.1"})
 	c.StateDir = filepath.Join(shared(t), "vmm")
-	caps, err := New(c).Probe(t.Context())
+	caps, err := newDriver(c).Probe(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -575,13 +593,11 @@ func TestProbe(t *testing.T) {
 	}
 
 	// What was found out is remembered, until the binary changes.
-	profile := filepath.Join(filepath.Dir(c.Binary), "standin.json")
-	text, err := json.Marshal(standin.Profile{Version: "1.16.1", Faults: standin.Faults{BootSays: "KVM internal error"}})
-	if err != nil {
+	broken := standin.Profile{Version: "1.16.1", Faults: standin.Faults{BootSays: "KVM internal error"}}
+	if err := standin.Change(c.Binary, broken); err != nil {
 		t.Fatal(err)
 	}
-	write(t, profile, text)
-	if again, err := New(c).Probe(t.Context()); err != nil || again != caps {
+	if again, err := newDriver(c).Probe(t.Context()); c.Unjailed && (err != nil || again != caps) { // else the profile is in the binary
 		t.Errorf("the second time: %+v, %v", again, err)
 	}
 	later := time.Now().Add(time.Hour)
@@ -594,7 +610,7 @@ func TestProbe(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the second time it is remembered
-		_, err = New(c).Probe(t.Context())
+		_, err = newDriver(c).Probe(t.Context())
 		wantError(t, err, warmboot.Unavailable, "KVM internal error")
 	}
 	if left, _ := filepath.Glob(filepath.Join(os.TempDir(), "warmboot-kvm-*")); len(left) > 0 {
@@ -604,13 +620,17 @@ func TestProbe(t *testing.T) {
 
 func TestProbeFails(t *testing.T) {
 	t.Parallel()
+	notOurs := "does not say"
+	if jailing() {
+		notOurs = "needs libraries"
+	}
 	for name, c := range map[string]struct {
 		profile standin.Profile
 		change  func(*Config)
 		says    string
 	}{
 		"not there":   {change: func(c *Config) { c.Binary = "/no/such/firecracker" }, says: "releases"},
-		"not ours":    {change: func(c *Config) { c.Binary = "/bin/echo" }, says: "does not say"},
+		"not ours":    {change: func(c *Config) { c.Jailer, c.Binary = filepath.Join(filepath.Dir(c.Binary), "jailer"), "/bin/echo" }, says: notOurs},
 		"too old":     {profile: standin.Profile{Version: "1.6.0"}, says: "too old"},
 		"unknown":     {profile: standin.Profile{Version: "2.0.0"}, says: "does not know"},
 		"no kernel":   {change: func(c *Config) { c.ProbeKernel = "/no/such/kernel" }, says: "no such file"},
@@ -627,14 +647,14 @@ func TestProbeFails(t *testing.T) {
 			if c.change != nil {
 				c.change(&config)
 			}
-			_, err := New(config).Probe(t.Context())
+			_, err := newDriver(config).Probe(t.Context())
 			wantError(t, err, warmboot.Unavailable, c.says)
 		})
 	}
 	t.Run("canceled", func(t *testing.T) {
 		t.Parallel()
 		ctx, cancel := context.WithCancel(t.Context())
-		d := New(configFor(t, standin.Profile{Version: "1.15.1", Faults: standin.Faults{NoSocket: true}}))
+		d := newDriver(configFor(t, standin.Profile{Version: "1.15.1", Faults: standin.Faults{NoSocket: true}}))
 		time.AfterFunc(100*time.Millisecond, cancel)
 		_, err := d.Probe(ctx)
 		wantError(t, err, warmboot.Canceled, "")
