@@ -13,7 +13,7 @@ import (
 	"warmboot/internal/controlplane"
 	"warmboot/internal/hostnet"
 	"warmboot/internal/rollback"
-	"warmboot/internal/vmm/qemu"
+	"warmboot/internal/vmm/choice"
 )
 
 // openHost opens this machine's agent. c has what the options do not.
@@ -23,7 +23,9 @@ func openHost(ctx context.Context, server cli.ServerOptions, o cli.HostOptions, 
 		return nil, err
 	}
 	c.Root, c.Name, c.Version, c.Log = server.StorageRoot, server.Name, version, log
-	c.Driver = qemu.New(qemu.Config{StateDir: filepath.Join(server.StorageRoot, "vmm"), Log: log})
+	if err := chooseVMM(ctx, server, o, &c, log); err != nil {
+		return nil, err
+	}
 	c.ImageRoots, c.PlainHTTPRegistries = o.ImageRoots, o.PlainHTTPRegistries
 	c.VCPUs, c.MemoryMiB, c.MaxVMs, c.OwnerBase = o.VCPUs, o.MemoryMiB, o.MaxVMs, base
 	c.Network = hostnet.Config{Mode: hostnet.Mode(o.Network), CIDR: o.NetworkCIDR}
@@ -36,6 +38,28 @@ func openHost(ctx context.Context, server cli.ServerOptions, o cli.HostOptions, 
 	}
 	undo.Push("close agent", host.Close)
 	return host, nil
+}
+
+// chooseVMM decides which VMM the host's microVMs run under, and says which and why.
+func chooseVMM(ctx context.Context, server cli.ServerOptions, o cli.HostOptions, c *agent.Config, log *slog.Logger) error {
+	// What drivers find out is kept below the root, which is made as the agent would.
+	if err := os.MkdirAll(server.StorageRoot, 0o711); err != nil {
+		return &warmboot.Error{Code: warmboot.Internal, Op: "open storage root", Msg: "set MANAGER_STORAGE_ROOT to a directory that can be written", Err: err}
+	}
+	chosen, err := choice.Make(ctx, choice.Config{
+		Want: o.VMM.Want, Firecracker: o.VMM.Firecracker, Jailer: o.VMM.Jailer, Unjailed: o.VMM.NoJailer,
+		TAPs:     func(ctx context.Context) error { return hostnet.CanTAP(ctx, hostnet.Mode(o.Network), o.NetworkCIDR) },
+		StateDir: filepath.Join(server.StorageRoot, "vmm"), Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	c.Driver, c.Other, c.VMMWhy, c.VMMWarning = chosen.Driver, chosen.Other, chosen.Why, chosen.Warning
+	log.Info("MicroVMs run under "+chosen.Summary(), "binary", chosen.Found.Binary)
+	if chosen.Warning != "" {
+		log.Warn(chosen.Warning)
+	}
+	return nil
 }
 
 // report lets a host tell what happens on it, until undo.

@@ -15,6 +15,9 @@ import (
 
 	"warmboot"
 	"warmboot/internal/hostnet"
+	"warmboot/internal/vmm"
+	"warmboot/internal/vmm/firecracker"
+	"warmboot/internal/vmm/qemu"
 )
 
 func TestNoTwoSlotsShareAUser(t *testing.T) {
@@ -182,5 +185,25 @@ func TestOrphansAreEnded(t *testing.T) {
 		if err := cmd.Process.Signal(syscall.Signal(0)); err != nil {
 			t.Errorf("%s was ended: %v", name, err)
 		}
+	}
+}
+
+// A machine is taken charge of by the driver that it was started with, whichever is chosen for new ones by now.
+func TestMachinesOfBothVMMsAreRecovered(t *testing.T) {
+	t.Parallel()
+	q, fc := qemu.New(qemu.Config{}), firecracker.New(firecracker.Config{})
+	for _, a := range []*Agent{{Config: Config{Driver: q, Other: fc}}, {Config: Config{Driver: fc, Other: q}}} {
+		for _, want := range []vmm.Driver{q, fc} {
+			if got, err := a.driverOf(vmm.Handle{Driver: want.Name()}); err != nil || got != want {
+				t.Errorf("of %s: %v, %v", want.Name(), got, err)
+			}
+		}
+		if _, err := a.driverOf(vmm.Handle{Driver: "bochs"}); warmboot.CodeOf(err) != warmboot.Invalid || !strings.Contains(err.Error(), "bochs") {
+			t.Errorf("of a VMM that is not known: %v", err)
+		}
+	}
+	alone := &Agent{Config: Config{Driver: q}}
+	if _, err := alone.driverOf(vmm.Handle{Driver: "firecracker"}); err == nil {
+		t.Error("a driver that there is not was found")
 	}
 }

@@ -61,6 +61,17 @@ func Try(ctx context.Context, cidr netip.Prefix) (err error) {
 	return k.try(ctx)
 }
 
+// CanTAP is why a Net of this mode would not be one with TAPs, nil if it would. In mode TAP, Open either makes it so or says why not.
+func CanTAP(ctx context.Context, mode Mode, cidr netip.Prefix) error {
+	switch mode {
+	case TAP:
+		return nil
+	case User:
+		return warmboot.Errorf(warmboot.Unavailable, opTry, "%s", userAsked)
+	}
+	return Try(ctx, cidr)
+}
+
 const opTry = "try network slots"
 
 // allowed sees to it that we may do what slots need.
