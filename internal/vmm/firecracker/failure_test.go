@@ -60,7 +60,7 @@ func freeze(t testing.TB, version string) *frozen {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := &rig{Driver: New(configFor(t, standin.Profile{Version: version})), dir: filepath.Join(dir, version)}
+		r := &rig{Driver: newDriver(configFor(t, standin.Profile{Version: version})), dir: filepath.Join(dir, version)}
 		if err := os.Mkdir(r.dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -107,7 +107,7 @@ func newRig(t testing.TB, p standin.Profile) *rig {
 	t.Helper()
 	f := freeze(t, p.Version)
 	c := configFor(t, p)
-	r := &rig{Driver: New(c), dir: shared(t), snap: f.snap}
+	r := &rig{Driver: newDriver(c), dir: shared(t), snap: f.snap}
 	r.spec = machineSpec(t, r.dir)
 	release, err := ParseRelease(p.Version)
 	if err != nil {
@@ -611,7 +611,12 @@ func TestSocketThatIsNotTheVMMs(t *testing.T) {
 			c.Close()
 		}
 	}()
-	root := m.(*machine).kept.Root
+	rootDir, err := m.(*machine).openRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rootDir.Close()
+	root := rootDir.Name()
 	for _, name := range []string{apiSocket, guestSocket} {
 		if err := os.Remove(filepath.Join(root, name)); err != nil {
 			t.Fatal(err)

@@ -19,7 +19,6 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -49,6 +48,10 @@ type Config struct {
 	Jailer string
 	// Unjailed starts Firecracker without the jailer: no wall is around it but its user and its seccomp filter. For development only.
 	Unjailed bool
+	// Cgroup is the cgroup below which each jailed machine has one of its own, which limits it; "warmboot" below the root of the hierarchy.
+	Cgroup string
+	// Unlimited gives jailed machines no cgroups. One machine can then take what others need.
+	Unlimited bool
 	// SeccompFilter is a compiled filter to use instead of the one that release binaries have built in.
 	SeccompFilter string
 	// StateDir is where unpacked kernels are kept, and what Probe found out. Empty: only kernels that are ELF files already can be booted, and
@@ -65,6 +68,7 @@ type Config struct {
 type Driver struct {
 	Config
 	starter   starter
+	jail      *jailed    // for machines that were started in one, too
 	unpacking sync.Mutex // of kernels
 
 	probing sync.Mutex
@@ -87,7 +91,8 @@ func New(c Config) *Driver {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Driver{Config: c, starter: jailed{}}
+	d := &Driver{Config: c, jail: newJailed(c)}
+	d.starter = d.jail
 	if c.Unjailed {
 		d.starter = direct{}
 	}
@@ -109,7 +114,7 @@ func (d *Driver) Create(ctx context.Context, spec vmm.Spec) (vmm.Machine, error)
 	if err := ctx.Err(); err != nil {
 		return nil, warmboot.Errorf(warmboot.CodeOf(err), op, "%w", err)
 	}
-	f, err := d.probe(ctx)
+	f, err := d.ready(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -127,6 +132,19 @@ func (d *Driver) Create(ctx context.Context, spec vmm.Spec) (vmm.Machine, error)
 	}
 	undo.Move()
 	return m, nil
+}
+
+// ready is what comes before each start.
+func (d *Driver) ready(ctx context.Context) (*found, error) {
+	f, err := d.probe(ctx)
+	if err == nil && !d.Unjailed {
+		d.jail.sweep.Do(func() { // by now whoever uses us has ended what it does not know
+			if err := d.jail.cgroups.sweep(); err != nil {
+				d.Log.Warn("The cgroups of microVMs that are gone could not all be removed", "err", err)
+			}
+		})
+	}
+	return f, err
 }
 
 func (d *Driver) create(ctx context.Context, op string, f *found, spec vmm.Spec) (*machine, error) {
@@ -206,7 +224,7 @@ func (d *Driver) Restore(ctx context.Context, snap vmm.Snapshot, opts vmm.Restor
 	if err := ctx.Err(); err != nil {
 		return nil, warmboot.Errorf(warmboot.CodeOf(err), op, "%w", err)
 	}
-	f, err := d.probe(ctx)
+	f, err := d.ready(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -228,12 +246,8 @@ func (d *Driver) Recover(_ context.Context, h vmm.Handle) (vmm.Machine, error) {
 	k, recallErr := recall(h.Dir)
 	p, err := process.Find(h.PID, h.StartTime)
 	if errors.Is(err, process.ErrGone) {
-		root := k.Root
-		if root == "" {
-			root = filepath.Join(h.Dir, rootDir)
-		}
 		return nil, errors.Join(
-			warmboot.Errorf(warmboot.NotFound, op, "machine %s (process %d) is not running any more", h.ID, h.PID), d.releaseMachine(h.Dir, root))
+			warmboot.Errorf(warmboot.NotFound, op, "machine %s (process %d) is not running any more", h.ID, h.PID), d.release(h.ID, h.Dir))
 	}
 	if err != nil {
 		return nil, warmboot.Errorf(warmboot.Internal, op, "%w", err)
@@ -243,7 +257,6 @@ func (d *Driver) Recover(_ context.Context, h vmm.Handle) (vmm.Machine, error) {
 	if recallErr != nil {
 		// Without it nothing can be said to the machine but that it is to end, and that is better than that it runs on unknown.
 		d.Log.Warn("What a microVM consists of is no longer known; it is ended", "machine", h.ID, "err", recallErr)
-		m.kept.Root = filepath.Join(h.Dir, rootDir)
 		return nil, errors.Join(
 			warmboot.Errorf(warmboot.NotFound, op, "what machine %s consists of cannot be read any more, so it was ended: %w", h.ID, recallErr), m.Stop(context.Background(), 0))
 	}

@@ -1,8 +1,10 @@
 package firecracker
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,6 +15,9 @@ import (
 	"warmboot/internal/vmm/firecracker/standin"
 	"warmboot/internal/vmm/vmmtest"
 )
+
+// jailedVar, set to the name of a cgroup, has the tests start the stand-in in jails.
+const jailedVar = "WARMBOOT_TEST_FIRECRACKER_JAILED"
 
 // owner is a user that nothing else runs as.
 var owner = vmm.Owner{UID: 1_900_098_001, GID: 1_900_098_000}
@@ -27,13 +32,44 @@ func TestConformance(t *testing.T) {
 	}
 }
 
+// newDriver makes a driver whose machines have groups of their own wherever there are cgroups, even if they cannot be limited.
+func newDriver(c Config) *Driver {
+	d := New(c)
+	if root, err := hierarchy(); err != nil || root == "" {
+		return d
+	}
+	if d.jail.cgroups == nil {
+		d.jail.cgroups = &cgroups{limits: func(vmm.Spec) []limit { return nil }}
+	}
+	d.jail.cgroups.name = testCgroup()
+	return d
+}
+
+// testCgroup is the name of the tests' cgroup, theirs alone.
+func testCgroup() string {
+	if name := os.Getenv(jailedVar); name != "" {
+		return name
+	}
+	return fmt.Sprintf("warmboot-test-%d", os.Getpid())
+}
+
+// limitable reports whether machines can be limited here.
+func limitable() bool {
+	root, err := hierarchy()
+	if err != nil || root == "" {
+		return false
+	}
+	text, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+	return err == nil && !slices.ContainsFunc(controllers, func(c string) bool { return !slices.Contains(strings.Fields(string(text)), c) })
+}
+
 func conformance(t *testing.T, p standin.Profile) {
 	dir := shared(t)
 	config := configFor(t, p)
 	config.StateDir = t.TempDir()
 	vmmtest.Run(t, vmmtest.Suite{
-		New:        func(*testing.T) vmm.Driver { return New(config) },
-		Again:      func(*testing.T, vmm.Driver) vmm.Driver { return New(config) },
+		New:        func(*testing.T) vmm.Driver { return newDriver(config) },
+		Again:      func(*testing.T, vmm.Driver) vmm.Driver { return newDriver(config) },
 		Spec:       func(t *testing.T) vmm.Spec { return machineSpec(t, dir) },
 		Kill:       func(t *testing.T, _ vmm.Driver, m vmm.Machine) { kill(t, m.Handle().PID) },
 		Alive:      func(t *testing.T, _ vmm.Driver, id string) bool { return find(t, config.Binary, id) != 0 },
@@ -106,7 +142,7 @@ func find(t testing.TB, binary, id string) int {
 	}
 	for _, f := range files {
 		text, err := os.ReadFile(f)
-		if err == nil && strings.HasPrefix(string(text), binary+"\x00--id\x00"+id+"\x00") {
+		if args := strings.Split(string(text), "\x00"); err == nil && len(args) > 3 && filepath.Base(args[0]) == filepath.Base(binary) && args[1] == "--id" && args[2] == id {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
 			return pid
 		}

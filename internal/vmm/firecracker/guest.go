@@ -99,7 +99,7 @@ func (m *machine) connectGuest(ctx context.Context, patience time.Duration) (net
 }
 
 func (m *machine) connectPort(ctx context.Context, port int) (_ net.Conn, err error) {
-	conn, err := dial(ctx, m.kept.Root, guestSocket, m.kept.Spec.Owner)
+	conn, err := m.dial(ctx, guestSocket)
 	if err != nil {
 		return nil, err
 	}

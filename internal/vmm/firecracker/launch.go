@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"warmboot"
@@ -26,6 +27,7 @@ const (
 	dataName    = "data"
 	memoryName  = "memory"
 	stateName   = "state"
+	seccompName = "seccomp"
 )
 
 // layout counts the changes of what a snapshot keeps of us: names, devices and their order.
@@ -36,8 +38,9 @@ const machineFile = "machine.json"
 
 // kept is the content of machineFile.
 type kept struct {
-	Spec    vmm.Spec `json:"spec"` // MemoryFile is empty if the machine cannot be frozen
-	Root    string   `json:"root"`
+	Spec    vmm.Spec `json:"spec"`   // MemoryFile is empty if the machine cannot be frozen
+	Memory  string   `json:"memory"` // the name by which the process knows the memory file
+	Jailed  bool     `json:"jailed"`
 	Release Release  `json:"release"` // of the process, which may be older than the binary that is installed by now
 }
 
@@ -60,37 +63,32 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 		if ctx.Err() != nil {
 			return failure(ctx, op, restored, err, "", nil)
 		}
+		if ours := (*warmboot.Error)(nil); errors.As(err, &ours) {
+			return ours
+		}
 		return warmboot.Errorf(warmboot.Internal, op, "%w", err)
 	}
 
-	m := &machine{driver: d, kept: kept{Spec: spec, Release: f.release}, busy: make(chan struct{}, 1)}
+	m := &machine{driver: d, kept: kept{Spec: spec, Jailed: !d.Unjailed, Release: f.release}, busy: make(chan struct{}, 1)}
 	if restored {
 		m.kept.Spec.MemoryFile = "" // its memory is private, so it cannot be frozen again
 		m.knock.Store(needsKnock(f.release))
 	}
-	root, err := d.starter.prepare(spec)
-	if err != nil {
-		return nil, fail(err)
+	files = append(files,
+		placed{name: rootName, target: spec.RootDisk.Path, fixed: true},
+		placed{name: dataName, target: spec.DataDisk.Path, fixed: true, writable: true},
+		placed{name: memoryName, target: spec.MemoryFile, writable: true},
+		placed{name: seccompName, target: d.SeccompFilter})
+	files = slices.DeleteFunc(files, func(p placed) bool { return p.target == "" })
+	known := names{}
+	for _, p := range files {
+		known[p.name] = d.starter.name(p)
 	}
-	m.kept.Root = root
-	undo.Push("prepare root", func() error { return d.releaseMachine(spec.Dir, root) })
+	m.kept.Memory = known[memoryName]
+	undo.Push("prepare machine", func() error { return d.release(spec.ID, spec.Dir) })
 	if err := m.remember(); err != nil {
 		return nil, fail(err)
 	}
-	known := names{}
-	for _, p := range append(files, placed{rootName, spec.RootDisk.Path, true}, placed{dataName, spec.DataDisk.Path, true}) {
-		if p.target == "" {
-			continue
-		}
-		if known[p.name], err = d.starter.place(root, p); err != nil {
-			return nil, fail(err)
-		}
-	}
-	w, err := watch(root)
-	if err != nil {
-		return nil, fail(err)
-	}
-	defer w.close()
 
 	console, err := process.NewOutput(&m.console)
 	if err != nil {
@@ -103,7 +101,18 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 	}
 	defer said.Theirs.Close()
 	m.drained = []<-chan struct{}{console.Drained(), said.Drained()}
-	if m.process, err = d.starter.start(f.caps.Binary, d.arguments(spec), root, spec, console.Theirs, said.Theirs); err != nil {
+	var root *os.File
+	var w *watcher
+	defer func() {
+		root.Close() // nil is no file, and that is no error worth knowing
+		w.close()
+	}()
+	m.process, err = d.starter.start(order{f.caps.Binary, d.arguments(known), spec, files, console.Theirs, said.Theirs}, func(r *os.File) (err error) {
+		root = r
+		w, err = watch(root)
+		return err
+	})
+	if err != nil {
 		return nil, fail(fmt.Errorf("start %s: %w", f.caps.Binary, err))
 	}
 	// So that what it prints has an end when it has.
@@ -136,13 +145,13 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 	return m, nil
 }
 
-// arguments is Firecracker's command line.
-func (d *Driver) arguments(spec vmm.Spec) []string {
+// arguments is Firecracker's command line, without its id.
+func (d *Driver) arguments(known names) []string {
 	// What is logged goes to the console's stream, between the guest's lines. Errors are worth that; warnings come by the dozen while a kernel looks
 	// for devices.
-	args := []string{"--id", spec.ID, "--api-sock", apiSocket, "--level", "Error"}
-	if d.SeccompFilter != "" {
-		args = append(args, "--seccomp-filter", d.SeccompFilter)
+	args := []string{"--api-sock", apiSocket, "--level", "Error"}
+	if filter := known[seccompName]; filter != "" {
+		args = append(args, "--seccomp-filter", filter)
 	}
 	return args
 }
@@ -203,10 +212,17 @@ func recall(dir string) (k kept, err error) {
 	return k, json.Unmarshal(text, &k)
 }
 
-// releaseMachine removes everything of a machine whose process is gone.
-func (d *Driver) releaseMachine(dir, root string) error {
-	err := d.starter.release(root)
-	err = errors.Join(err, ignoreMissing(os.Remove(filepath.Join(dir, machineFile))))
+// openRoot opens the root of a machine that runs.
+func (m *machine) openRoot() (*os.File, error) {
+	if m.kept.Jailed {
+		return m.process.Root()
+	}
+	return os.Open(filepath.Join(m.handle.Dir, rootDir))
+}
+
+// release removes everything of a machine whose process is gone. What is not there is no error.
+func (d *Driver) release(id, dir string) error {
+	err := errors.Join(os.RemoveAll(filepath.Join(dir, rootDir)), d.jail.release(id, dir), ignoreMissing(os.Remove(filepath.Join(dir, machineFile))))
 	if err != nil {
 		return warmboot.Errorf(warmboot.Internal, "release machine", "%w", err)
 	}

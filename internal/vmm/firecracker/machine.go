@@ -70,8 +70,8 @@ func (m *machine) Resume(ctx context.Context) error {
 	})
 }
 
-// Snapshot lets Firecracker write into files that we have made and opened to it: so they are ours from the first moment, and nothing has to be
-// fetched from a directory in which the VMM can put whatever it likes.
+// Snapshot lets Firecracker write the memory into a file that we have made and opened to it, and the state, which is small, into its root. We fetch
+// it from there, because the root is all that a process in a jail finds by then.
 func (m *machine) Snapshot(ctx context.Context, opts vmm.SnapshotOptions) (vmm.Snapshot, error) {
 	const op = "snapshot machine"
 	spec := m.kept.Spec
@@ -88,21 +88,14 @@ func (m *machine) Snapshot(ctx context.Context, opts vmm.SnapshotOptions) (vmm.S
 		if info.State != "Paused" {
 			return warmboot.Errorf(warmboot.Conflict, op, "machine %s is %.20q; pause it first", m.handle.ID, info.State)
 		}
-		if err := makeStateFile(opts.StateFile, spec.Owner); err != nil {
+		if err := c.CreateSnapshot(ctx, SnapshotCreate{SnapshotType: "Full", MemFilePath: m.kept.Memory, SnapshotPath: stateName}); err != nil {
+			return err
+		}
+		if err := m.fetchState(opts.StateFile); err != nil {
 			return vmm.FileError(op, err)
 		}
-		undo.Push("create state file", func() error { return os.Remove(opts.StateFile) })
-		request := SnapshotCreate{SnapshotType: "Full"}
-		for _, f := range []struct {
-			placed
-			name *string
-		}{{placed{name: memoryName, target: spec.MemoryFile}, &request.MemFilePath}, {placed{name: stateName, target: opts.StateFile}, &request.SnapshotPath}} {
-			if *f.name, err = m.driver.starter.place(m.kept.Root, f.placed); err != nil {
-				return vmm.FileError(op, err)
-			}
-			defer func() { _ = m.driver.starter.displace(m.kept.Root, f.placed) }()
-		}
-		return c.CreateSnapshot(ctx, request)
+		undo.Push("fetch state file", func() error { return os.Remove(opts.StateFile) })
+		return nil
 	})
 	if err != nil {
 		return vmm.Snapshot{}, err
@@ -121,20 +114,6 @@ func (m *machine) Snapshot(ctx context.Context, opts vmm.SnapshotOptions) (vmm.S
 	return snap, nil
 }
 
-func makeStateFile(path string, owner vmm.Owner) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if owner.Confined() {
-		if err := f.Chown(int(owner.UID), int(owner.GID)); err != nil {
-			return errors.Join(err, os.Remove(path))
-		}
-	}
-	return nil
-}
-
 // command connects to Firecracker, runs f and disconnects.
 func (m *machine) command(ctx context.Context, op string, f func(*Client) error) error {
 	select {
@@ -143,7 +122,7 @@ func (m *machine) command(ctx context.Context, op string, f func(*Client) error)
 	case <-ctx.Done():
 		return m.unreachable(ctx, op, ctx.Err())
 	}
-	conn, err := dial(ctx, m.kept.Root, apiSocket, m.kept.Spec.Owner)
+	conn, err := m.dial(ctx, apiSocket)
 	if err != nil {
 		return m.unreachable(ctx, op, err)
 	}
@@ -186,7 +165,7 @@ func (m *machine) Stop(ctx context.Context, grace time.Duration) error {
 	if err := m.kill(ctx); err != nil {
 		return err
 	}
-	if err := m.driver.releaseMachine(m.handle.Dir, m.kept.Root); err != nil {
+	if err := m.driver.release(m.handle.ID, m.handle.Dir); err != nil {
 		return err
 	}
 	m.gone = true

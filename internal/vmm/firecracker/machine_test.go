@@ -477,7 +477,7 @@ func TestMachineOutlivesUs(t *testing.T) {
 		if err := json.Unmarshal([]byte(text), &h); err != nil {
 			t.Fatal(err)
 		}
-		d := New(Config{Unjailed: true, Binary: h.Binary})
+		d := newDriver(Config{Unjailed: true, Binary: h.Binary})
 		d.found = &found{h.Caps, Release{1, 15, 1}}
 		m, err := d.Restore(t.Context(), h.Snap, h.Opts)
 		if err != nil {
@@ -554,7 +554,7 @@ func TestProbe(t *testing.T) {
 	t.Parallel()
 	c := configFor(t, standin.Profile{Version: "1.16.1"})
 	c.StateDir = filepath.Join(shared(t), "vmm")
-	caps, err := New(c).Probe(t.Context())
+	caps, err := newDriver(c).Probe(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -581,7 +581,7 @@ func TestProbe(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, profile, text)
-	if again, err := New(c).Probe(t.Context()); err != nil || again != caps {
+	if again, err := newDriver(c).Probe(t.Context()); err != nil || again != caps {
 		t.Errorf("the second time: %+v, %v", again, err)
 	}
 	later := time.Now().Add(time.Hour)
@@ -594,7 +594,7 @@ func TestProbe(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the second time it is remembered
-		_, err = New(c).Probe(t.Context())
+		_, err = newDriver(c).Probe(t.Context())
 		wantError(t, err, warmboot.Unavailable, "KVM internal error")
 	}
 	if left, _ := filepath.Glob(filepath.Join(os.TempDir(), "warmboot-kvm-*")); len(left) > 0 {
@@ -627,14 +627,14 @@ func TestProbeFails(t *testing.T) {
 			if c.change != nil {
 				c.change(&config)
 			}
-			_, err := New(config).Probe(t.Context())
+			_, err := newDriver(config).Probe(t.Context())
 			wantError(t, err, warmboot.Unavailable, c.says)
 		})
 	}
 	t.Run("canceled", func(t *testing.T) {
 		t.Parallel()
 		ctx, cancel := context.WithCancel(t.Context())
-		d := New(configFor(t, standin.Profile{Version: "1.15.1", Faults: standin.Faults{NoSocket: true}}))
+		d := newDriver(configFor(t, standin.Profile{Version: "1.15.1", Faults: standin.Faults{NoSocket: true}}))
 		time.AfterFunc(100*time.Millisecond, cancel)
 		_, err := d.Probe(ctx)
 		wantError(t, err, warmboot.Canceled, "")

@@ -1,7 +1,10 @@
 package firecracker
 
 import (
+	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 
@@ -25,6 +28,12 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		if dir, err := keptDir(); err == nil {
 			os.RemoveAll(dir)
+		}
+		if root, err := hierarchy(); err == nil && root != "" && os.Getenv(jailedVar) == "" {
+			if err := os.Remove(filepath.Join(root, testCgroup())); err != nil && !errors.Is(err, os.ErrNotExist) {
+				fmt.Fprintln(os.Stderr, "a cgroup is left:", err)
+				code = 1
+			}
 		}
 		os.Exit(code)
 	}))

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"sync/atomic"
 	"time"
 
 	"warmboot"
@@ -51,7 +52,12 @@ func (d *Driver) probe(ctx context.Context) (*found, error) {
 	if err != nil {
 		return nil, err
 	}
-	stamp, err := probe.Stamp(op, binary, "1", layout, d.SeccompFilter)
+	if !d.Unjailed {
+		if err := d.jail.check(op, binary); err != nil {
+			return nil, err
+		}
+	}
+	stamp, err := probe.Stamp(op, binary, "2", layout, d.SeccompFilter, d.Unjailed)
 	if err != nil {
 		return nil, err
 	}
@@ -150,6 +156,9 @@ func (d *Driver) tryKVM(ctx context.Context, caps vmm.Capabilities, release Rele
 	return "", true
 }
 
+// probes counts them: there may be several drivers.
+var probes atomic.Int64
+
 // bootOnce boots a kernel that finds no root file system. It is as quiet as others, because each character on the serial port costs an exit to
 // Firecracker; the panic that it ends with is printed all the same.
 func (d *Driver) bootOnce(ctx context.Context, f *found, kernel string) error {
@@ -167,7 +176,7 @@ func (d *Driver) bootOnce(ctx context.Context, f *found, kernel string) error {
 		return err
 	}
 	spec := vmm.Spec{
-		ID: "kvm-probe", Dir: dir, VCPUs: 1, MemoryMiB: 256, Kernel: filepath.Join(dir, "kernel"), Owner: probe.Nobody,
+		ID: fmt.Sprintf("kvm-probe-%d-%d", os.Getpid(), probes.Add(1)), Dir: dir, VCPUs: 1, MemoryMiB: 256, Kernel: filepath.Join(dir, "kernel"), Owner: probe.Nobody,
 	}
 	packed, err := isPacked(kernel)
 	if err == nil && packed {

@@ -28,12 +28,13 @@ func realRig(t testing.TB) *rig {
 	if len(binaries) == 0 {
 		return nil
 	}
-	return rigOf(t, binaries[0])
+	return rigOf(t, Config{Unjailed: true, Binary: binaries[0]})
 }
 
-func rigOf(t testing.TB, binary string) *rig {
+func rigOf(t testing.TB, config Config) *rig {
 	t.Helper()
-	d := New(Config{Unjailed: true, Binary: binary, Balloon: true})
+	config.Balloon = true
+	d, binary := newDriver(config), config.Binary
 	version, err := askBinary(t.Context(), "ask", binary, "--version", versionLine)
 	if err != nil {
 		t.Fatal(err)
@@ -53,7 +54,9 @@ func rigOf(t testing.TB, binary string) *rig {
 	d.found = &found{vmm.Capabilities{Driver: driverName, Version: release.String(), Binary: binary, BinaryDigest: digest, SnapshotVersion: format}, release}
 	r := &rig{Driver: d, dir: shared(t)}
 	r.spec = machineSpec(t, r.dir)
-	r.spec.Owner = vmm.Owner{} // who may always use KVM, if anybody may
+	if config.Unjailed {
+		r.spec.Owner = vmm.Owner{} // who may always use KVM, if anybody may; in a jail everybody may
+	}
 	write(t, r.spec.RootDisk.Path, make([]byte, 1<<20))
 	write(t, r.spec.DataDisk.Path, make([]byte, 1<<20))
 	write(t, r.spec.Initrd, make([]byte, 4096))
@@ -82,15 +85,37 @@ func rigOf(t testing.TB, binary string) *rig {
 	return r
 }
 
+// realConfigs are the ways in which the real ones can be started here: each directly, and in its jail if it needs no libraries.
+func realConfigs(t *testing.T) (all []Config) {
+	t.Helper()
+	for _, binary := range realBinaries() {
+		all = append(all, Config{Binary: binary, Unjailed: true})
+		jailed := Config{Binary: binary, Unlimited: !limitable()}
+		if err := newDriver(jailed).jail.check("jail machines", binary); err != nil {
+			t.Logf("SKIPPED: %s is not tried in a jail: %v", binary, err)
+			continue
+		}
+		all = append(all, jailed)
+	}
+	return all
+}
+
+func nameOf(c Config) string {
+	if c.Unjailed {
+		return c.Binary + "/direct"
+	}
+	return c.Binary + "/jailed"
+}
+
 // What the stand-in was written for: the driver's exchange with real releases.
 func TestRealFirecracker(t *testing.T) {
 	binaries := realBinaries()
 	if len(binaries) == 0 {
 		t.Skipf("SKIPPED: this test starts real Firecrackers; set %s to their paths, divided by colons", firecrackerVar)
 	}
-	for _, binary := range binaries {
-		t.Run(binary, func(t *testing.T) {
-			r := rigOf(t, binary)
+	for _, config := range realConfigs(t) {
+		t.Run(nameOf(config), func(t *testing.T) {
+			r := rigOf(t, config)
 			t.Logf("Firecracker %s, snapshots of format %s", r.found.release, r.found.caps.SnapshotVersion)
 			for range 3 {
 				m := r.mustRestore(t)
@@ -100,7 +125,7 @@ func TestRealFirecracker(t *testing.T) {
 				}
 				_, err := m.(vmm.MemoryReclaimer).Reclaim(t.Context(), 0) // its kernel has no driver for the balloon
 				wantError(t, err, warmboot.Conflict, "no balloon")
-				again, err := New(Config{Unjailed: true, Binary: binary}).Recover(t.Context(), m.Handle())
+				again, err := newDriver(config).Recover(t.Context(), m.Handle())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -157,13 +182,13 @@ func TestRealConformance(t *testing.T) {
 	for _, binary := range binaries {
 		t.Run(binary, func(t *testing.T) {
 			config := Config{Unjailed: true, Binary: binary, ProbeKernel: kernel, StateDir: t.TempDir()}
-			caps, err := New(config).Probe(t.Context())
+			caps, err := newDriver(config).Probe(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
 			vmmtest.Run(t, vmmtest.Suite{
-				New:   func(*testing.T) vmm.Driver { return New(config) },
-				Again: func(*testing.T, vmm.Driver) vmm.Driver { return New(config) },
+				New:   func(*testing.T) vmm.Driver { return newDriver(config) },
+				Again: func(*testing.T, vmm.Driver) vmm.Driver { return newDriver(config) },
 				Spec: func(t *testing.T) vmm.Spec {
 					spec := machineSpec(t, dir)
 					spec.Kernel, spec.Initrd, spec.MemoryMiB = kernel, initrd, 128
@@ -186,7 +211,7 @@ func TestRealMachineOutlivesUs(t *testing.T) {
 		if err := json.Unmarshal([]byte(text), &spec); err != nil {
 			t.Fatal(err)
 		}
-		m, err := New(Config{Unjailed: true, Binary: realBinaries()[0], ProbeKernel: spec.Kernel, StateDir: filepath.Dir(spec.Dir)}).Create(t.Context(), spec)
+		m, err := newDriver(Config{Unjailed: true, Binary: realBinaries()[0], ProbeKernel: spec.Kernel, StateDir: filepath.Dir(spec.Dir)}).Create(t.Context(), spec)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -204,7 +229,7 @@ func TestRealMachineOutlivesUs(t *testing.T) {
 	spec := machineSpec(t, dir)
 	spec.Kernel, spec.Initrd, spec.MemoryMiB = vmmtest.Kernel(t), vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...), 128
 	spec.KernelArgs = append(strings.Fields(os.Getenv(kernelArgsVar)), "ignore_loglevel")
-	r := &rig{Driver: New(Config{Unjailed: true, Binary: realBinaries()[0]}), dir: dir}
+	r := &rig{Driver: newDriver(Config{Unjailed: true, Binary: realBinaries()[0]}), dir: dir}
 	spec.ID, spec.Dir = r.place(t)
 	text, err := json.Marshal(spec)
 	if err != nil {

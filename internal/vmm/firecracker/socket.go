@@ -3,10 +3,8 @@ package firecracker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,29 +12,24 @@ import (
 	"warmboot/internal/vmm"
 )
 
-// dial connects to a socket that a machine's process has made in its root. The process owns the root and may be the guest's by now, so
-// whatever is there is taken for the socket only if it is one, of the process's own making: a link could lead us, who may be root,
-// anywhere.
-func dial(ctx context.Context, root, name string, owner vmm.Owner) (*net.UnixConn, error) {
-	dir, err := os.Open(root)
+// dial connects to a socket that the machine's process has made in its root.
+func (m *machine) dial(ctx context.Context, name string) (*net.UnixConn, error) {
+	root, err := m.openRoot()
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
-	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	defer root.Close()
+	return dial(ctx, root, name, m.kept.Spec.Owner)
+}
+
+func dial(ctx context.Context, root *os.File, name string, owner vmm.Owner) (*net.UnixConn, error) {
+	f, err := look(root, name, unix.S_IFSOCK, owner)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: filepath.Join(root, name), Err: err}
-	}
-	defer func() { _ = unix.Close(fd) }()
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFSOCK || owner.Confined() && st.Uid != owner.UID {
-		return nil, fmt.Errorf("%s is no socket of the VMM's", filepath.Join(root, name))
-	}
-	// The descriptor leads to the very socket that was looked at. The path is short enough for a socket address, whatever root is.
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", fd))
+	defer f.Close()
+	// The path is short enough for a socket address, whatever root is.
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", fdPath(f))
 	if err != nil {
 		return nil, err
 	}
@@ -46,15 +39,15 @@ func dial(ctx context.Context, root, name string, owner vmm.Owner) (*net.UnixCon
 // watcher tells when something new appears in a directory.
 type watcher struct{ file *os.File }
 
-func watch(dir string) (*watcher, error) {
+func watch(dir *os.File) (*watcher, error) {
 	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
 	if err != nil {
 		return nil, err
 	}
 	w := &watcher{os.NewFile(uintptr(fd), "inotify")}
-	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ONLYDIR); err != nil {
+	if _, err := unix.InotifyAddWatch(fd, fdPath(dir), unix.IN_CREATE|unix.IN_MOVED_TO|unix.IN_ONLYDIR); err != nil {
 		w.close()
-		return nil, &os.PathError{Op: "watch", Path: dir, Err: err}
+		return nil, &os.PathError{Op: "watch", Path: dir.Name(), Err: err}
 	}
 	return w, nil
 }
@@ -73,14 +66,18 @@ func (w *watcher) next(ctx context.Context, limit time.Time) error {
 
 // close ends the watching. Not in line: the kernel takes tens of milliseconds for it, in which it waits for whoever may still look at the
 // watch.
-func (w *watcher) close() { go w.file.Close() }
+func (w *watcher) close() {
+	if w != nil {
+		go w.file.Close()
+	}
+}
 
 // listenPause is how long a socket may be there without being listened to: its maker does one right after the other.
 const listenPause = time.Millisecond
 
 // awaitSocket connects to a socket as soon as the process has made it. w must have been made before the process was started. It gives up
 // when ctx ends.
-func awaitSocket(ctx context.Context, w *watcher, root, name string, owner vmm.Owner) (*net.UnixConn, error) {
+func awaitSocket(ctx context.Context, w *watcher, root *os.File, name string, owner vmm.Owner) (*net.UnixConn, error) {
 	stop := context.AfterFunc(ctx, func() { _ = w.file.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	for {

@@ -1,7 +1,6 @@
 package firecracker
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -15,80 +14,80 @@ import (
 // starter is how Firecracker's process is started. Either way it works in a directory of its own, its root, and is told of everything
 // by names relative to that: a snapshot keeps them, and they must mean each clone's own files.
 type starter interface {
-	// prepare makes the root of a machine, empty and its owner's, and says where it is.
-	prepare(spec vmm.Spec) (root string, err error)
-	// place lets the process find a file of ours, and returns by which name: p.name if that is fixed, else by any.
-	place(root string, p placed) (string, error)
-	// displace takes it away again.
-	displace(root string, p placed) error
-	// start runs Firecracker in the root. Its standard output goes to console and its standard error to said; both must be such that they bear
-	// our end (process.Output): Firecracker hangs for good in its handler of SIGPIPE, which itself prints.
-	start(binary string, args []string, root string, spec vmm.Spec, console, said *os.File) (*process.Process, error)
-	// release removes a root and everything in it. One that is not there is no error.
-	release(root string) error
+	// name is how the process will know a file: p.name if that is fixed, else any.
+	name(p placed) string
+	// start makes a root, which is the owner's, places the files there, and runs Firecracker in it. Before that it calls ready with the root, which
+	// ready keeps. What it made is released by Driver.release, after an error too.
+	start(o order, ready func(root *os.File) error) (*process.Process, error)
+}
+
+// order is what is to be started.
+type order struct {
+	binary string
+	args   []string
+	spec   vmm.Spec
+	files  []placed
+	// Firecracker's standard output and standard error; both must be such that they bear our end (process.Output): Firecracker hangs for
+	// good in its handler of SIGPIPE, which itself prints.
+	console, said *os.File
 }
 
 // placed is a file of ours that a machine's process is to find. Its name in the root is fixed if a snapshot keeps it.
 type placed struct {
 	name, target string
 	fixed        bool
+	writable     bool
 }
 
 // direct starts the binary itself, as the machine's owner. There is no wall around it but its user and its own seccomp filter, so
-// this is for hosts without the jailer, and for tests.
+// this is for development, and for tests.
 type direct struct{}
 
 // rootDir is the root's name in a machine's directory. The directory is ours alone, so nobody can put something else in its place.
 const rootDir = "root"
 
-func (direct) prepare(spec vmm.Spec) (string, error) {
-	root := filepath.Join(spec.Dir, rootDir)
-	if err := os.Mkdir(root, 0o700); err != nil {
-		return "", err
+func (direct) name(p placed) string {
+	if p.fixed {
+		return p.name
 	}
-	if spec.Owner.Confined() {
-		if err := os.Chown(root, int(spec.Owner.UID), int(spec.Owner.GID)); err != nil {
-			return "", errors.Join(err, os.Remove(root))
+	return p.target
+}
+
+func (direct) start(o order, ready func(*os.File) error) (*process.Process, error) {
+	path := filepath.Join(o.spec.Dir, rootDir)
+	if err := os.Mkdir(path, 0o700); err != nil {
+		return nil, err
+	}
+	if o.spec.Owner.Confined() {
+		if err := os.Chown(path, int(o.spec.Owner.UID), int(o.spec.Owner.GID)); err != nil {
+			return nil, err
 		}
 	}
-	return root, nil
-}
-
-// place makes a symbolic link where a name is needed, which is a tenth of a millisecond each time. (A hard link would change the file's ctime, by
-// which snapshot.Verifier knows that nobody has touched it.)
-func (direct) place(root string, p placed) (string, error) {
-	if !p.fixed {
-		return p.target, nil
+	for _, p := range o.files {
+		if !p.fixed {
+			continue // a symbolic link takes a tenth of a millisecond
+		}
+		// A hard link would change the file's ctime, by which snapshot.Verifier knows that nobody has touched it.
+		if err := os.Symlink(p.target, filepath.Join(path, p.name)); err != nil {
+			return nil, err
+		}
 	}
-	return p.name, os.Symlink(p.target, filepath.Join(root, p.name))
-}
-
-func (direct) displace(root string, p placed) error {
-	if !p.fixed {
-		return nil
-	}
-	return os.Remove(filepath.Join(root, p.name))
-}
-
-func (direct) start(binary string, args []string, root string, spec vmm.Spec, console, said *os.File) (*process.Process, error) {
-	dir, err := os.Open(root)
+	root, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
-	cmd := exec.Command(binary, args...)
+	if err := ready(root); err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(o.binary, append([]string{"--id", o.spec.ID}, o.args...)...)
 	// By its descriptor, which the child still has when it changes there: the owner may not pass through the directories above.
-	cmd.Dir = fmt.Sprintf("/proc/self/fd/%d", dir.Fd())
+	cmd.Dir = fmt.Sprintf("/proc/self/fd/%d", root.Fd())
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C"}
-	cmd.Stdout, cmd.Stderr = console, said
+	cmd.Stdout, cmd.Stderr = o.console, o.said
 	var p *process.Process
-	err = netns.Do(spec.Network.Namespace, func() (err error) {
-		p, err = process.Start(cmd, spec.Owner, nil)
+	err = netns.Do(o.spec.Network.Namespace, func() (err error) {
+		p, err = process.Start(cmd, o.spec.Owner, nil)
 		return err
 	})
 	return p, err
-}
-
-func (direct) release(root string) error {
-	return os.RemoveAll(root)
 }

@@ -35,7 +35,10 @@ type Process struct {
 // Start starts a command as owner, in a session of its own. A process that is not root keeps the capabilities in ambient, and may
 // use KVM if a group may.
 func Start(cmd *exec.Cmd, owner vmm.Owner, ambient []uintptr) (*Process, error) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setsid = true
 	if owner.Confined() {
 		groups, err := KVMGroup()
 		if err != nil {
@@ -177,16 +180,24 @@ func (p *Process) ended() {
 
 // Signal sends a signal; to a process that has ended it is no error.
 func (p *Process) Signal(sig unix.Signal) error {
+	if err := p.send(sig); !errors.Is(err, ErrGone) {
+		return err
+	}
+	return nil
+}
+
+// send is Signal to a process that may be an ErrGone.
+func (p *Process) send(sig unix.Signal) error {
 	raw, err := p.fd.SyscallConn()
 	if err != nil {
-		return nil //nolint:nilerr // closed: it has ended
+		return ErrGone // closed: it has ended
 	}
 	var sent error
 	if err := raw.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); err != nil {
-		return nil //nolint:nilerr // closed meanwhile
+		return ErrGone // closed meanwhile
 	}
 	if errors.Is(sent, unix.ESRCH) {
-		return nil
+		return ErrGone
 	}
 	return sent
 }
@@ -199,4 +210,17 @@ func (p *Process) Wait(ctx context.Context) bool {
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// Root opens what is the root directory to the process; an ErrGone if it has ended.
+func (p *Process) Root() (*os.File, error) {
+	root, err := os.Open(fmt.Sprintf("/proc/%d/root", p.PID))
+	// As long as nobody has been told of its end, its number is its own, so it was its root that was opened.
+	if gone := p.send(0); gone != nil {
+		if err == nil {
+			root.Close()
+		}
+		return nil, gone
+	}
+	return root, err
 }
