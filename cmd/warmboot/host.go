@@ -14,6 +14,7 @@ import (
 	"warmboot/internal/hostnet"
 	"warmboot/internal/rollback"
 	"warmboot/internal/vmm/choice"
+	"warmboot/internal/vmm/firecracker/install"
 )
 
 // openHost opens this machine's agent. c has what the options do not.
@@ -48,6 +49,7 @@ func chooseVMM(ctx context.Context, server cli.ServerOptions, o cli.HostOptions,
 	}
 	chosen, err := choice.Make(ctx, choice.Config{
 		Want: o.VMM.Want, Firecracker: o.VMM.Firecracker, Jailer: o.VMM.Jailer, Unjailed: o.VMM.NoJailer,
+		Places:   []string{install.Binary()},
 		TAPs:     func(ctx context.Context) error { return hostnet.CanTAP(ctx, hostnet.Mode(o.Network), o.NetworkCIDR) },
 		StateDir: filepath.Join(server.StorageRoot, "vmm"), Log: log,
 	})
