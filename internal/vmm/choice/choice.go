@@ -59,8 +59,8 @@ type Choice struct {
 	Warning string
 }
 
-// unjailedWarning is said wherever a warning can be said.
-const unjailedWarning = "FIRECRACKER RUNS WITHOUT ITS JAILER (--unsafe-no-jailer): between a guest that breaks out of it and this machine there is only an unprivileged user; for development only"
+// UnjailedWarning is said wherever a warning can be said.
+const UnjailedWarning = "FIRECRACKER RUNS WITHOUT ITS JAILER (--unsafe-no-jailer): between a guest that breaks out of it and this machine there is only an unprivileged user; for development only"
 
 // fix is what brings Firecracker to a host.
 const fix = "`warmboot doctor --fix` installs it, or name its binary with --firecracker (FIRECRACKER)"
@@ -162,7 +162,7 @@ func (h *candidates) choose(ctx context.Context) (*Choice, error) {
 	if fcErr == nil {
 		choice := &Choice{Driver: h.fc, Other: h.q, Found: found, Warning: found.Warning}
 		if h.Unjailed {
-			choice.Warning = join(unjailedWarning, found.Warning)
+			choice.Warning = join(UnjailedWarning, found.Warning)
 		}
 		return choice, nil
 	}
