@@ -97,9 +97,9 @@ func TestWhatDoctorSays(t *testing.T) {
 		if got.Status == Fail && got.Fix == "" {
 			t.Errorf("%s: %+v fails and does not say what to do", when, got)
 		}
-		for path, name := range map[string]string{c.Firecracker: "FIRECRACKER", filepath.Dir(c.Firecracker): "BESIDE", c.QEMU: "QEMU", filepath.Dir(c.QEMU): "DIR"} {
-			if path != "" && path != "." {
-				got.Detail, got.Fix = strings.ReplaceAll(got.Detail, path, name), strings.ReplaceAll(got.Fix, path, name)
+		for _, r := range [][2]string{{c.Firecracker, "FIRECRACKER"}, {filepath.Dir(c.Firecracker), "BESIDE"}, {c.QEMU, "QEMU"}, {filepath.Dir(c.QEMU), "DIR"}} {
+			if r[0] != "" && r[0] != "." {
+				got.Detail, got.Fix = strings.ReplaceAll(got.Detail, r[0], r[1]), strings.ReplaceAll(got.Fix, r[0], r[1])
 			}
 		}
 		// And so does why QEMU has no KVM on the machine that runs this.
