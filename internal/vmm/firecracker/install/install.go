@@ -25,8 +25,8 @@ import (
 	"warmboot/internal/rollback"
 )
 
-// Version is the release that is installed. It is the newest one before 1.16 (April 2026), whose first two releases lose the guest's
-// channel after a restore or a pause (https://github.com/firecracker-microvm/firecracker/issues/5969 and /6074).
+// Version is the release that is installed: the newest that our suites have run with and that has no known fault. The first two releases of 1.16
+// lose the guest's channel after a restore or a pause (https://github.com/firecracker-microvm/firecracker/issues/5969 and /6074).
 const Version = "v1.15.1"
 
 // Dir is where releases are installed. It is root's, like the programs beside it, and no part of the storage root: that is data, which may be
