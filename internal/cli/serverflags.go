@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -36,6 +37,7 @@ type ControlOptions struct {
 type HostOptions struct {
 	PlainHTTPRegistries []string // host[:port]
 	ImageRoots          []string // directories that registered images may lie in, besides the storage root's own
+	KernelArgs          []string // added to those of every guest's kernel
 	VCPUs, MemoryMiB    int      // of a microVM that asks for no more; 0: the default
 	MaxVMs              int      // that are placed here; 0: the default
 	Network             string   // "auto", "tap" or "user"
@@ -131,8 +133,9 @@ func (c *controlFlags) read() error {
 
 // hostFlags are the flags of HostOptions.
 type hostFlags struct {
-	o    *HostOptions
-	cidr string
+	o          *HostOptions
+	cidr       string
+	kernelArgs string
 }
 
 func (a *app) newHostFlags(f *pflag.FlagSet, o *HostOptions) *hostFlags {
@@ -148,6 +151,7 @@ func (a *app) newHostFlags(f *pflag.FlagSet, o *HostOptions) *hostFlags {
 	f.StringVar(&o.VMM.Jailer, "jailer", a.Env("JAILER"), "its jailer's `binary`; if left out, the one beside it, or else the one in PATH (JAILER)")
 	f.BoolVar(&o.VMM.NoJailer, "unsafe-no-jailer", false, "run Firecracker without its jailer; for development only")
 	f.StringVar(&c.cidr, "network-cidr", a.env("MANAGER_NETWORK_CIDR", hostnet.DefaultCIDR.String()), "`network` that microVMs with TAPs have addresses from, inside this host only (MANAGER_NETWORK_CIDR)")
+	f.StringVar(&c.kernelArgs, "kernel-args", a.Env("CONTAINER_RUNTIME_KERNEL_ARGS"), "`arguments` added to those of every guest's kernel; snapshots keep those that they were built with (CONTAINER_RUNTIME_KERNEL_ARGS)")
 	return c
 }
 
@@ -164,6 +168,7 @@ func (c *hostFlags) read() error {
 	if c.o.VMM.NoJailer && c.o.VMM.Jailer != "" {
 		return invalid("--jailer (JAILER) and --unsafe-no-jailer do not go together")
 	}
+	c.o.KernelArgs = strings.Fields(c.kernelArgs)
 	var err error
 	if c.o.NetworkCIDR, err = netip.ParsePrefix(c.cidr); err != nil {
 		return invalid("--network-cidr (MANAGER_NETWORK_CIDR) is %q, which is not a network; use one like %s", c.cidr, hostnet.DefaultCIDR)
