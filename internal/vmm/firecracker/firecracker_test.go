@@ -133,7 +133,7 @@ func kill(t *testing.T, pid int) {
 	}
 }
 
-// find returns the process of a machine that runs a binary, or 0.
+// find returns the process of a machine that runs a binary, in its jail or not, or 0.
 func find(t testing.TB, binary, id string) int {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -142,7 +142,7 @@ func find(t testing.TB, binary, id string) int {
 	}
 	for _, f := range files {
 		text, err := os.ReadFile(f)
-		if args := strings.Split(string(text), "\x00"); err == nil && len(args) > 3 && filepath.Base(args[0]) == filepath.Base(binary) && args[1] == "--id" && args[2] == id {
+		if args := strings.Split(string(text), "\x00"); err == nil && len(args) > 3 && (args[0] == binary || args[0] == "/"+filepath.Base(binary)) && args[1] == "--id" && args[2] == id {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
 			return pid
 		}

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -70,10 +71,10 @@ type env struct {
 	dir    string
 	spec   vmm.Spec // of the frozen machine
 	snap   vmm.Snapshot
-
-	mu    sync.Mutex
-	count int
 }
+
+// machines counts those of all suites in this process: what a driver keeps of a machine elsewhere than in its directory has its id.
+var machines atomic.Int64
 
 // dir makes a temporary directory that a VMM which is not root can pass through.
 func dir(t *testing.T) string {
@@ -98,10 +99,7 @@ func (e *env) context(t *testing.T) context.Context {
 // place gives a machine an id and a directory of its own.
 func (e *env) place(t *testing.T) (id, path string) {
 	t.Helper()
-	e.mu.Lock()
-	e.count++
-	id = fmt.Sprintf("test-%d-%d", os.Getpid(), e.count)
-	e.mu.Unlock()
+	id = fmt.Sprintf("test-%d-%d", os.Getpid(), machines.Add(1))
 	path = filepath.Join(e.dir, id)
 	if err := os.Mkdir(path, 0o700); err != nil {
 		t.Fatal(err)
