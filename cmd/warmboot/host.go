@@ -28,7 +28,7 @@ func openHost(ctx context.Context, server cli.ServerOptions, o cli.HostOptions, 
 		return nil, err
 	}
 	c.ImageRoots, c.PlainHTTPRegistries = o.ImageRoots, o.PlainHTTPRegistries
-	c.VCPUs, c.MemoryMiB, c.MaxVMs, c.OwnerBase = o.VCPUs, o.MemoryMiB, o.MaxVMs, base
+	c.VCPUs, c.MemoryMiB, c.MaxVMs, c.OwnerBase, c.KernelArgs = o.VCPUs, o.MemoryMiB, o.MaxVMs, base, o.KernelArgs
 	c.Network = hostnet.Config{Mode: hostnet.Mode(o.Network), CIDR: o.NetworkCIDR}
 	host, err := agent.Open(ctx, c)
 	if err != nil {

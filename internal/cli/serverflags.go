@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -36,6 +37,7 @@ type ControlOptions struct {
 type HostOptions struct {
 	PlainHTTPRegistries []string // host[:port]
 	ImageRoots          []string // directories that registered images may lie in, besides the storage root's own
+	KernelArgs          []string // added to those of every guest's kernel
 	VCPUs, MemoryMiB    int      // of a microVM that asks for no more; 0: the default
 	MaxVMs              int      // that are placed here; 0: the default
 	Network             string   // "auto", "tap" or "user"
@@ -131,8 +133,9 @@ func (c *controlFlags) read() error {
 
 // hostFlags are the flags of HostOptions.
 type hostFlags struct {
-	o    *HostOptions
-	cidr string
+	o          *HostOptions
+	cidr       string
+	kernelArgs string
 }
 
 func (a *app) newHostFlags(f *pflag.FlagSet, o *HostOptions) *hostFlags {
@@ -145,6 +148,7 @@ func (a *app) newHostFlags(f *pflag.FlagSet, o *HostOptions) *hostFlags {
 	f.StringVar(&o.Network, "network", a.env("MANAGER_NETWORK", "auto"), "`kind` of network that microVMs have: tap, in namespaces of their own; user, by QEMU itself; or auto: tap where that works (MANAGER_NETWORK)")
 	a.vmmFlags(f, &o.VMM)
 	f.StringVar(&c.cidr, "network-cidr", a.env("MANAGER_NETWORK_CIDR", hostnet.DefaultCIDR.String()), "`network` that microVMs with TAPs have addresses from, inside this host only (MANAGER_NETWORK_CIDR)")
+	f.StringVar(&c.kernelArgs, "kernel-args", a.Env("CONTAINER_RUNTIME_KERNEL_ARGS"), "`arguments` added to those of every guest's kernel; snapshots keep those that they were built with (CONTAINER_RUNTIME_KERNEL_ARGS)")
 	return c
 }
 
@@ -177,6 +181,7 @@ func (c *hostFlags) read() error {
 	if c.o.VMM.Want == choice.Firecracker && c.o.Network == "user" {
 		return invalid("--vmm firecracker and --network user do not go together: Firecracker has no network of its own, and needs TAPs")
 	}
+	c.o.KernelArgs = strings.Fields(c.kernelArgs)
 	var err error
 	if c.o.NetworkCIDR, err = netip.ParsePrefix(c.cidr); err != nil {
 		return invalid("--network-cidr (MANAGER_NETWORK_CIDR) is %q, which is not a network; use one like %s", c.cidr, hostnet.DefaultCIDR)

@@ -6,6 +6,7 @@ import (
 	"path"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"warmboot/internal/vmm/vmmtest"
 	"warmboot/test/nestedhost"
@@ -45,10 +46,15 @@ func compile(t *testing.T, m *nestedhost.Machine, name string, args ...string) {
 // runTests runs tests of a package of ours in the machine: not one may be skipped.
 func runTests(t *testing.T, m *nestedhost.Machine, pkg, pattern string, env ...string) {
 	t.Helper()
+	runTestsFor(t, m, 5*time.Minute, pkg, pattern, env...)
+}
+
+func runTestsFor(t *testing.T, m *nestedhost.Machine, limit time.Duration, pkg, pattern string, env ...string) {
+	t.Helper()
 	binary := "/root/" + path.Base(pkg) + ".test"
 	compile(t, m, binary, "test", "-c", pkg)
-	code, err := m.Exec(t.Context(), nestedhost.Command{
-		Argv:   []string{binary, "-test.v", "-test.failfast", "-test.timeout=5m", "-test.run=" + pattern},
+	code, err := m.Exec(within(t, limit+time.Minute), nestedhost.Command{
+		Argv:   []string{binary, "-test.v", "-test.failfast", "-test.timeout=" + limit.String(), "-test.run=" + pattern},
 		Env:    append(env, vmmtest.ImageVar+"="+remoteImage, vmmtest.AcceleratorVar+"=kvm"),
 		Stdout: t.Output(), Stderr: t.Output(),
 	})
@@ -76,7 +82,7 @@ func TestUnderKVM(t *testing.T) {
 			compile(t, m, guest, "build", "warmboot/internal/vmm/vmmtest/guest")
 			runTests(t, m, "warmboot/internal/vmm/qemu", "^(TestConformance|TestConfinement)$", vmmtest.GuestVar+"="+guest)
 		}},
-		{"warmboot as a user has it", asAUser},
+		{"warmboot as a user has it", func(t *testing.T, m *nestedhost.Machine) { asAUser(t, m, "qemu") }},
 	} {
 		t.Run(step.name, func(t *testing.T) { step.run(t, m) })
 	}
