@@ -136,11 +136,19 @@ func (k *keeper) tryOut(ctx context.Context) (err error) {
 		}
 	}
 	a, b := slots[0], slots[1]
-	if err := arrives(ctx, a, b.ns, b.slot); err != nil {
+	err = arrives(ctx, a, b.ns, b.slot)
+	if ctx.Err() != nil { // then it says nothing of firewalls
+		return ctx.Err()
+	}
+	if err != nil {
 		return &Obstacle{"this machine's firewall does not forward what microVMs send",
 			"let it forward from and to interfaces whose names begin with wb, as with `iptables -I DOCKER-USER -i wb+ -j ACCEPT; iptables -I DOCKER-USER -o wb+ -j ACCEPT` where Docker is", err}
 	}
-	if err := arrives(ctx, a, k.home, a.host); err != nil {
+	err = arrives(ctx, a, k.home, a.host)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
 		return &Obstacle{"this machine's firewall does not let microVMs ask it for names",
 			"let it accept what comes in by interfaces whose names begin with wb; warmboot's own rules keep microVMs away from everything but names and registries", err}
 	}
@@ -198,8 +206,11 @@ func arrives(ctx context.Context, from *tap, ns *os.File, to netip.Addr) error {
 			return err
 		}
 		_, _, err := in.ReadFromUDPAddrPort(make([]byte, 16))
-		if !errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil {
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 		if !time.Now().Before(deadline) {
 			return fmt.Errorf("what is sent from %s to %s is lost", from.slot, to)
