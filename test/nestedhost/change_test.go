@@ -83,6 +83,16 @@ func TestFirecrackerComesAndGoes(t *testing.T) {
 	sh(t, m, "mkdir -p "+installed+"; cp /root/fc/* "+installed)
 	serve("firecracker")
 	has("goes-on", "qemu")
+	doctor = sh(t, m, "warmboot doctor --fix 2>&1 || true")
+	t.Logf("$ warmboot doctor --fix\n%s", doctor)
+	for _, want := range []string{
+		"Firecracker: v1.15.1 is there already, and works: " + installed, "✓ KVM                  a kernel boots under Firecracker with it",
+		"✓ Firecracker          v1.15.1, snapshots of format ", "✓ jailer               v1.15.1, " + installed + "/jailer", "✓ microVMs run under   Firecracker v1.15.1 with KVM",
+	} {
+		if !strings.Contains(doctor, want) {
+			t.Errorf("doctor does not say %q", want)
+		}
+	}
 	begin := time.Now()
 	must(t, m, "warmboot", "start", "stopped")
 	t.Logf("a container that QEMU has run is up under Firecracker after %.1fs", time.Since(begin).Seconds())
