@@ -52,7 +52,7 @@ func limits(spec vmm.Spec) []limit {
 // memoryOverhead is how many MiB a machine may use besides its guest's memory, for a guest of so many.
 func memoryOverhead(mib int) int { return 64 + mib/32 }
 
-// cgroups is the parent of all machines' groups. Without one machines have no groups and no limits.
+// cgroups is the parent of all machines' groups.
 type cgroups struct {
 	name   string   // "warmboot", "a/b"
 	wanted []string // controllers
@@ -216,9 +216,6 @@ const emptyLimit = 5 * time.Second
 
 // remove ends what is left in a machine's group, which its main process was not alone in if the guest has broken out, and removes it.
 func (c *cgroups) remove(id string) error {
-	if c == nil {
-		return nil
-	}
 	root, err := hierarchy()
 	if err != nil || root == "" {
 		return err
@@ -237,9 +234,6 @@ func (c *cgroups) remove(id string) error {
 
 // sweep removes the groups of machines that ended when nobody looked.
 func (c *cgroups) sweep() error {
-	if c == nil {
-		return nil
-	}
 	root, err := hierarchy()
 	if err != nil || root == "" {
 		return err

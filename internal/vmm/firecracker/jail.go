@@ -27,9 +27,10 @@ import (
 // and whatever a guest that has broken out has left there, nothing of it is there afterwards; and the storage root's disk need not allow
 // devices or programs.
 type jailed struct {
-	jailer  string
-	cgroups *cgroups // nil: machines have no limits
-	sweep   sync.Once
+	jailer    string
+	unlimited bool
+	cgroups   *cgroups // also of machines that were started when there were limits
+	sweep     sync.Once
 }
 
 const (
@@ -45,11 +46,7 @@ const (
 
 // newJailed looks up what the jail needs. Nothing of it is looked at yet.
 func newJailed(c Config) *jailed {
-	j := &jailed{jailer: c.Jailer}
-	if !c.Unlimited {
-		j.cgroups = newCgroups(c.Cgroup)
-	}
-	return j
+	return &jailed{jailer: c.Jailer, unlimited: c.Unlimited, cgroups: newCgroups(c.Cgroup)}
 }
 
 // find returns the jailer's path.
@@ -78,13 +75,13 @@ func (j *jailed) check(op, binary string) error {
 	if err != nil {
 		return warmboot.Errorf(warmboot.Unavailable, op, "%s is no program that can be jailed: %w", binary, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
 			return warmboot.Errorf(warmboot.Unavailable, op, "%s needs libraries, and there are none in a jail; use the binary of a release, which needs none", binary)
 		}
 	}
-	if j.cgroups != nil {
+	if !j.unlimited {
 		if _, err := j.cgroups.parent(); err != nil {
 			return err
 		}
@@ -114,7 +111,7 @@ func (j *jailed) start(o order, ready func(*os.File) error) (p *process.Process,
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Unwind()) }()
 	how := &syscall.SysProcAttr{}
-	if j.cgroups != nil {
+	if !j.unlimited {
 		group, done, err := j.cgroups.make(o.spec)
 		if err != nil {
 			return nil, err
