@@ -531,6 +531,9 @@ func (h *Host) ScrubSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot)
 	if h.OnScrub != nil {
 		return h.OnScrub(ctx, snap)
 	}
+	if !h.HasSnapshot(snap.ID) {
+		return warmboot.Errorf(warmboot.NotFound, "scrub snapshot", "the files of snapshot %s are gone", snap.ID)
+	}
 	return nil
 }
 
