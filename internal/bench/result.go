@@ -47,10 +47,16 @@ type Machine struct {
 	Cores       int    `json:"cores"`
 	MemoryBytes int64  `json:"memory_bytes"`
 	Kernel      string `json:"kernel"`
-	VMM         string `json:"vmm"`         // "qemu-7.2.22"
+	VMM         string `json:"vmm"`         // "qemu-7.2.22", "v1.16.1" for Firecracker
 	Accelerator string `json:"accelerator"` // "kvm" or "tcg"
 	GoVersion   string `json:"go_version"`
 	Warmboot    string `json:"warmboot_version"`
+
+	// Of the VMM's binary and of the runtime image: their SHA-256. Results of earlier versions do not have these.
+	VMMDigest      string `json:"vmm_sha256,omitempty"`
+	ImageDigest    string `json:"runtime_image_digest,omitempty"`
+	SnapshotFormat string `json:"snapshot_format,omitempty"` // the VMM's
+	Network        string `json:"network,omitempty"`         // "tap" if microVMs have TAPs
 }
 
 // Sample is one boot.
