@@ -21,14 +21,14 @@ const (
 const noXSAVE = "noxsave"
 
 // bootWithFirecracker is a machine with the runtime image and Firecracker, installed as a user would have it.
-func bootWithFirecracker(t *testing.T) *nestedhost.Machine {
+func bootWithFirecracker(t *testing.T, with ...func(*nestedhost.Config)) *nestedhost.Machine {
 	t.Helper()
 	binaries := map[string]string{"firecracker": os.Getenv(firecrackerVar), "jailer": os.Getenv(jailerVar)}
 	if binaries["firecracker"] == "" || binaries["jailer"] == "" {
 		t.Skipf("SKIPPED: runs microVMs in a real Firecracker, in a machine that has KVM; run `make e2e-firecracker FIRECRACKER=binary JAILER=binary` with those of a release, which sets %s and %s",
 			firecrackerVar, jailerVar)
 	}
-	m := bootWithImage(t)
+	m := bootWithImage(t, with...)
 	for name, path := range binaries {
 		path, err := filepath.Abs(path)
 		if err != nil {
