@@ -2,6 +2,8 @@ package agent
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -154,7 +156,10 @@ func TestOrphansAreEnded(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: only root can start processes as other users")
 	}
-	ours, theirs := t.TempDir(), t.TempDir()
+	ours, theirs := filepath.Join(t.TempDir(), "with a space"), t.TempDir()
+	if err := os.Mkdir(ours, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	a := &Agent{Config: Config{Root: ours, OwnerBase: 1_900_097_000, Log: slog.New(slog.DiscardHandler)}}
 	start := func(dir string, uid uint32, args ...string) *exec.Cmd {
 		t.Helper()
@@ -175,11 +180,28 @@ func TestOrphansAreEnded(t *testing.T) {
 	mine := a.OwnerBase + 1
 	orphan, known := start(filepath.Join(ours, "vm"), mine), start(filepath.Join(ours, "vm"), mine)
 	other, stranger := start(filepath.Join(theirs, "vm"), mine), start(filepath.Join(ours, "vm"), a.OwnerBase+hostnet.MaxSlots+1)
+	// In a jail it works nowhere below our root, and says nothing of it.
+	jailed := exec.Command("unshare", "--mount", "sh", "-ec", `mount -t tmpfs "$1" /mnt; cd /; exec setpriv --reuid "$2" --regid "$2" --clear-groups sh -c 'echo in; exec sleep 100'`,
+		"sh", filepath.Join(ours, "vm"), fmt.Sprint(mine))
+	in, err := jailed.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := jailed.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = jailed.Process.Kill(); _ = jailed.Wait() })
+	if _, err := io.ReadFull(in, make([]byte, len("in\n"))); err != nil {
+		t.Fatal(err)
+	}
 	if err := a.killOrphans(map[int]bool{known.Process.Pid: true}); err != nil {
 		t.Fatal(err)
 	}
 	if err := orphan.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
 		t.Errorf("the orphan ended with %v", err)
+	}
+	if err := jailed.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("the orphan in a jail ended with %v", err)
 	}
 	for name, cmd := range map[string]*exec.Cmd{"known": known, "other root": other, "stranger": stranger} {
 		if err := cmd.Process.Signal(syscall.Signal(0)); err != nil {

@@ -145,7 +145,7 @@ func (l *launch) reconnect(ctx context.Context) error {
 }
 
 // killOrphans ends VMMs that an earlier process started below this storage root and did not live to write down. They are known by
-// their user, which is ours alone, and by our storage root in their command line, or by working below it.
+// their user, which is ours alone, and by our storage root in their command line, by working below it, or by a jail that has its name.
 func (a *Agent) killOrphans(adopted map[int]bool) error {
 	if os.Geteuid() != 0 {
 		return nil // without users of their own, VMMs cannot be told from the operator's other processes
@@ -169,7 +169,7 @@ func (a *Agent) killOrphans(adopted map[int]bool) error {
 			continue
 		}
 		at, _ := os.Readlink(filepath.Join(p, "cwd"))
-		if !strings.Contains(string(args), a.Root+"/") && !strings.HasPrefix(at, a.Root+"/") {
+		if !strings.Contains(string(args), a.Root+"/") && !strings.HasPrefix(at, a.Root+"/") && !jailedBelow(p, a.Root) {
 			continue
 		}
 		a.Log.Warn("A VMM that nobody knows is ended", "pid", pid)
@@ -179,3 +179,21 @@ func (a *Agent) killOrphans(adopted map[int]bool) error {
 	}
 	return nil
 }
+
+// jailedBelow reports whether a process is in a jail of a machine whose directory lies below root. In a jail nothing else tells: the driver gives the
+// machine's directory as the source of the file system that the jail lies in.
+func jailedBelow(proc, root string) bool {
+	mounts, err := os.ReadFile(filepath.Join(proc, "mountinfo"))
+	if err != nil {
+		return false // it has just ended
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if _, fs, _ := strings.Cut(line, " - "); strings.HasPrefix(fs, "tmpfs "+mangle.Replace(root)+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// mangle is how the kernel writes names in mountinfo.
+var mangle = strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`, "#", `\043`)

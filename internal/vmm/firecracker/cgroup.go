@@ -190,19 +190,25 @@ func (c *cgroups) make(spec vmm.Spec) (g *os.File, done func(), err error) {
 		}
 		err = os.Mkdir(path, 0o755)
 	}
-	for _, l := range c.limits(spec) {
-		if err == nil {
-			err = writeFile(filepath.Join(path, l.file), l.value)
-		}
-	}
 	if err == nil {
-		g, err = os.Open(path)
+		if g, err = openLimited(path, c.limits(spec)); err != nil {
+			err = errors.Join(err, os.Remove(path))
+		}
 	}
 	if err != nil {
 		unlock()
 		return nil, nil, warmboot.Errorf(warmboot.Internal, op, "%w", err)
 	}
 	return g, unlock, nil
+}
+
+func openLimited(path string, limits []limit) (*os.File, error) {
+	for _, l := range limits {
+		if err := writeFile(filepath.Join(path, l.file), l.value); err != nil {
+			return nil, err
+		}
+	}
+	return os.Open(path)
 }
 
 // emptyLimit is how long killed processes may take to be gone.

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"warmboot"
 	"warmboot/internal/guestrpc"
 	"warmboot/internal/vmm"
@@ -105,11 +107,15 @@ func freeze(t testing.TB, version string) *frozen {
 // out is given to it, because with some faults it could not find out anything.
 func newRig(t testing.TB, p standin.Profile) *rig {
 	t.Helper()
-	f := freeze(t, p.Version)
-	c := configFor(t, p)
+	return rigWith(t, p.Version, configFor(t, p))
+}
+
+func rigWith(t testing.TB, version string, c Config) *rig {
+	t.Helper()
+	f := freeze(t, version)
 	r := &rig{Driver: newDriver(c), dir: shared(t), snap: f.snap}
 	r.spec = machineSpec(t, r.dir)
-	release, err := ParseRelease(p.Version)
+	release, err := ParseRelease(version)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,6 +181,14 @@ func (r *rig) nothingLeft(t testing.TB, id, dir string) {
 	t.Helper()
 	if pid := find(t, r.Binary, id); pid != 0 {
 		t.Errorf("process %d is left", pid)
+	}
+	if path := groupOf(t, id); path != "" {
+		if _, err := os.Stat(path); err == nil {
+			t.Errorf("cgroup %s is left", path)
+		}
+	}
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), id) {
+		t.Errorf("mounts are left: %s, %v", mounts, err)
 	}
 	left, err := os.ReadDir(dir)
 	for _, f := range left {
@@ -627,7 +641,7 @@ func TestSocketThatIsNotTheVMMs(t *testing.T) {
 		"file":   func(path string) error { return os.WriteFile(path, nil, 0o666) },
 		"folder": func(path string) error { return os.Mkdir(path, 0o777) },
 	}
-	if owner.Confined() {
+	if owner.Confined() && !jailing() { // a jail is a file system of its own
 		put["hard link"] = func(path string) error { return os.Link(victim, path) } // of root's
 	}
 	for kind, put := range put {
@@ -650,6 +664,68 @@ func TestSocketThatIsNotTheVMMs(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	}
+}
+
+// Nor can it lead us to a state file that is not its own, or is none.
+func TestStateThatIsNotTheVMMs(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, standin.Profile{Version: "1.15.1"})
+	created, err := r.create(t, t.Context(), nil) // one that can be frozen: a restored one has a state already
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := created.(*machine)
+	secret := filepath.Join(r.dir, "secret")
+	write(t, secret, []byte("secret"))
+	root, err := m.openRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	path, other := filepath.Join(root.Name(), stateName), filepath.Join(root.Name(), "other")
+	mine := func(content []byte, size int64) error {
+		write(t, path, content)
+		return errors.Join(os.Truncate(path, size), os.Chown(path, int(owner.UID), int(owner.GID)))
+	}
+	for name, put := range map[string]func() error{
+		"link":       func() error { return os.Symlink(secret, path) },
+		"pipe":       func() error { return unix.Mkfifo(path, 0o666) },
+		"folder":     func() error { return os.Mkdir(path, 0o777) },
+		"too large":  func() error { return mine(nil, stateLimit+1) },
+		"hard link":  func() error { return errors.Join(mine([]byte("state"), 5), os.Link(path, other)) },
+		"nothing":    func() error { return nil },
+		"of another": func() error { return os.WriteFile(path, nil, 0o666) },
+	} {
+		if name == "of another" && os.Geteuid() != 0 {
+			continue
+		}
+		if err := put(); err != nil {
+			t.Fatal(name, err)
+		}
+		within(t, 5*time.Second, func() {
+			if err := m.fetchState(filepath.Join(r.dir, "fetched")); err == nil {
+				t.Errorf("%s: it was fetched", name)
+			}
+		})
+		if _, err := os.Stat(filepath.Join(r.dir, "fetched")); err == nil {
+			t.Errorf("%s: a file is left", name)
+		}
+		if err := errors.Join(os.RemoveAll(path), os.RemoveAll(other)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := mine([]byte("state"), 5); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.fetchState(filepath.Join(r.dir, "fetched")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(r.dir, "fetched")); string(got) != "state" {
+		t.Errorf("fetched %q, %v", got, err)
+	}
+	if _, err := os.Lstat(path); err == nil {
+		t.Error("the VMM still has it")
 	}
 }
 

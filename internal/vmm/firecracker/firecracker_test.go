@@ -19,6 +19,8 @@ import (
 // jailedVar, set to the name of a cgroup, has the tests start the stand-in in jails.
 const jailedVar = "WARMBOOT_TEST_FIRECRACKER_JAILED"
 
+func jailing() bool { return os.Getenv(jailedVar) != "" }
+
 // owner is a user that nothing else runs as.
 var owner = vmm.Owner{UID: 1_900_098_001, GID: 1_900_098_000}
 
@@ -53,6 +55,19 @@ func testCgroup() string {
 	return fmt.Sprintf("warmboot-test-%d", os.Getpid())
 }
 
+// groupOf is the path of a machine's cgroup; "" if there are none here.
+func groupOf(t testing.TB, id string) string {
+	t.Helper()
+	root, err := hierarchy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if root == "" {
+		return ""
+	}
+	return filepath.Join(root, testCgroup(), id)
+}
+
 // limitable reports whether machines can be limited here.
 func limitable() bool {
 	root, err := hierarchy()
@@ -82,7 +97,19 @@ func configFor(t testing.TB, p standin.Profile) Config {
 	t.Helper()
 	kernel := filepath.Join(shared(t), "kernel")
 	write(t, kernel, kerneltest.ELF(4096))
+	if jailing() {
+		return jailedConfig(t, p, kernel)
+	}
 	return Config{Unjailed: true, Binary: standin.Install(t, p), ProbeKernel: kernel}
+}
+
+func jailedConfig(t testing.TB, p standin.Profile, kernel string) Config {
+	t.Helper()
+	program, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Config{Unlimited: !limitable(), Binary: standin.InstallJailed(t, p, program), ProbeKernel: kernel}
 }
 
 // machineSpec is a machine with all its parts but a network. Its files lie in dir.

@@ -4,6 +4,7 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"warmboot"
+	"warmboot/internal/rollback"
 	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/process"
 )
@@ -106,9 +108,11 @@ func (j *jailed) start(o order, ready func(*os.File) error) (p *process.Process,
 		return nil, err
 	}
 	base := filepath.Join(o.spec.Dir, jailDir)
-	if err := os.Mkdir(base, 0o700); err != nil {
+	if err := os.Mkdir(base, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
 	}
+	var undo rollback.Stack
+	defer func() { err = errors.Join(err, undo.Unwind()) }()
 	how := &syscall.SysProcAttr{}
 	if j.cgroups != nil {
 		group, done, err := j.cgroups.make(o.spec)
@@ -116,6 +120,7 @@ func (j *jailed) start(o order, ready func(*os.File) error) (p *process.Process,
 			return nil, err
 		}
 		defer done()
+		undo.Push("make cgroup", func() error { return j.cgroups.remove(o.spec.ID) })
 		defer group.Close()
 		// From its first moment: the jailer itself would move there later, and not at all if it did not find the group.
 		how.UseCgroupFD, how.CgroupFD = true, int(group.Fd())
@@ -143,6 +148,9 @@ func (j *jailed) start(o order, ready func(*os.File) error) (p *process.Process,
 		p, err = process.Start(cmd, vmm.Owner{}, nil)
 		return err
 	})
+	if err == nil {
+		undo.Move()
+	}
 	return p, err
 }
 
@@ -208,9 +216,4 @@ func bind(path string, f placed) error {
 		return &os.PathError{Op: "mount", Path: f.target, Err: err}
 	}
 	return nil
-}
-
-// release removes what a jailed machine may have left outside of its jail.
-func (j *jailed) release(id, dir string) error {
-	return errors.Join(ignoreMissing(os.Remove(filepath.Join(dir, jailDir))), j.cgroups.remove(id))
 }

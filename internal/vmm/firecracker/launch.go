@@ -85,7 +85,7 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 		known[p.name] = d.starter.name(p)
 	}
 	m.kept.Memory = known[memoryName]
-	undo.Push("prepare machine", func() error { return d.release(spec.ID, spec.Dir) })
+	undo.Push("prepare machine", func() error { return removeFiles(spec.Dir) })
 	if err := m.remember(); err != nil {
 		return nil, fail(err)
 	}
@@ -118,7 +118,9 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 	// So that what it prints has an end when it has.
 	console.Theirs.Close()
 	said.Theirs.Close()
-	undo.Push("start Firecracker", func() error { return m.kill(context.WithoutCancel(ctx)) })
+	undo.Push("start Firecracker", func() error {
+		return errors.Join(m.kill(context.WithoutCancel(ctx)), d.jail.cgroups.remove(spec.ID))
+	})
 	m.handle = vmm.Handle{Driver: driverName, ID: spec.ID, Dir: spec.Dir, PID: m.process.PID, StartTime: m.process.StartTime}
 
 	alive, stop := whileAlive(ctx, m.process)
@@ -222,9 +224,13 @@ func (m *machine) openRoot() (*os.File, error) {
 
 // release removes everything of a machine whose process is gone. What is not there is no error.
 func (d *Driver) release(id, dir string) error {
-	err := errors.Join(os.RemoveAll(filepath.Join(dir, rootDir)), d.jail.release(id, dir), ignoreMissing(os.Remove(filepath.Join(dir, machineFile))))
-	if err != nil {
+	if err := errors.Join(d.jail.cgroups.remove(id), removeFiles(dir)); err != nil {
 		return warmboot.Errorf(warmboot.Internal, "release machine", "%w", err)
 	}
 	return nil
+}
+
+// removeFiles removes what a machine has in its directory.
+func removeFiles(dir string) error {
+	return errors.Join(os.RemoveAll(filepath.Join(dir, rootDir)), ignoreMissing(os.Remove(filepath.Join(dir, jailDir))), ignoreMissing(os.Remove(filepath.Join(dir, machineFile))))
 }

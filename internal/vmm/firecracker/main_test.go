@@ -22,6 +22,15 @@ var keptDir = sync.OnceValues(func() (string, error) {
 	return dir, err
 })
 
+// program is the stand-in as a jail can hold it.
+var program = sync.OnceValues(func() (string, error) {
+	dir, err := keptDir()
+	if err != nil {
+		return "", err
+	}
+	return standin.Build(dir)
+})
+
 // TestMain fails if a test leaves a goroutine. The test binary is also the stand-in.
 func TestMain(m *testing.M) {
 	standin.Run()

@@ -26,6 +26,7 @@ func run(p Profile, args []string) int {
 		p.SnapshotVersion = snapshotVersion(r)
 	}
 	options := map[string]string{"--api-sock": "/run/firecracker.socket", "--id": "anonymous-instance"}
+	given := map[string]bool{}
 	for i := 0; i < len(args); i++ {
 		switch a := args[i]; a {
 		case "--version":
@@ -34,7 +35,11 @@ func run(p Profile, args []string) int {
 		case "--snapshot-version":
 			fmt.Printf("v%s\n%s [anonymous-instance:main] exiting, exit_code=0\n", p.SnapshotVersion, time.Now().Format(time.RFC3339Nano))
 			return 0
-		case "--api-sock", "--id", "--level", "--seccomp-filter":
+		case "--api-sock", "--id", "--level", "--seccomp-filter", "--start-time-us", "--start-time-cpu-us", "--parent-cpu-time-us":
+			if _, twice := given[a]; twice {
+				return bad(exitArguments, "argument %s was provided more than once", a)
+			}
+			given[a] = true
 			if i++; i == len(args) {
 				return bad(exitArguments, "argument %s has no value", a)
 			}
@@ -56,7 +61,7 @@ func run(p Profile, args []string) int {
 	}
 	switch {
 	case p.Faults.NoSocket:
-		select {}
+		forever()
 	case p.Faults.ExitAtStart != 0:
 		return bad(p.Faults.ExitAtStart, "told to end with status %d", p.Faults.ExitAtStart)
 	}
@@ -69,6 +74,13 @@ func run(p Profile, args []string) int {
 	return a.serve(l)
 }
 
+// forever does nothing. (A select without cases ends the program if nothing else is going on in it.)
+func forever() {
+	for {
+		time.Sleep(time.Hour)
+	}
+}
+
 func bad(status int, format string, args ...any) int {
 	fmt.Fprintf(os.Stderr, "Error: "+format+"\n", args...)
 	return status
@@ -78,7 +90,7 @@ func bad(status int, format string, args ...any) int {
 func end(status int) {
 	if status < 0 {
 		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
-		select {}
+		forever()
 	}
 	os.Exit(status)
 }

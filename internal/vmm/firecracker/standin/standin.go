@@ -7,17 +7,23 @@
 // written is a dead guest.
 //
 // A test binary is the program: its TestMain calls Run first, and Install makes it a file that a driver can be told to use. What must go
-// wrong is part of the Profile.
+// wrong is part of the Profile. Called jailer, it is Firecracker's jailer; InstallJailed makes both, out of a program that needs nothing but itself.
 //
 // It was written from Firecracker's published API and from observing what its releases do. It holds nothing of theirs.
 package standin
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -28,6 +34,13 @@ type Profile struct {
 	// SnapshotVersion is the format of its snapshots, "9.0.0"; empty: that of the release.
 	SnapshotVersion string
 	Faults          Faults
+	Jailer          JailerFaults
+}
+
+// JailerFaults is what goes wrong with the jailer.
+type JailerFaults struct {
+	Says string // it says this and ends
+	Hang bool   // it does nothing
 }
 
 // Faults is what goes wrong. The zero value is nothing.
@@ -111,6 +124,86 @@ func Install(t testing.TB, p Profile) string {
 	return path
 }
 
+// ProgramVar names the environment variable with the built program standin/program, for where there is no Go to build it with.
+const ProgramVar = "WARMBOOT_TEST_STANDIN"
+
+// Build builds the program that a jail can hold into a directory, unless it is built already, and returns its path.
+func Build(dir string) (string, error) {
+	if path := os.Getenv(ProgramVar); path != "" {
+		return path, nil
+	}
+	path := filepath.Join(dir, "standin")
+	build := exec.Command("go", "build", "-ldflags=-s -w", "-o", path, "warmboot/internal/vmm/firecracker/standin/program")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the stand-in: %w\n%s", err, out)
+	}
+	return path, nil
+}
+
+// InstallJailed makes the program, and the jailer beside it, out of one that Build made. The profile is part of both: in a jail nothing is beside
+// them.
+func InstallJailed(t testing.TB, p Profile, program string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "standin-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	// A process that is forked meanwhile would have a program open for writing, which nobody can start then.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	for _, name := range []string{"jailer", "firecracker"} {
+		if err := errors.Join(copyProgram(filepath.Join(dir, name), program), change(filepath.Join(dir, name), p)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return filepath.Join(dir, "firecracker")
+}
+
+// mark begins a profile at a program's end. It is put together here so that the program itself does not contain it.
+var mark = []byte("\n" + strings.Repeat("=", 8) + " profile " + strings.Repeat("=", 8) + "\n")
+
+// Change gives an installed program another profile.
+func Change(program string, p Profile) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	return change(program, p)
+}
+
+func change(program string, p Profile) error {
+	text, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	beside := filepath.Join(filepath.Dir(program), profileFile)
+	if _, err := os.Stat(beside); err == nil {
+		return os.WriteFile(beside, text, 0o644)
+	}
+	content, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	content, _, _ = bytes.Cut(content, mark)
+	copied := program + ".new" // the program may be running
+	return errors.Join(os.WriteFile(copied, slices.Concat(content, mark, text), 0o755), os.Rename(copied, program))
+}
+
+// profile finds the profile of this process, if it was started as the program.
+func profile() (p Profile, ok bool, err error) {
+	text, err := os.ReadFile(filepath.Join(filepath.Dir(os.Args[0]), profileFile))
+	if err != nil {
+		content, err := os.ReadFile(os.Args[0]) // a jail has no /proc
+		if err != nil {
+			return p, false, nil //nolint:nilerr // it was not
+		}
+		if _, text, ok = bytes.Cut(content, mark); !ok {
+			return p, false, nil
+		}
+	}
+	return p, true, json.Unmarshal(text, &p)
+}
+
 func copyProgram(to, from string) error {
 	src, err := os.Open(from)
 	if err != nil {
@@ -130,19 +223,19 @@ func copyProgram(to, from string) error {
 
 // Run makes this process the program if it was started as such, and never returns then.
 func Run() {
-	if filepath.Base(os.Args[0]) != "firecracker" {
+	mains := map[string]func(Profile, []string) int{"firecracker": run, "jailer": jailer}
+	run, ok := mains[filepath.Base(os.Args[0])]
+	if !ok {
 		return
 	}
-	text, err := os.ReadFile(filepath.Join(filepath.Dir(os.Args[0]), profileFile))
+	p, ok, err := profile()
 	if err != nil {
-		return
-	}
-	var p Profile
-	if err := json.Unmarshal(text, &p); err != nil {
 		fmt.Fprintln(os.Stderr, "stand-in:", err)
 		os.Exit(exitArguments)
 	}
-	os.Exit(run(p, os.Args[1:]))
+	if ok {
+		os.Exit(run(p, os.Args[1:]))
+	}
 }
 
 // The exit statuses, which are Firecracker's.

@@ -57,6 +57,13 @@ func (m *machine) connect(conn net.Conn, n int, deaf bool) {
 	if greeting == "" {
 		greeting = fmt.Sprintf("OK %d\n", firstLocalPort+n)
 	}
+	// Before anybody is told of it: a snapshot may come right after.
+	m.when(func() { m.conns[conn] = true })
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.conns, conn)
+	}()
 	if _, err := io.WriteString(conn, greeting); err != nil {
 		return
 	}
@@ -65,12 +72,6 @@ func (m *machine) connect(conn net.Conn, n int, deaf bool) {
 			return
 		}
 	}
-	m.when(func() { m.conns[conn] = true })
-	defer func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		delete(m.conns, conn)
-	}()
 	m.serveGuest(conn)
 }
 
