@@ -14,6 +14,7 @@ import (
 	"warmboot/internal/hostnet"
 	"warmboot/internal/rollback"
 	"warmboot/internal/vmm/choice"
+	"warmboot/internal/vmm/firecracker/install"
 )
 
 // openHost opens this machine's agent. c has what the options do not.
@@ -46,11 +47,10 @@ func chooseVMM(ctx context.Context, server cli.ServerOptions, o cli.HostOptions,
 	if err := os.MkdirAll(server.StorageRoot, 0o711); err != nil {
 		return &warmboot.Error{Code: warmboot.Internal, Op: "open storage root", Msg: "set MANAGER_STORAGE_ROOT to a directory that can be written", Err: err}
 	}
-	chosen, err := choice.Make(ctx, choice.Config{
-		Want: o.VMM.Want, Firecracker: o.VMM.Firecracker, Jailer: o.VMM.Jailer, Unjailed: o.VMM.NoJailer,
-		TAPs:     func(ctx context.Context) error { return hostnet.CanTAP(ctx, hostnet.Mode(o.Network), o.NetworkCIDR) },
-		StateDir: filepath.Join(server.StorageRoot, "vmm"), Log: log,
-	})
+	config := vmmConfig(o.VMM)
+	config.StateDir, config.Log = filepath.Join(server.StorageRoot, "vmm"), log
+	config.TAPs = func(ctx context.Context) error { return hostnet.CanTAP(ctx, hostnet.Mode(o.Network), o.NetworkCIDR) }
+	chosen, err := choice.Make(ctx, config)
 	if err != nil {
 		return err
 	}
@@ -60,6 +60,11 @@ func chooseVMM(ctx context.Context, server cli.ServerOptions, o cli.HostOptions,
 		log.Warn(chosen.Warning)
 	}
 	return nil
+}
+
+// vmmConfig is what there is to choose from.
+func vmmConfig(o cli.VMMOptions) choice.Config {
+	return choice.Config{Want: o.Want, Firecracker: o.Firecracker, Places: []string{install.Binary()}, Jailer: o.Jailer, Unjailed: o.NoJailer}
 }
 
 // report lets a host tell what happens on it, until undo.

@@ -13,6 +13,9 @@ import (
 	"warmboot/internal/localregistry"
 )
 
+// lockedPassword is no word that could stand in a database for another reason.
+const lockedPassword = "pa55-0f-tester"
+
 // binVar names the environment variable with the directory of warmboot's programs, for where there is no checkout.
 const binVar = "WARMBOOT_TEST_BIN"
 
@@ -23,12 +26,12 @@ var (
 	runtimeImg warmboot.Image
 	imageDir   string
 	open       *localregistry.Registry // asks for no login
-	locked     *localregistry.Registry // asks for user "tester", password "secret"
+	locked     *localregistry.Registry // asks for user "tester" and lockedPassword
 )
 
 func TestMain(m *testing.M) {
 	if os.Getenv("WARMBOOT_E2E") != "1" {
-		fmt.Println("SKIPPED: the end-to-end suite boots real microVMs; it needs root, QEMU and some minutes: run `make e2e`")
+		fmt.Println("SKIPPED: the end-to-end suite boots real microVMs; it needs root, QEMU and some minutes: run `make vm`")
 		os.Exit(0)
 	}
 	code, err := run(m)
@@ -66,14 +69,14 @@ func run(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	defer open.Close()
-	if locked, err = localregistry.Serve(context.Background(), localregistry.Config{Username: "tester", Password: "secret"}); err != nil {
+	if locked, err = localregistry.Serve(context.Background(), localregistry.Config{Username: "tester", Password: lockedPassword}); err != nil {
 		return 1, err
 	}
 	defer locked.Close()
 	return m.Run(), nil
 }
 
-// inspectImage takes the runtime image that `make e2e` has built.
+// inspectImage takes the runtime image that `make vm` has built.
 func inspectImage(ctx context.Context) (err error) {
 	imageDir = os.Getenv("WARMBOOT_TEST_IMAGE")
 	runtimeImg, err = image.Inspect(ctx, warmboot.Image{

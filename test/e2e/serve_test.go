@@ -376,15 +376,17 @@ func registries(t *testing.T, s *server, _ api.Image) {
 	if c := create("wrong", "guess"); c.State != "failed" || !strings.Contains(c.Error, "did not accept the credentials") {
 		t.Errorf("wrong credentials: %+v", c)
 	}
-	if c := create("right", "secret"); c.State == "failed" {
+	if c := create("right", lockedPassword); c.State == "failed" {
 		t.Errorf("right credentials: %+v", c)
 	}
 	// They are not kept.
 	for _, c := range containers(t, s) {
 		s.must("rm", "-f", c.ID)
 	}
-	if db, err := os.ReadFile(filepath.Join(s.root, "warmboot.db")); err != nil || strings.Contains(string(db), "secret") {
-		t.Errorf("the database holds the password, or cannot be read: %v", err)
+	for _, file := range []string{"warmboot.db", "warmboot.db-wal"} {
+		if db, err := os.ReadFile(filepath.Join(s.root, file)); err != nil || strings.Contains(string(db), lockedPassword) {
+			t.Errorf("%s holds the password, or cannot be read: %v", file, err)
+		}
 	}
 	_, stderr, code = s.warmboot("run", "--rm", "127.0.0.1:1/x", "true")
 	if code == 0 || !strings.Contains(stderr, "--plain-http-registry 127.0.0.1:1") {
@@ -565,13 +567,13 @@ func outlive(t *testing.T, s *server, _ api.Image) {
 	s.must("rm", "-f", "survivor")
 }
 
-func traced(t *testing.T, s *server, _ api.Image) {
+func traced(t *testing.T, s *server, img api.Image) {
 	collector := otlptest.Start(t)
 	s.stop()
 	s.startWith([]string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL, "OTEL_RESOURCE_ATTRIBUTES=deployment.environment.name=e2e"})
 	const trace = "4bf92f3577b34da6a3ce929d0e0e4736"
 	ctx := span.Remote(t.Context(), "00-"+trace+"-00f067aa0ba902b7-01")
-	c, err := s.api.CreateContainerAndWait(ctx, api.CreateContainer{Name: "traced", Image: open.Image, Args: []string{"sleep", "1000"}}, client.Started)
+	c, err := s.api.CreateContainerAndWait(ctx, api.CreateContainer{Name: "traced", RuntimeImageID: img.ID, Image: open.Image, Args: []string{"sleep", "1000"}}, client.Started)
 	if err != nil || c.State != "running" || *c.BootMethod != "warm" {
 		t.Fatalf("container is %+v, %v", c, err)
 	}

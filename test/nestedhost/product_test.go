@@ -35,7 +35,7 @@ func asAUser(t *testing.T, m *nestedhost.Machine, vmm string) {
 	})
 	doctor := sh(t, m, "warmboot doctor || true")
 	t.Logf("$ warmboot doctor\n%s", doctor)
-	for _, want := range []string{"KVM", "/dev/kvm opens and the CPU has hardware virtualization"} {
+	for _, want := range []string{"KVM", "a kernel boots under "} {
 		if !strings.Contains(doctor, want) {
 			t.Errorf("doctor does not say %q", want)
 		}

@@ -59,8 +59,8 @@ type Choice struct {
 	Warning string
 }
 
-// unjailedWarning is said wherever a warning can be said.
-const unjailedWarning = "FIRECRACKER RUNS WITHOUT ITS JAILER (--unsafe-no-jailer): between a guest that breaks out of it and this machine there is only an unprivileged user; for development only"
+// UnjailedWarning is said wherever a warning can be said.
+const UnjailedWarning = "FIRECRACKER RUNS WITHOUT ITS JAILER (--unsafe-no-jailer): between a guest that breaks out of it and this machine there is only an unprivileged user; for development only"
 
 // fix is what brings Firecracker to a host.
 const fix = "`warmboot doctor --fix` installs it, or name its binary with --firecracker (FIRECRACKER)"
@@ -68,49 +68,117 @@ const fix = "`warmboot doctor --fix` installs it, or name its binary with --fire
 // Make decides. It takes seconds the first time on a host, because kernels are booted, and is remembered in StateDir. It is an error if
 // nothing works, or if what was asked for does not.
 func Make(ctx context.Context, c Config) (*Choice, error) {
-	const op = "choose VMM"
+	h, err := newCandidates(c)
+	if err != nil {
+		return nil, err
+	}
+	return h.choose(ctx)
+}
+
+// Survey is what there is to choose from, each VMM with what it can do or why it can do nothing.
+type Survey struct {
+	Binary           string // Firecracker's; "" if there is none
+	Firecracker      vmm.Capabilities
+	FirecrackerError error // nil: it works, but for TAPs
+	QEMU             vmm.Capabilities
+	QEMUError        error
+	Choice           *Choice // nil with an error
+	Error            error
+}
+
+// Look tries every VMM, and decides as Make does.
+func Look(ctx context.Context, c Config) (Survey, error) {
+	h, err := newCandidates(c)
+	if err != nil {
+		return Survey{}, err
+	}
+	s := Survey{Binary: h.binary}
+	s.Firecracker, s.FirecrackerError = h.firecracker(ctx)
+	s.QEMU, s.QEMUError = h.qemu(ctx)
+	s.Choice, s.Error = h.choose(ctx)
+	return s, nil
+}
+
+// candidates are what a choice is made from.
+type candidates struct {
+	Config
+	binary      string // Firecracker's
+	fc          *firecracker.Driver
+	q           *qemu.Driver
+	firecracker func(context.Context) (vmm.Capabilities, error)
+	qemu        func(context.Context) (vmm.Capabilities, error)
+}
+
+func newCandidates(c Config) (*candidates, error) {
 	if c.Want == "" {
 		c.Want = Auto
 	}
 	if !Known(c.Want) {
 		return nil, warmboot.Errorf(warmboot.Invalid, op, "%q is no VMM; use %s, %s or %s", c.Want, Auto, Firecracker, QEMU)
 	}
-	binary := c.find()
-	fc := firecracker.New(firecracker.Config{
-		Binary: binary, Jailer: c.Jailer, Unjailed: c.Unjailed, StateDir: c.StateDir, ProbeKernel: c.ProbeKernel, Log: c.Log,
+	h := &candidates{Config: c, binary: c.find()}
+	h.fc = firecracker.New(firecracker.Config{
+		Binary: h.binary, Jailer: c.Jailer, Unjailed: c.Unjailed, StateDir: c.StateDir, ProbeKernel: c.ProbeKernel, Log: c.Log,
 	})
-	q := qemu.New(qemu.Config{Binary: c.QEMU, StateDir: c.StateDir, ProbeKernel: c.ProbeKernel, Log: c.Log})
-	if c.Want == QEMU {
-		found, err := q.Probe(ctx)
+	h.q = qemu.New(qemu.Config{Binary: c.QEMU, StateDir: c.StateDir, ProbeKernel: c.ProbeKernel, Log: c.Log})
+	h.firecracker = once(func(ctx context.Context) (vmm.Capabilities, error) {
+		if h.binary == "" {
+			return vmm.Capabilities{}, warmboot.Errorf(warmboot.Unavailable, "find Firecracker", "Firecracker is not there; %s", fix)
+		}
+		return h.fc.Probe(ctx)
+	})
+	h.qemu = once(h.q.Probe)
+	return h, nil
+}
+
+// once asks once only, failures included: each may have taken half a minute.
+func once(probe func(context.Context) (vmm.Capabilities, error)) func(context.Context) (vmm.Capabilities, error) {
+	var asked bool
+	var found vmm.Capabilities
+	var err error
+	return func(ctx context.Context) (vmm.Capabilities, error) {
+		if !asked {
+			found, err = probe(ctx)
+			asked = true
+		}
+		return found, err
+	}
+}
+
+const op = "choose VMM"
+
+func (h *candidates) choose(ctx context.Context) (*Choice, error) {
+	if h.Want == QEMU {
+		found, err := h.qemu(ctx)
 		if err != nil {
 			return nil, err
 		}
-		return &Choice{Driver: q, Other: fc, Found: found, Why: join("the configuration asks for it", found.AcceleratorWhy), Warning: found.Warning}, nil
+		return &Choice{Driver: h.q, Other: h.fc, Found: found, Why: join("the configuration asks for it", found.AcceleratorWhy), Warning: found.Warning}, nil
 	}
-	var fcErr error = warmboot.Errorf(warmboot.Unavailable, "find Firecracker", "Firecracker is not there; %s", fix)
-	if binary != "" {
-		var found vmm.Capabilities
-		if found, fcErr = c.try(ctx, fc); fcErr == nil {
-			choice := &Choice{Driver: fc, Other: q, Found: found, Warning: found.Warning}
-			if c.Unjailed {
-				choice.Warning = join(unjailedWarning, found.Warning)
-			}
-			return choice, nil
+	found, fcErr := h.firecracker(ctx)
+	if fcErr == nil {
+		fcErr = h.needTAPs(ctx)
+	}
+	if fcErr == nil {
+		choice := &Choice{Driver: h.fc, Other: h.q, Found: found, Warning: found.Warning}
+		if h.Unjailed {
+			choice.Warning = join(UnjailedWarning, found.Warning)
 		}
+		return choice, nil
 	}
 	if ctx.Err() != nil {
 		return nil, warmboot.Errorf(warmboot.CodeOf(ctx.Err()), op, "%w", ctx.Err())
 	}
-	if c.Want == Firecracker {
+	if h.Want == Firecracker {
 		return nil, fcErr
 	}
-	found, err := q.Probe(ctx)
+	found, err := h.qemu(ctx)
 	if err != nil {
-		return nil, &warmboot.Error{Code: warmboot.CodeOf(err), Op: op, Msg: "no VMM can be used: neither Firecracker (" + plain(fcErr) + ") nor QEMU", Err: err}
+		return nil, &warmboot.Error{Code: warmboot.CodeOf(err), Op: op, Msg: "no VMM can be used: neither Firecracker (" + Plain(fcErr) + ") nor QEMU", Err: err}
 	}
-	choice := &Choice{Driver: q, Other: fc, Found: found, Warning: found.Warning}
-	switch why := plain(fcErr); {
-	case binary == "" && found.Accelerator != "kvm": // to install it would be no help
+	choice := &Choice{Driver: h.q, Other: h.fc, Found: found, Warning: found.Warning}
+	switch why := Plain(fcErr); {
+	case h.binary == "" && found.Accelerator != "kvm": // to install it would be no help
 		choice.Why = "Firecracker needs KVM, and " + found.AcceleratorWhy
 	case strings.Contains(why, "KVM"):
 		choice.Why = why
@@ -118,6 +186,18 @@ func Make(ctx context.Context, c Config) (*Choice, error) {
 		choice.Why = join(why, found.AcceleratorWhy)
 	}
 	return choice, nil
+}
+
+// needTAPs is why this host cannot connect Firecracker's machines.
+func (h *candidates) needTAPs(ctx context.Context) error {
+	if h.TAPs == nil {
+		return nil
+	}
+	err := h.TAPs(ctx)
+	if err == nil {
+		return nil
+	}
+	return warmboot.Errorf(warmboot.Unavailable, "try Firecracker", "Firecracker needs TAPs, and there can be none here: %s", Plain(err))
 }
 
 // find returns Firecracker's binary, "" if nobody has named one and none is there.
@@ -133,20 +213,8 @@ func (c Config) find() string {
 	return ""
 }
 
-// try finds out whether Firecracker works here, network included.
-func (c Config) try(ctx context.Context, d *firecracker.Driver) (vmm.Capabilities, error) {
-	found, err := d.Probe(ctx)
-	if err != nil || c.TAPs == nil {
-		return found, err
-	}
-	if err := c.TAPs(ctx); err != nil {
-		return found, warmboot.Errorf(warmboot.Unavailable, "try Firecracker", "Firecracker needs TAPs, and there can be none here: %s", plain(err))
-	}
-	return found, nil
-}
-
-// plain is an error's text without what was being done.
-func plain(err error) string {
+// Plain is an error's text without what was being done.
+func Plain(err error) string {
 	var e *warmboot.Error
 	if !errors.As(err, &e) {
 		return err.Error()
@@ -154,7 +222,7 @@ func plain(err error) string {
 	inner := *e
 	inner.Op = ""
 	if inner.Msg == "" && e.Err != nil {
-		return plain(e.Err)
+		return Plain(e.Err)
 	}
 	return inner.Error()
 }
