@@ -19,6 +19,7 @@ type Options struct {
 	Concurrent int    // warm creates at once, in a run of its own; 0 leaves that out
 	Floor      bool   // also restore the same files with the bare VMM commands, interleaved with the warm creates
 	Image      string // OCI image to run; empty lets the benchmark choose
+	BootOnly   bool   // a boot is over when Docker has answered: no container is started in it, and Sample.Running is 0
 }
 
 // Result is one benchmark. All durations are in seconds, all sizes in bytes.
@@ -64,7 +65,7 @@ type Sample struct {
 	// Ready is the time from the request to Docker's first answer, by the clock of whoever asked.
 	Ready float64 `json:"ready_seconds"`
 	// Running is the time from the request to the container's command having started; 0 for a floor sample, which
-	// runs no container.
+	// runs no container, and where nobody waited for it.
 	Running float64 `json:"running_seconds,omitempty"`
 	// Phases are the timed steps, in order. What they do not cover is the control plane's and the network's.
 	Phases []api.Phase `json:"phases"`

@@ -263,6 +263,12 @@ func (r *runner) boot(ctx context.Context, cold bool) (Sample, error) {
 	if err != nil {
 		return Sample{}, err
 	}
+	if got := *c.BootMethod == string(warmboot.BootCold); got != cold {
+		return Sample{}, warmboot.Errorf(warmboot.Internal, "boot container", "it was to boot warm and did not: %s", c.BootReason)
+	}
+	if r.BootOnly {
+		return s, r.api.DeleteContainer(ctx, c.ID, true)
+	}
 	start := time.Now().Add(-time.Duration(s.Ready * float64(time.Second)))
 	if c, err = r.api.WaitContainer(ctx, c.ID, "started"); err != nil {
 		return Sample{}, err
@@ -270,9 +276,6 @@ func (r *runner) boot(ctx context.Context, cold bool) (Sample, error) {
 	s.Running, s.Phases = time.Since(start).Seconds(), c.Phases
 	if c.State != string(warmboot.ContainerRunning) {
 		return Sample{}, warmboot.Errorf(warmboot.Internal, "run container", "it is %s: %s", c.State, c.Error)
-	}
-	if got := *c.BootMethod == string(warmboot.BootCold); got != cold {
-		return Sample{}, warmboot.Errorf(warmboot.Internal, "boot container", "it was to boot warm and did not: %s", c.BootReason)
 	}
 	return s, r.api.DeleteContainer(ctx, c.ID, true)
 }
