@@ -175,7 +175,7 @@ func (h *host) sound(t *testing.T) {
 			running++
 		}
 	}
-	if n := sh(t, h.Machine, "pgrep -c -x firecracker || true"); n != strconv.Itoa(running) {
+	if n := sh(t, h.Machine, "cat /proc/[0-9]*/comm 2>/dev/null | grep -c -x firecracker || true"); n != strconv.Itoa(running) {
 		t.Errorf("%d containers run, and %s Firecrackers", running, n)
 	}
 	for what, line := range map[string]string{
@@ -431,7 +431,7 @@ func (h *host) clock(t *testing.T, by time.Duration) {
 		t.Fatal(err)
 	}
 	// A restart that is due in a second, by a clock that is about to be another.
-	sh(t, h.Machine, "kill -9 $(pgrep -x firecracker | tail -n 1)")
+	sh(t, h.Machine, "kill -9 $(grep -l -x firecracker /proc/[0-9]*/comm | tail -n 1 | cut -d / -f 3)")
 	if err := h.SetClock(t.Context(), time.Unix(seconds, 0).Add(by)); err != nil {
 		t.Fatal(err)
 	}
@@ -483,7 +483,7 @@ func (h *host) nothingLeft(t *testing.T) {
 	})
 	must(t, h.Machine, "systemctl", "stop", "warmboot")
 	for what, line := range map[string]string{
-		"processes":          "pgrep -a 'firecracker|jailer|qemu|warmboot' || true",
+		"processes":          vmms,
 		"network interfaces": "ip -o link | grep -v ' lo:' || true",
 		"network namespaces": "lsns -n -t net -o NS,COMMAND | tail -n +2",
 		"rules":              "nft list tables",
