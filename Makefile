@@ -7,7 +7,7 @@ export CGO_ENABLED ?= 0
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: demo test unit vm firecracker e2e-firecracker build deps lint bench generate clean
+.PHONY: demo test unit vm firecracker e2e-firecracker bench-firecracker build deps lint bench generate clean
 
 demo: deps build
 	scripts/demo
@@ -43,7 +43,13 @@ e2e-firecracker: deps build
 	@test -n "$(FIRECRACKER)" && test -n "$(JAILER)" || { echo "make e2e-firecracker needs FIRECRACKER=binary and JAILER=binary, those of one release" >&2; exit 1; }
 	image=$$(go run ./test/runtimeimage bin/warmboot-guest) && \
 	WARMBOOT_TEST_NESTED=1 WARMBOOT_TEST_IMAGE=$$image WARMBOOT_TEST_FIRECRACKER=$(abspath $(FIRECRACKER)) WARMBOOT_TEST_JAILER=$(abspath $(JAILER)) \
-		go test -v -count=1 -timeout 180m -run '^TestFirecracker' ./test/nestedhost
+		go test -v -count=1 -timeout 180m -run '^TestFirecracker$(only)' ./test/nestedhost
+
+# The result of a measurement goes where RESULT says.
+RESULT ?= bench-firecracker.json
+bench-firecracker: export WARMBOOT_BENCH_RESULT = $(abspath $(RESULT))
+bench-firecracker: only = Bench
+bench-firecracker: e2e-firecracker
 
 build:
 	go build -trimpath -ldflags "-s -w" -o bin/warmboot-guest ./cmd/warmboot-guest

@@ -129,6 +129,7 @@ again. Nothing else should be going on on this machine. The result is a table; w
 	f.IntVar(&o.Cold, "cold", 5, "`number` of cold boots")
 	f.IntVar(&o.Concurrent, "concurrent", 8, "`number` of warm boots at once, in a run of its own; 0: none")
 	f.BoolVar(&o.Floor, "floor", false, "also restore the same snapshot with the bare VMM commands, in turn with the warm boots")
+	f.BoolVar(&o.BootOnly, "boot-only", false, "do not wait for a container to be started in what has booted")
 	f.StringVar(&o.Image, "image", "", "OCI `image` to run; one that bench makes and serves if left out")
 	f.StringVar(&o.StorageRoot, "storage-root", a.storageRoot(), "the storage `directory` whose runtime image is used (MANAGER_STORAGE_ROOT)")
 	f.StringVar(&svg, "svg", "", "also draw the result into this `file`")

@@ -21,14 +21,18 @@ const (
 const noXSAVE = "noxsave"
 
 // bootWithFirecracker is a machine with the runtime image and Firecracker, installed as a user would have it.
-func bootWithFirecracker(t *testing.T) *nestedhost.Machine {
+func bootWithFirecracker(t *testing.T, with ...func(*nestedhost.Config)) *nestedhost.Machine {
 	t.Helper()
-	binaries := map[string]string{"firecracker": os.Getenv(firecrackerVar), "jailer": os.Getenv(jailerVar)}
+	binaries := map[string]string{
+		"firecracker": os.Getenv(firecrackerVar), "jailer": os.Getenv(jailerVar),
+		// Those that `make build` has made: the runtime image has this very guest agent.
+		"warmboot": "../../bin/warmboot", "warmboot-guest": "../../bin/warmboot-guest",
+	}
 	if binaries["firecracker"] == "" || binaries["jailer"] == "" {
 		t.Skipf("SKIPPED: runs microVMs in a real Firecracker, in a machine that has KVM; run `make e2e-firecracker FIRECRACKER=binary JAILER=binary` with those of a release, which sets %s and %s",
 			firecrackerVar, jailerVar)
 	}
-	m := bootWithImage(t)
+	m := bootWithImage(t, with...)
 	for name, path := range binaries {
 		path, err := filepath.Abs(path)
 		if err != nil {
@@ -38,7 +42,7 @@ func bootWithFirecracker(t *testing.T) *nestedhost.Machine {
 			t.Fatal(err)
 		}
 	}
-	for name, pkg := range map[string]string{"warmboot": "cmd/warmboot", "warmboot-guest": "cmd/warmboot-guest", "registry": "test/registry", "udpecho": "test/e2e/udpecho"} {
+	for name, pkg := range map[string]string{"registry": "test/registry", "udpecho": "test/e2e/udpecho"} {
 		compile(t, m, "/usr/local/bin/"+name, "build", "warmboot/"+pkg)
 	}
 	// Without the one a machine has no TAPs, without the other the guests of this one do not work.

@@ -16,13 +16,13 @@ import (
 const remoteImage = "/var/lib/runtime-image"
 
 // bootWithImage is boot, and copies the runtime image into the machine.
-func bootWithImage(t *testing.T) *nestedhost.Machine {
+func bootWithImage(t *testing.T, with ...func(*nestedhost.Config)) *nestedhost.Machine {
 	t.Helper()
 	image := os.Getenv(vmmtest.ImageVar)
 	if image == "" && os.Getenv(nestedVar) == "1" {
 		t.Fatalf("%s is set, and %s is not: it must be the directory of a built runtime image", nestedVar, vmmtest.ImageVar)
 	}
-	m := boot(t)
+	m := boot(t, with...)
 	if err := m.CopyIn(t.Context(), image, remoteImage); err != nil {
 		t.Fatal(err)
 	}
