@@ -279,6 +279,7 @@ type HostInventory struct {
 	Version       string   `json:"version,omitempty" doc:"Of warmboot."`
 	VMM           string   `json:"vmm"`
 	VMMWhy        string   `json:"vmm_why,omitempty" doc:"One line: why this one, with this accelerator."`
+	VMMWarning    string   `json:"vmm_warning,omitempty" doc:"One line: what is wrong with it all the same, as with a release that has a known fault."`
 	Network       string   `json:"network,omitempty" enum:"tap,user" doc:"How microVMs are connected. In user mode nothing keeps egress policies and bandwidth limits."`
 	NetworkWhy    string   `json:"network_why,omitempty" doc:"One line: why not tap."`
 	Arch          string   `json:"arch,omitempty"`

@@ -76,7 +76,7 @@ func hostOut(h *warmboot.Host) api.Host {
 	out := api.Host{
 		ID: string(h.ID), Name: h.Name, Address: h.Address, State: string(h.State), Cordoned: h.Cordoned, LastSeenAt: h.LastSeenAt, CreatedAt: h.CreatedAt,
 		Inventory: api.HostInventory{
-			Version: i.Version, VMM: i.VMM, VMMWhy: i.VMMWhy, Network: i.Network, NetworkWhy: i.NetworkWhy, Arch: i.Arch, CPU: i.CPU, Platform: i.Platform, CPUs: i.CPUs, MemoryBytes: i.MemoryBytes,
+			Version: i.Version, VMM: i.VMM, VMMWhy: i.VMMWhy, VMMWarning: i.VMMWarning, Network: i.Network, NetworkWhy: i.NetworkWhy, Arch: i.Arch, CPU: i.CPU, Platform: i.Platform, CPUs: i.CPUs, MemoryBytes: i.MemoryBytes,
 			DiskBytes: i.DiskBytes, DiskFreeBytes: i.DiskFree, MaxVMs: i.MaxVMs, VMs: i.VMs,
 		},
 	}

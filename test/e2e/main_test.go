@@ -16,9 +16,13 @@ import (
 // lockedPassword is no word that could stand in a database for another reason.
 const lockedPassword = "pa55-0f-tester"
 
+// binVar names the environment variable with the directory of warmboot's programs, for where there is no checkout.
+const binVar = "WARMBOOT_TEST_BIN"
+
 // What all tests share: built once, never changed.
 var (
-	repo       string // the checkout
+	repo       string // the checkout; empty if binVar is set
+	bin        string // the directory of warmboot's programs
 	runtimeImg warmboot.Image
 	imageDir   string
 	open       *localregistry.Registry // asks for no login
@@ -47,11 +51,17 @@ func run(m *testing.M) (code int, err error) {
 			return 1, err
 		}
 	}
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
-	if err != nil {
+	if bin = os.Getenv(binVar); bin == "" {
+		out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+		if err != nil {
+			return 1, err
+		}
+		repo = string(out[:len(out)-1])
+		bin = filepath.Join(repo, "bin")
+	}
+	if err := underWhat(); err != nil {
 		return 1, err
 	}
-	repo = string(out[:len(out)-1])
 	if err := inspectImage(context.Background()); err != nil {
 		return 1, err
 	}
