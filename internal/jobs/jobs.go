@@ -64,7 +64,7 @@ func New(ctx context.Context, c Config) (*Queue, error) {
 	if err := q.migrate(ctx); err != nil {
 		return nil, queueError("open job queue", err)
 	}
-	client, err := river.NewClient(q.driver, &river.Config{Logger: q.riverLog()})
+	client, err := river.NewClient(q.driver, &river.Config{Logger: q.riverLog(), Hooks: []rivertype.Hook{&dueAtOnce{}}})
 	if err != nil {
 		return nil, queueError("open job queue", err)
 	}
@@ -150,6 +150,7 @@ func (q *Queue) Start(ctx context.Context, s Service) error {
 		CompletedJobRetentionPeriod: 2 * dailyPeriod, // what was done today is known all day
 		RetryPolicy:                 retrySoon{},
 		Middleware:                  []rivertype.Middleware{&traced{tracing: q.Tracing}},
+		Hooks:                       []rivertype.Hook{&dueAtOnce{}},
 	})
 	if err != nil {
 		return queueError(op, err)
