@@ -1,17 +1,18 @@
 # make demo    everything once, on real microVMs: image, snapshot, one cold container, three warm ones
 # make test    every test, the real-VM suite included
 # make build   bin/warmboot and bin/warmboot-guest
+# make e2e-firecracker FIRECRACKER=binary JAILER=binary   the same on a real Firecracker, in a machine with KVM that is made for it
 SHELL := /bin/sh
 export CGO_ENABLED ?= 0
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
-.PHONY: demo test unit vm build deps lint bench generate clean
+.PHONY: demo test unit vm firecracker e2e-firecracker bench-firecracker build deps lint bench generate clean
 
 demo: deps build
 	scripts/demo
 
-test: deps unit vm
+test: deps unit vm firecracker
 
 # The race detector needs cgo.
 unit:
@@ -25,6 +26,30 @@ vm: deps build
 	image=$$(go run ./test/runtimeimage bin/warmboot-guest) && systemd=$$(go run ./test/systemdimage bin/warmboot-guest) && \
 	WARMBOOT_E2E=1 WARMBOOT_TEST_NESTED=1 WARMBOOT_TEST_IMAGE=$$image WARMBOOT_TEST_SYSTEMD_IMAGE=$$systemd \
 		go test -v -count=1 -p 1 -timeout 60m ./internal/guest ./internal/vmm/qemu ./test/e2e ./test/nestedhost
+
+# What only a real Firecracker can show. Its binaries are no part of this project.
+firecracker:
+ifeq ($(FIRECRACKER),)
+	@echo
+	@echo "SKIPPED: nothing was tested on a real Firecracker. It takes the two binaries of a release, from"
+	@echo "  https://github.com/firecracker-microvm/firecracker/releases"
+	@echo "and neither KVM nor a network:"
+	@echo "  make e2e-firecracker FIRECRACKER=/path/firecracker JAILER=/path/jailer"
+else
+	$(MAKE) e2e-firecracker
+endif
+
+e2e-firecracker: deps build
+	@test -n "$(FIRECRACKER)" && test -n "$(JAILER)" || { echo "make e2e-firecracker needs FIRECRACKER=binary and JAILER=binary, those of one release" >&2; exit 1; }
+	image=$$(go run ./test/runtimeimage bin/warmboot-guest) && \
+	WARMBOOT_TEST_NESTED=1 WARMBOOT_TEST_IMAGE=$$image WARMBOOT_TEST_FIRECRACKER=$(abspath $(FIRECRACKER)) WARMBOOT_TEST_JAILER=$(abspath $(JAILER)) \
+		go test -v -count=1 -timeout 180m -run '^TestFirecracker$(only)' ./test/nestedhost
+
+# The result of a measurement goes where RESULT says.
+RESULT ?= bench-firecracker.json
+bench-firecracker: export WARMBOOT_BENCH_RESULT = $(abspath $(RESULT))
+bench-firecracker: only = Bench
+bench-firecracker: e2e-firecracker
 
 build:
 	go build -trimpath -ldflags "-s -w" -o bin/warmboot-guest ./cmd/warmboot-guest

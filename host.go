@@ -38,6 +38,8 @@ type HostInventory struct {
 	Version string `json:"version,omitempty"` // of warmboot
 	VMM     string `json:"vmm"`               // as in fc_version: "v1.15.1", "qemu-7.2.22"
 	VMMWhy  string `json:"vmm_why,omitempty"` // one line: why this VMM and accelerator
+	// VMMWarning is one line: what is wrong with that VMM all the same; mostly empty.
+	VMMWarning string `json:"vmm_warning,omitempty"`
 	// Network is how microVMs are connected: "tap" or "user". In user mode nothing keeps egress policies and bandwidth limits.
 	Network    string `json:"network,omitempty"`
 	NetworkWhy string `json:"network_why,omitempty"` // one line: why not "tap"

@@ -52,11 +52,7 @@ func runAgent(ctx context.Context, o cli.AgentOptions) (err error) {
 	mux.Handle("/artifacts/", agentrpc.ArtifactHandler(host))
 	mux.Handle("/", agentrpc.ManagersOnly(agentrpc.HostHandler(host)))
 	serveCluster(agentrpc.NewServer(tracing.Handler(mux), credentials.Server()), listener, log, &undo)
-	has, err := host.Inventory(ctx)
-	if err != nil {
-		return err
-	}
-	log.Info("warmboot "+version+" runs microVMs for "+o.Managers[0], "name", host.Name, "host_id", id, "address", address, "storage_root", o.StorageRoot, "vmm", has.VMM, "why", has.VMMWhy)
+	log.Info("warmboot "+version+" runs microVMs for "+o.Managers[0], "name", host.Name, "host_id", id, "address", address, "storage_root", o.StorageRoot)
 	report(ctx, host, managers, &undo)
 	<-ctx.Done()
 	log.Info("warmboot ends; containers go on running")

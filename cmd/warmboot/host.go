@@ -13,7 +13,8 @@ import (
 	"warmboot/internal/controlplane"
 	"warmboot/internal/hostnet"
 	"warmboot/internal/rollback"
-	"warmboot/internal/vmm/qemu"
+	"warmboot/internal/vmm/choice"
+	"warmboot/internal/vmm/firecracker/install"
 )
 
 // openHost opens this machine's agent. c has what the options do not.
@@ -23,9 +24,11 @@ func openHost(ctx context.Context, server cli.ServerOptions, o cli.HostOptions, 
 		return nil, err
 	}
 	c.Root, c.Name, c.Version, c.Log = server.StorageRoot, server.Name, version, log
-	c.Driver = qemu.New(qemu.Config{StateDir: filepath.Join(server.StorageRoot, "vmm"), Log: log})
+	if err := chooseVMM(ctx, server, o, &c, log); err != nil {
+		return nil, err
+	}
 	c.ImageRoots, c.PlainHTTPRegistries = o.ImageRoots, o.PlainHTTPRegistries
-	c.VCPUs, c.MemoryMiB, c.MaxVMs, c.OwnerBase = o.VCPUs, o.MemoryMiB, o.MaxVMs, base
+	c.VCPUs, c.MemoryMiB, c.MaxVMs, c.OwnerBase, c.KernelArgs = o.VCPUs, o.MemoryMiB, o.MaxVMs, base, o.KernelArgs
 	c.Network = hostnet.Config{Mode: hostnet.Mode(o.Network), CIDR: o.NetworkCIDR}
 	host, err := agent.Open(ctx, c)
 	if err != nil {
@@ -36,6 +39,32 @@ func openHost(ctx context.Context, server cli.ServerOptions, o cli.HostOptions, 
 	}
 	undo.Push("close agent", host.Close)
 	return host, nil
+}
+
+// chooseVMM decides which VMM the host's microVMs run under, and says which and why.
+func chooseVMM(ctx context.Context, server cli.ServerOptions, o cli.HostOptions, c *agent.Config, log *slog.Logger) error {
+	// What drivers find out is kept below the root, which is made as the agent would.
+	if err := os.MkdirAll(server.StorageRoot, 0o711); err != nil {
+		return &warmboot.Error{Code: warmboot.Internal, Op: "open storage root", Msg: "set MANAGER_STORAGE_ROOT to a directory that can be written", Err: err}
+	}
+	config := vmmConfig(o.VMM)
+	config.StateDir, config.Log = filepath.Join(server.StorageRoot, "vmm"), log
+	config.TAPs = func(ctx context.Context) error { return hostnet.CanTAP(ctx, hostnet.Mode(o.Network), o.NetworkCIDR) }
+	chosen, err := choice.Make(ctx, config)
+	if err != nil {
+		return err
+	}
+	c.Driver, c.Other, c.VMMWhy, c.VMMWarning = chosen.Driver, chosen.Other, chosen.Why, chosen.Warning
+	log.Info("MicroVMs run under "+chosen.Summary(), "binary", chosen.Found.Binary)
+	if chosen.Warning != "" {
+		log.Warn(chosen.Warning)
+	}
+	return nil
+}
+
+// vmmConfig is what there is to choose from.
+func vmmConfig(o cli.VMMOptions) choice.Config {
+	return choice.Config{Want: o.Want, Firecracker: o.Firecracker, Places: install.Binaries(install.Dir), Jailer: o.Jailer, Unjailed: o.NoJailer}
 }
 
 // report lets a host tell what happens on it, until undo.

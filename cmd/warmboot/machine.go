@@ -51,6 +51,19 @@ func buildImage(ctx context.Context, o cli.BuildImageOptions, progress cli.Progr
 }
 
 // doctor is `warmboot doctor`.
-func doctor(ctx context.Context) []preflight.Check {
-	return preflight.Run(ctx, preflight.Config{StorageRoot: os.Getenv("MANAGER_STORAGE_ROOT"), Listen: os.Getenv("MANAGER_LISTEN"), NetworkCIDR: os.Getenv("MANAGER_NETWORK_CIDR")})
+func doctor(ctx context.Context, o cli.DoctorOptions) []preflight.Check {
+	return preflight.Run(ctx, preflightConfig(o))
+}
+
+// fix is what `warmboot doctor --fix` does first.
+func fix(ctx context.Context, o cli.DoctorOptions, progress cli.Progress) []preflight.Fixed {
+	return preflight.Fix(ctx, preflightConfig(o), progress)
+}
+
+// preflightConfig is what serve would have, too.
+func preflightConfig(o cli.DoctorOptions) preflight.Config {
+	return preflight.Config{
+		StorageRoot: o.StorageRoot, Listen: os.Getenv("MANAGER_LISTEN"), Network: os.Getenv("MANAGER_NETWORK"), NetworkCIDR: os.Getenv("MANAGER_NETWORK_CIDR"),
+		RuntimeRootfs: os.Getenv("CONTAINER_RUNTIME_ROOTFS"), VMM: vmmConfig(o.VMM),
+	}
 }

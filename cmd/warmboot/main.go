@@ -15,6 +15,6 @@ var version = "devel"
 func main() {
 	os.Exit(cli.Run(context.Background(), cli.Config{
 		In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Env: os.Getenv, Version: version,
-		Serve: serve, Manager: manager, Agent: runAgent, BuildImage: buildImage, Bench: measure, Doctor: doctor,
+		Serve: serve, Manager: manager, Agent: runAgent, BuildImage: buildImage, Bench: measure, Doctor: doctor, Fix: fix,
 	}, os.Args[1:]))
 }

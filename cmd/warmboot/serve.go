@@ -51,11 +51,7 @@ func serve(ctx context.Context, o cli.ServeOptions) (err error) {
 			return err
 		}
 	}
-	has, err := host.Inventory(ctx)
-	if err != nil {
-		return err
-	}
-	return p.serveAPI(ctx, httpapi.Config{}, "storage_root", o.StorageRoot, "vmm", has.VMM, "why", has.VMMWhy)
+	return p.serveAPI(ctx, httpapi.Config{}, "storage_root", o.StorageRoot)
 }
 
 // localHost is the way to the one host that is in this process.

@@ -28,7 +28,12 @@ import (
 type Config struct {
 	Root   string // the storage root
 	Driver vmm.Driver
-	Log    *slog.Logger
+	// Other is a driver that earlier processes may have started microVMs with: those that still run are taken charge of, and nothing new
+	// is started with it. It need not work. Nil: there is none.
+	Other vmm.Driver
+	// VMMWhy and VMMWarning are one line each to be told: why this VMM, and what is wrong with it. By default, what the driver says.
+	VMMWhy, VMMWarning string
+	Log                *slog.Logger
 
 	// ImageRoots are the directories below which runtime images may lie; ROOT/images always may.
 	ImageRoots []string

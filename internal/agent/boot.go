@@ -2,8 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"math"
 	"os"
+	"path/filepath"
+	"time"
 
 	"warmboot"
 	"warmboot/internal/controlplane"
@@ -116,7 +120,11 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 	data, engineID := l.c.disk()
 	if err := l.time(ctx, warmboot.PhaseDisk, func(ctx context.Context) (err error) {
 		if data.Path != "" {
-			return own(data.Path, owner) // it may be another slot's this time
+			if err := own(data.Path, owner); err != nil { // it may be another slot's this time
+				return err
+			}
+			data, err = l.readable(ctx, data, owner)
+			return err
 		}
 		data, err = a.disks.New(ctx, l.c.dataDisk(), a.DiskBytes, owner)
 		return err
@@ -150,6 +158,29 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 		}
 	}
 	return controlplane.Booted{Phases: l.phases}, nil
+}
+
+// readable returns a container's disk as this host's VMM can read it. What another VMM has left is converted, and then no snapshot lies
+// below it any more.
+func (l *launch) readable(ctx context.Context, d vmm.Disk, owner vmm.Owner) (vmm.Disk, error) {
+	if l.a.disks.Reads(d) {
+		return d, nil
+	}
+	path := l.c.rawDisk()
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) { // of an attempt that was not finished
+		return vmm.Disk{}, ioError("convert data disk", err)
+	}
+	start := time.Now()
+	raw, err := l.a.disks.Flatten(ctx, d, filepath.Join(l.c.basedOn(), snapshot.DataFile), path, owner)
+	if err != nil {
+		return vmm.Disk{}, err
+	}
+	// One write decides which of the two is the disk.
+	if err := l.c.keep(func(r *record) { r.Disk, r.BasedOn = raw, "" }); err != nil {
+		return vmm.Disk{}, err
+	}
+	l.a.Log.Info("A container's disk was converted for another VMM", "container_id", l.c.id, "vmm", l.a.Driver.Name(), "took", time.Since(start).Round(time.Millisecond))
+	return raw, ioError("convert data disk", os.Remove(d.Path))
 }
 
 // size is the microVM's that a container needs: never smaller than the default, which is also a snapshot's.

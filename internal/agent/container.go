@@ -26,6 +26,9 @@ type container struct {
 // dataDisk is the machine's writable disk, whatever its format.
 func (c *container) dataDisk() string { return filepath.Join(c.dir, "data.disk") }
 
+// rawDisk is the disk of a container whose dataDisk was converted for another VMM.
+func (c *container) rawDisk() string { return filepath.Join(c.dir, "data.raw") }
+
 // vmDir is where the VMM has its own files.
 func (c *container) vmDir() string { return filepath.Join(c.dir, "vm") }
 

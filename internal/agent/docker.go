@@ -49,8 +49,8 @@ func (a *Agent) StartContainer(ctx context.Context, c warmboot.Container, auth *
 	if err == nil {
 		a.watch(own, vm)
 	}
-	if err != nil && errors.Is(context.Cause(ctx), errVMDied) {
-		err = warmboot.Errorf(warmboot.Unavailable, "start container", "the VMM's process ended while the container was being started; create it again")
+	if err != nil && died(ctx, vm.machine) {
+		err = warmboot.Errorf(warmboot.Unavailable, "start container", "the VMM's process ended while the container was being started; start it again%s", lastWords(vm.machine))
 	}
 	return phases, err
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -122,11 +123,11 @@ func (a *Agent) limitVMs() error {
 func (a *Agent) Inventory(context.Context) (warmboot.HostInventory, error) {
 	const op = "take inventory"
 	why := a.caps.Driver + " with " + a.caps.Accelerator
-	if a.caps.AcceleratorWhy != "" {
-		why += ": " + a.caps.AcceleratorWhy
+	if reason := cmp.Or(a.VMMWhy, a.caps.AcceleratorWhy); reason != "" {
+		why += ": " + reason
 	}
 	inv := warmboot.HostInventory{
-		Version: a.Version, VMM: a.caps.FCVersion(), VMMWhy: why, Network: string(a.net.Mode()), NetworkWhy: a.net.Why(), Arch: a.caps.Arch, CPU: a.caps.CPUModel, BootID: a.bootID,
+		Version: a.Version, VMM: a.caps.FCVersion(), VMMWhy: why, VMMWarning: cmp.Or(a.VMMWarning, a.caps.Warning), Network: string(a.net.Mode()), NetworkWhy: a.net.Why(), Arch: a.caps.Arch, CPU: a.caps.CPUModel, BootID: a.bootID,
 		Platform: snapshot.FingerprintOf(a.caps, "", a.VCPUs, a.MemoryMiB).Platform(), CPUs: runtime.NumCPU(), VMs: a.net.Used(), Images: a.images.digests(), MaxVMs: a.MaxVMs,
 	}
 	var err error

@@ -17,6 +17,9 @@ import (
 
 	"warmboot"
 	"warmboot/internal/hostnet"
+	"warmboot/internal/vmm"
+	"warmboot/internal/vmm/firecracker"
+	"warmboot/internal/vmm/qemu"
 )
 
 func TestNoTwoSlotsShareAUser(t *testing.T) {
@@ -205,4 +208,47 @@ func TestOrphansAreEnded(t *testing.T) {
 			t.Errorf("%s was ended: %v", name, err)
 		}
 	}
+}
+
+// A machine is taken charge of by the driver that it was started with, whichever is chosen for new ones by now.
+func TestMachinesOfBothVMMsAreRecovered(t *testing.T) {
+	t.Parallel()
+	q, fc := qemu.New(qemu.Config{}), firecracker.New(firecracker.Config{})
+	for _, a := range []*Agent{{Config: Config{Driver: q, Other: fc}}, {Config: Config{Driver: fc, Other: q}}} {
+		for _, want := range []vmm.Driver{q, fc} {
+			if got, err := a.driverOf(vmm.Handle{Driver: want.Name()}); err != nil || got != want {
+				t.Errorf("of %s: %v, %v", want.Name(), got, err)
+			}
+		}
+		if _, err := a.driverOf(vmm.Handle{Driver: "bochs"}); warmboot.CodeOf(err) != warmboot.Invalid || !strings.Contains(err.Error(), "bochs") {
+			t.Errorf("of a VMM that is not known: %v", err)
+		}
+	}
+	alone := &Agent{Config: Config{Driver: q}}
+	if _, err := alone.driverOf(vmm.Handle{Driver: "firecracker"}); err == nil {
+		t.Error("a driver that there is not was found")
+	}
+}
+
+// The inventory tells what whoever has chosen the VMM says about it, or else what its driver says.
+func TestTheInventoryTellsWhyAndWarns(t *testing.T) {
+	t.Parallel()
+	a := garbageRoot(t)
+	a.caps = vmm.Capabilities{Driver: "firecracker", Version: "1.16.1", Accelerator: "kvm", AcceleratorWhy: "the driver's", Warning: "a fault"}
+	n, err := hostnet.Open(t.Context(), hostnet.Config{Mode: hostnet.User, Owner: "0a0b0c"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.net = n
+	t.Cleanup(func() { n.Close() })
+	tells := func(vmm, why, warning string) {
+		t.Helper()
+		got, err := a.Inventory(t.Context())
+		if err != nil || got.VMM != vmm || got.VMMWhy != why || got.VMMWarning != warning {
+			t.Errorf("it tells %q, %q and %q, %v", got.VMM, got.VMMWhy, got.VMMWarning, err)
+		}
+	}
+	tells("v1.16.1", "firecracker with kvm: the driver's", "a fault")
+	a.VMMWhy, a.VMMWarning = "nothing better", "a fault, and no jailer"
+	tells("v1.16.1", "firecracker with kvm: nothing better", "a fault, and no jailer")
 }

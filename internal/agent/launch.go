@@ -190,17 +190,41 @@ func whileAlive(ctx context.Context, m vmm.Machine) (context.Context, context.Ca
 	return ctx, func() { close(stop); cancel(nil) }
 }
 
-// bootError tells what the end of a boot's context means, and what the guest's kernel said last; otherwise it passes err on.
-func bootError(ctx context.Context, m vmm.Machine, op string, limit time.Duration, err error) error {
-	var said string
-	if k, ok := m.(vmm.ConsoleKeeper); ok {
-		if lines := strings.Split(strings.TrimSpace(k.Console()), "\n"); lines[0] != "" {
-			said = fmt.Sprintf("; the guest's console ends with %q", strings.Join(lines[max(0, len(lines)-3):], "\n"))
+// died tells whether what failed did so because its machine has ended. A connection to the guest breaks off before the process is gone.
+func died(ctx context.Context, m vmm.Machine) bool {
+	if ctx.Err() == nil {
+		select {
+		case <-m.Done():
+			return true
+		case <-time.After(deathThroes):
 		}
 	}
-	switch {
-	case err == nil:
+	return errors.Is(context.Cause(ctx), errVMDied)
+}
+
+// deathThroes is how long a VMM's process may take to be gone after its guest's connections.
+const deathThroes = 200 * time.Millisecond
+
+// lastWords is how the guest's console ends, to stand at the end of a message; empty if nothing is known of it.
+func lastWords(m vmm.Machine) string {
+	k, ok := m.(vmm.ConsoleKeeper)
+	if !ok {
+		return ""
+	}
+	lines := strings.Split(strings.TrimSpace(k.Console()), "\n")
+	if lines[0] == "" {
+		return ""
+	}
+	return fmt.Sprintf("; the guest's console ends with %q", strings.Join(lines[max(0, len(lines)-3):], "\n"))
+}
+
+// bootError tells what the end of a boot's context means, and what the guest's kernel said last; otherwise it passes err on.
+func bootError(ctx context.Context, m vmm.Machine, op string, limit time.Duration, err error) error {
+	if err == nil {
 		return nil
+	}
+	said := lastWords(m)
+	switch {
 	case errors.Is(context.Cause(ctx), errVMDied):
 		return warmboot.Errorf(warmboot.Unavailable, op, "the VMM's process ended before Docker answered%s", said)
 	case errors.Is(ctx.Err(), context.DeadlineExceeded), warmboot.CodeOf(err) == warmboot.Timeout: // the guest may be the first whose time is over

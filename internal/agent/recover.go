@@ -14,6 +14,7 @@ import (
 	"warmboot"
 	"warmboot/internal/hostnet"
 	"warmboot/internal/snapshot"
+	"warmboot/internal/vmm"
 )
 
 // adoptTimeout is how long a microVM that still runs has to answer, when it is taken over.
@@ -90,9 +91,16 @@ func (a *Agent) recoverContainer(ctx context.Context, id warmboot.ID) int {
 func (a *Agent) adopt(ctx context.Context, c *container) error {
 	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
 	defer cancel()
-	m, err := a.Driver.Recover(ctx, *c.rec.Handle)
+	d, err := a.driverOf(*c.rec.Handle)
 	if err != nil {
 		return err
+	}
+	m, err := d.Recover(ctx, *c.rec.Handle)
+	if err != nil {
+		return err
+	}
+	if d != a.Driver {
+		a.Log.Info("A container's microVM goes on under another VMM than new ones get; when it is started again, it gets the new one", "container_id", c.id, "vmm", d.Name())
 	}
 	l, rec := &launch{a: a, c: c}, c.rec
 	l.slot, err = a.net.Adopt(*rec.Slot, rec.Handle.PID, *rec.Network, hostnet.Wants{Forwards: rec.Network.Forwards, Egress: rec.Egress, Bandwidth: rec.Bandwidth})
@@ -115,6 +123,16 @@ func (a *Agent) adopt(ctx context.Context, c *container) error {
 		a.watch(c, c.live)
 	}
 	return nil
+}
+
+// driverOf is the driver that a machine was started with.
+func (a *Agent) driverOf(h vmm.Handle) (vmm.Driver, error) {
+	for _, d := range []vmm.Driver{a.Driver, a.Other} {
+		if d != nil && d.Name() == h.Driver {
+			return d, nil
+		}
+	}
+	return nil, warmboot.Errorf(warmboot.Invalid, "take charge of microVM", "it was started with %s, which this server does not know", h.Driver)
 }
 
 func (l *launch) reconnect(ctx context.Context) error {

@@ -19,6 +19,7 @@ type Options struct {
 	Concurrent int    // warm creates at once, in a run of its own; 0 leaves that out
 	Floor      bool   // also restore the same files with the bare VMM commands, interleaved with the warm creates
 	Image      string // OCI image to run; empty lets the benchmark choose
+	BootOnly   bool   // a boot is over when Docker has answered: no container is started in it, and Sample.Running is 0
 }
 
 // Result is one benchmark. All durations are in seconds, all sizes in bytes.
@@ -47,10 +48,16 @@ type Machine struct {
 	Cores       int    `json:"cores"`
 	MemoryBytes int64  `json:"memory_bytes"`
 	Kernel      string `json:"kernel"`
-	VMM         string `json:"vmm"`         // "qemu-7.2.22"
+	VMM         string `json:"vmm"`         // "qemu-7.2.22", "v1.16.1" for Firecracker
 	Accelerator string `json:"accelerator"` // "kvm" or "tcg"
 	GoVersion   string `json:"go_version"`
 	Warmboot    string `json:"warmboot_version"`
+
+	// Of the VMM's binary and of the runtime image: their SHA-256. Results of earlier versions do not have these.
+	VMMDigest      string `json:"vmm_sha256,omitempty"`
+	ImageDigest    string `json:"runtime_image_digest,omitempty"`
+	SnapshotFormat string `json:"snapshot_format,omitempty"` // the VMM's
+	Network        string `json:"network,omitempty"`         // "tap" if microVMs have TAPs
 }
 
 // Sample is one boot.
@@ -58,7 +65,7 @@ type Sample struct {
 	// Ready is the time from the request to Docker's first answer, by the clock of whoever asked.
 	Ready float64 `json:"ready_seconds"`
 	// Running is the time from the request to the container's command having started; 0 for a floor sample, which
-	// runs no container.
+	// runs no container, and where nobody waited for it.
 	Running float64 `json:"running_seconds,omitempty"`
 	// Phases are the timed steps, in order. What they do not cover is the control plane's and the network's.
 	Phases []api.Phase `json:"phases"`

@@ -66,7 +66,9 @@ type runner struct {
 	result Result
 
 	steps, done int
-	handArgs    []string // see handCommand
+	binary      string           // of the VMM, as the server has said
+	handArgs    []string         // see handCommand
+	hand        *handFirecracker // see firecrackerByHand
 }
 
 // step reports that one of the steps begins.
@@ -125,8 +127,12 @@ func (r *runner) prepare(ctx context.Context) error {
 		return err
 	}
 	r.result.Date, r.result.Image, r.result.SnapshotPause = time.Now().UTC(), r.Options.Image, snap.Metadata.PauseSeconds
-	r.result.Machine, err = describeMachine(v.VMM, r.art.Metadata.Fingerprint.Accelerator, r.Version)
-	return err
+	if r.result.Machine, err = describeMachine(v.VMM, r.art.Metadata.Fingerprint.Accelerator, r.Version); err != nil {
+		return err
+	}
+	fp := r.art.Metadata.Fingerprint
+	r.result.Machine.VMMDigest, r.result.Machine.SnapshotFormat, r.result.Machine.ImageDigest, r.result.Machine.Network = fp.BinaryDigest, fp.SnapshotVersion, fp.ImageDigest, fp.Network
+	return nil
 }
 
 // serve starts `warmboot serve` and waits until it says that it serves.
@@ -159,6 +165,9 @@ func (r *runner) serve(ctx context.Context, flags []string) error {
 		lines := bufio.NewScanner(log)
 		for lines.Scan() {
 			last = lines.Text()
+			if _, path, ok := strings.Cut(last, " binary="); ok && strings.Contains(last, "MicroVMs run under") {
+				r.binary = path
+			}
 			if strings.Contains(last, " serves http://") {
 				serving <- true
 			}
@@ -251,6 +260,12 @@ func (r *runner) boot(ctx context.Context, cold bool) (Sample, error) {
 	if err != nil {
 		return Sample{}, err
 	}
+	if got := *c.BootMethod == string(warmboot.BootCold); got != cold {
+		return Sample{}, warmboot.Errorf(warmboot.Internal, "boot container", "it was to boot warm and did not: %s", c.BootReason)
+	}
+	if r.BootOnly {
+		return s, r.api.DeleteContainer(ctx, c.ID, true)
+	}
 	start := time.Now().Add(-time.Duration(s.Ready * float64(time.Second)))
 	if c, err = r.api.WaitContainer(ctx, c.ID, "started"); err != nil {
 		return Sample{}, err
@@ -258,9 +273,6 @@ func (r *runner) boot(ctx context.Context, cold bool) (Sample, error) {
 	s.Running, s.Phases = time.Since(start).Seconds(), c.Phases
 	if c.State != string(warmboot.ContainerRunning) {
 		return Sample{}, warmboot.Errorf(warmboot.Internal, "run container", "it is %s: %s", c.State, c.Error)
-	}
-	if got := *c.BootMethod == string(warmboot.BootCold); got != cold {
-		return Sample{}, warmboot.Errorf(warmboot.Internal, "boot container", "it was to boot warm and did not: %s", c.BootReason)
 	}
 	return s, r.api.DeleteContainer(ctx, c.ID, true)
 }

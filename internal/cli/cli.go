@@ -43,8 +43,9 @@ type Config struct {
 	BuildImage func(context.Context, BuildImageOptions, Progress) (img api.RegisterImage, cached bool, err error)
 	// Bench measures.
 	Bench func(context.Context, BenchOptions, Progress) (bench.Result, error)
-	// Doctor looks at this machine.
-	Doctor func(context.Context) []preflight.Check
+	// Doctor looks at this machine, and Fix puts right what it can.
+	Doctor func(context.Context, DoctorOptions) []preflight.Check
+	Fix    func(context.Context, DoctorOptions, Progress) []preflight.Fixed
 
 	stopSignals func() // gives the next interruption back to the system, which ends the process
 }

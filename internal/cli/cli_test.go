@@ -141,12 +141,25 @@ func config() cli.Config {
 			}
 			return r, nil
 		},
-		Doctor: func(context.Context) []preflight.Check {
-			checks := []preflight.Check{{Name: "one", Status: preflight.OK, Detail: "is there"}, {Name: "two", Status: preflight.Warn, Detail: "is slow", Fix: "buy a new one"}}
+		Doctor: func(_ context.Context, o cli.DoctorOptions) []preflight.Check {
+			checks := []preflight.Check{
+				{Name: "KVM", Status: preflight.OK, Detail: "a kernel boots under Firecracker with it"},
+				{Name: "Firecracker", Status: preflight.Warn, Detail: "v1.16.1, " + o.VMM.Firecracker + "; <it has a fault> & more", Fix: "`warmboot doctor --fix` as root"},
+			}
 			if os.Getenv("SICK") != "" {
-				checks = append(checks, preflight.Check{Name: "three", Status: preflight.Fail, Detail: "is broken", Fix: "mend it"})
+				checks = append(checks, preflight.Check{Name: "microVMs run under", Status: preflight.Fail, Detail: "no VMM can be used below " + o.StorageRoot, Fix: "apt-get install qemu-system-x86"})
 			}
 			return checks
+		},
+		Fix: func(_ context.Context, _ cli.DoctorOptions, progress cli.Progress) []preflight.Fixed {
+			progress("Downloading Firecracker v1.15.1", -1)
+			for part := range 5 {
+				progress("Downloading Firecracker v1.15.1", float64(part)/4)
+			}
+			if os.Getenv("OFFLINE") != "" {
+				return []preflight.Fixed{{Name: "TAP devices", Detail: "/dev/net/tun is there"}, {Name: "Firecracker", Err: warmboot.Errorf(warmboot.Unavailable, "install Firecracker", "there is no network")}}
+			}
+			return []preflight.Fixed{{Name: "Firecracker", Detail: "v1.15.1 was installed"}}
 		},
 	}
 }
@@ -166,7 +179,7 @@ type server struct {
 func serve(dir string) (*server, error) {
 	log := slog.New(slog.DiscardHandler)
 	s := &server{host: hosttest.New()}
-	s.host.OnStart = s.onStart
+	s.host.OnStart, s.host.Warning = s.onStart, "this VMM is none"
 	var err error
 	if s.plane, err = planetest.Start(context.Background(), planetest.Config{URL: filepath.Join(dir, ".warmboot.db"), Hosts: []*hosttest.Host{s.host}}); err != nil {
 		return nil, err

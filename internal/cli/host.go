@@ -36,6 +36,13 @@ func (a *app) hostListCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			defer func() {
+				for _, h := range list {
+					if h.Inventory.VMMWarning != "" && a.format != "json" {
+						fmt.Fprintf(a.Err, "! %s: %s\n", h.Name, h.Inventory.VMMWarning)
+					}
+				}
+			}()
 			return printList(a, list,
 				column[api.Host]{"NAME", func(h api.Host) string { return h.Name }},
 				column[api.Host]{"STATUS", hostStatus},

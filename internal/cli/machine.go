@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -12,35 +13,82 @@ import (
 	"warmboot/api"
 	"warmboot/internal/bench"
 	"warmboot/internal/preflight"
+	"warmboot/internal/vmm/firecracker/install"
 )
 
+// DoctorOptions are the settings of `warmboot doctor`.
+type DoctorOptions struct {
+	StorageRoot string
+	VMM         VMMOptions
+}
+
 func (a *app) doctorCmd() *cobra.Command {
-	return &cobra.Command{
+	var o DoctorOptions
+	var fix bool
+	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Look whether this machine has what warmboot needs",
 		Long: `Look whether this machine has what warmboot needs, and tell what to do where it has not. Exits with 1 if something fails
-without which warmboot cannot work.`,
+without which warmboot cannot work.
+
+With --fix it first does what it can do by itself: it loads the kernel's modules for TAPs and KVM; and where KVM works and no Firecracker is there,
+it downloads ` + install.Version + ` from its makers and installs it below ` + install.Dir + `. A binary that is named
+(--firecracker) is used as it is, and nothing is installed then.`,
+		Example: `  sudo warmboot doctor
+  sudo warmboot doctor --fix
+  warmboot doctor -o json | jq '.[] | select(.status != "ok")'`,
 		Args: cobra.NoArgs,
-		RunE: a.do(func(ctx context.Context, _ []string) error {
-			checks := a.Doctor(ctx)
-			if a.format == "json" {
-				if err := a.printJSON(checks); err != nil {
-					return err
-				}
-			} else {
-				for _, c := range checks {
-					fmt.Fprintf(a.Out, "%s %-20s %s\n", marks[c.Status], c.Name, c.Detail)
-					if c.Fix != "" {
-						fmt.Fprintf(a.Out, "  %-20s → %s\n", "", c.Fix)
-					}
-				}
-			}
-			if preflight.Worst(checks) == preflight.Fail {
-				return exitStatus(1)
-			}
-			return nil
-		}),
 	}
+	f := cmd.Flags()
+	f.StringVar(&o.StorageRoot, "storage-root", a.storageRoot(), "`directory` of the server (MANAGER_STORAGE_ROOT)")
+	f.BoolVar(&fix, "fix", false, "put right what can be put right without asking, and install Firecracker where it would be used")
+	a.vmmFlags(f, &o.VMM)
+	cmd.RunE = a.do(func(ctx context.Context, _ []string) error {
+		if err := o.VMM.check(); err != nil {
+			return err
+		}
+		var failed error
+		if fix {
+			failed = a.fix(ctx, o)
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		checks := a.Doctor(ctx, o)
+		if a.format == "json" {
+			if err := a.printJSON(checks); err != nil {
+				return err
+			}
+		} else {
+			for _, c := range checks {
+				fmt.Fprintf(a.Out, "%s %-20s %s\n", marks[c.Status], c.Name, c.Detail)
+				if c.Fix != "" {
+					fmt.Fprintf(a.Out, "  %-20s → %s\n", "", c.Fix)
+				}
+			}
+		}
+		if failed == nil && preflight.Worst(checks) == preflight.Fail {
+			return exitStatus(1)
+		}
+		return failed
+	})
+	return cmd
+}
+
+// fix does what doctor --fix does before it looks, and tells it.
+func (a *app) fix(ctx context.Context, o DoctorOptions) error {
+	d := a.newDisplay("Trying KVM", false)
+	done := a.Fix(ctx, o, d.progress)
+	d.close()
+	var errs []error
+	for _, f := range done {
+		if f.Err != nil {
+			errs = append(errs, f.Err)
+			continue
+		}
+		fmt.Fprintf(a.Err, "%s: %s\n", f.Name, f.Detail)
+	}
+	return errors.Join(errs...)
 }
 
 var marks = map[preflight.Status]string{preflight.OK: "✓", preflight.Warn: "!", preflight.Fail: "✗"}
@@ -81,6 +129,7 @@ again. Nothing else should be going on on this machine. The result is a table; w
 	f.IntVar(&o.Cold, "cold", 5, "`number` of cold boots")
 	f.IntVar(&o.Concurrent, "concurrent", 8, "`number` of warm boots at once, in a run of its own; 0: none")
 	f.BoolVar(&o.Floor, "floor", false, "also restore the same snapshot with the bare VMM commands, in turn with the warm boots")
+	f.BoolVar(&o.BootOnly, "boot-only", false, "do not wait for a container to be started in what has booted")
 	f.StringVar(&o.Image, "image", "", "OCI `image` to run; one that bench makes and serves if left out")
 	f.StringVar(&o.StorageRoot, "storage-root", a.storageRoot(), "the storage `directory` whose runtime image is used (MANAGER_STORAGE_ROOT)")
 	f.StringVar(&svg, "svg", "", "also draw the result into this `file`")

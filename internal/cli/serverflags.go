@@ -4,12 +4,14 @@ import (
 	"log/slog"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
 
 	"warmboot/internal/hostnet"
 	"warmboot/internal/preflight"
+	"warmboot/internal/vmm/choice"
 )
 
 // ServerOptions are the settings that every long-running command has.
@@ -35,10 +37,20 @@ type ControlOptions struct {
 type HostOptions struct {
 	PlainHTTPRegistries []string // host[:port]
 	ImageRoots          []string // directories that registered images may lie in, besides the storage root's own
+	KernelArgs          []string // added to those of every guest's kernel
 	VCPUs, MemoryMiB    int      // of a microVM that asks for no more; 0: the default
 	MaxVMs              int      // that are placed here; 0: the default
 	Network             string   // "auto", "tap" or "user"
 	NetworkCIDR         netip.Prefix
+	VMM                 VMMOptions
+}
+
+// VMMOptions say which VMM microVMs run under.
+type VMMOptions struct {
+	Want        string // "auto", "firecracker" or "qemu"
+	Firecracker string // its binary; empty: looked for
+	Jailer      string // its jailer's; empty: beside it, or in PATH
+	NoJailer    bool
 }
 
 // serverFlags are the flags and variables of ServerOptions.
@@ -121,8 +133,9 @@ func (c *controlFlags) read() error {
 
 // hostFlags are the flags of HostOptions.
 type hostFlags struct {
-	o    *HostOptions
-	cidr string
+	o          *HostOptions
+	cidr       string
+	kernelArgs string
 }
 
 func (a *app) newHostFlags(f *pflag.FlagSet, o *HostOptions) *hostFlags {
@@ -133,14 +146,42 @@ func (a *app) newHostFlags(f *pflag.FlagSet, o *HostOptions) *hostFlags {
 	f.IntVar(&o.MemoryMiB, "memory-mib", 0, "`MiB` of memory of a microVM that asks for no more; 0: the default")
 	f.IntVar(&o.MaxVMs, "max-vms", 0, "`number` of microVMs that are placed here; 0: as many as have four times this machine's memory together")
 	f.StringVar(&o.Network, "network", a.env("MANAGER_NETWORK", "auto"), "`kind` of network that microVMs have: tap, in namespaces of their own; user, by QEMU itself; or auto: tap where that works (MANAGER_NETWORK)")
+	a.vmmFlags(f, &o.VMM)
 	f.StringVar(&c.cidr, "network-cidr", a.env("MANAGER_NETWORK_CIDR", hostnet.DefaultCIDR.String()), "`network` that microVMs with TAPs have addresses from, inside this host only (MANAGER_NETWORK_CIDR)")
+	f.StringVar(&c.kernelArgs, "kernel-args", a.Env("CONTAINER_RUNTIME_KERNEL_ARGS"), "`arguments` added to those of every guest's kernel; snapshots keep those that they were built with (CONTAINER_RUNTIME_KERNEL_ARGS)")
 	return c
+}
+
+// vmmFlags are the flags and variables of VMMOptions.
+func (a *app) vmmFlags(f *pflag.FlagSet, o *VMMOptions) {
+	f.StringVar(&o.Want, "vmm", a.env("MANAGER_VMM", choice.Auto), "`VMM` that microVMs run under: firecracker; qemu; or auto: Firecracker where it works (MANAGER_VMM)")
+	f.StringVar(&o.Firecracker, "firecracker", a.Env("FIRECRACKER"), "Firecracker's `binary`; if left out, the one that \"warmboot doctor --fix\" has installed, or else the one in PATH (FIRECRACKER)")
+	f.StringVar(&o.Jailer, "jailer", a.Env("JAILER"), "its jailer's `binary`; if left out, the one beside it, or else the one in PATH (JAILER)")
+	f.BoolVar(&o.NoJailer, "unsafe-no-jailer", false, "run Firecracker without its jailer; for development only")
+}
+
+// check says what is wrong with what was typed.
+func (o VMMOptions) check() error {
+	if !choice.Known(o.Want) {
+		return invalid("--vmm (MANAGER_VMM) is %q; use auto, firecracker or qemu", o.Want)
+	}
+	if o.NoJailer && o.Jailer != "" {
+		return invalid("--jailer (JAILER) and --unsafe-no-jailer do not go together")
+	}
+	return nil
 }
 
 func (c *hostFlags) read() error {
 	if c.o.Network != "auto" && c.o.Network != "tap" && c.o.Network != "user" {
 		return invalid("--network (MANAGER_NETWORK) is %q; use auto, tap or user", c.o.Network)
 	}
+	if err := c.o.VMM.check(); err != nil {
+		return err
+	}
+	if c.o.VMM.Want == choice.Firecracker && c.o.Network == "user" {
+		return invalid("--vmm firecracker and --network user do not go together: Firecracker has no network of its own, and needs TAPs")
+	}
+	c.o.KernelArgs = strings.Fields(c.kernelArgs)
 	var err error
 	if c.o.NetworkCIDR, err = netip.ParsePrefix(c.cidr); err != nil {
 		return invalid("--network-cidr (MANAGER_NETWORK_CIDR) is %q, which is not a network; use one like %s", c.cidr, hostnet.DefaultCIDR)

@@ -34,6 +34,11 @@ func makeOverlay(ctx context.Context, base, draft string) error {
 
 // run runs a program that comes with a Debian package.
 func run(ctx context.Context, op, pkg, program string, args ...string) error {
+	return runAs(ctx, func(*exec.Cmd) {}, op, pkg, program, args...)
+}
+
+// runAs is run by somebody else.
+func runAs(ctx context.Context, as func(*exec.Cmd), op, pkg, program string, args ...string) error {
 	path, err := lookPath(program)
 	if err != nil {
 		return warmboot.Errorf(warmboot.Unavailable, op, "%s was not found; install it with `apt-get install %s`", program, pkg)
@@ -42,6 +47,7 @@ func run(ctx context.Context, op, pkg, program string, args ...string) error {
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.Env = append(os.Environ(), "LC_ALL=C") // so that the text below can be recognized
+	as(cmd)
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
 			return warmboot.Errorf(warmboot.CodeOf(ctx.Err()), op, "%s was stopped: %w", program, ctx.Err())

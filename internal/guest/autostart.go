@@ -8,7 +8,7 @@ import (
 
 // noAutostart keeps Docker from starting a container by itself when the machine has booted on a disk that has one. By its restart policy Docker would,
 // before the machine has the name and the network that the host gives it, and as it was before the host has changed it. The host starts it, and gives it
-// its policy again. It must be done before Docker runs.
+// its policy again.
 func (g *Guest) noAutostart() {
 	files, _ := filepath.Glob(g.path(dockerDir + "/containers/*/hostconfig.json"))
 	for _, path := range files {

@@ -46,7 +46,7 @@ func (g *Guest) boot(ctx context.Context) error {
 	if err := mountData(ctx, hasDataDisk()); err != nil {
 		return internal("boot", err)
 	}
-	g.noAutostart()
+	g.prepareDockerDisk()
 	if err := g.writeServiceConfig(); err != nil {
 		return internal("write service configuration", err)
 	}

@@ -36,7 +36,7 @@ func (g *Guest) join(ctx context.Context) error {
 	mounted, err := mountPoint(dockerDir)
 	if err == nil && !mounted { // by an agent before us, or by the image itself, which then has its own use for the data disk
 		if err = mountData(ctx, hasDataDisk()); err == nil {
-			g.noAutostart()
+			g.prepareDockerDisk()
 		}
 	}
 	if err != nil {

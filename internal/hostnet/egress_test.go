@@ -268,6 +268,9 @@ func TestConnectionsAreBounded(t *testing.T) {
 	n := open(t, config(t))
 	g := newGuest(t, take(t, n, Wants{}))
 	const wave = maxConnections + 2000
+	// The kernel stops counting a connection that is not in its table when the next one comes (find_or_evict in net/netfilter/nf_conncount.c), though it
+	// may be about to be: on one emulated processor Linux 6.12 let 4099 in.
+	const most = maxConnections + maxConnections/100
 	tracked := func() int {
 		t.Helper()
 		var text []byte
@@ -298,8 +301,8 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 	took := time.Since(start)
 	fast := int(newConnectionPeak + newConnectionRate*(took+time.Second).Seconds())
-	if n := tracked(); n > min(fast, maxConnections+1) || n < newConnectionPeak*9/10 {
-		t.Errorf("after %d new connections in %v, %d are tracked; want no more than %d or %d", wave, took, n, fast, maxConnections)
+	if n := tracked(); n > min(fast, most) || n < newConnectionPeak*9/10 {
+		t.Errorf("after %d new connections in %v, %d are tracked; want no more than %d or %d", wave, took, n, fast, most)
 	}
 	deadline := time.Now().Add(time.Minute)
 	for full := false; !full; { // the rate lets all that may be in within seconds
@@ -310,8 +313,8 @@ func TestConnectionsAreBounded(t *testing.T) {
 		}
 		n := tracked()
 		full = n >= maxConnections
-		if n > maxConnections+1 {
-			t.Fatalf("%d connections are tracked at once, want %d at the most", n, maxConnections)
+		if n > most {
+			t.Fatalf("%d connections are tracked at once, want %d at the most", n, most)
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("%d connections are tracked, want %d", n, maxConnections)

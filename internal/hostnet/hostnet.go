@@ -42,6 +42,9 @@ const (
 	User Mode = "user"
 )
 
+// userAsked is why there are no TAPs in mode User.
+const userAsked = "the configuration asks for networks in user mode"
+
 var validOwner = regexp.MustCompile(`^[0-9a-f]{6}$`)
 
 // Config says whose slots, and of what kind. Zero values of the optional fields take the defaults named.
@@ -93,7 +96,7 @@ func Open(ctx context.Context, c Config) (*Net, error) {
 	n := &Net{Config: c, mode: User, numbers: numbers{total: MaxSlots}}
 	switch c.Mode {
 	case User:
-		n.why = "the configuration asks for it"
+		n.why = userAsked
 	case TAP, Auto, "":
 		if c.Mode == TAP {
 			if err := allowForwarding(c.Log); err != nil {

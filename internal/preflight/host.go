@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -40,33 +39,6 @@ func kernel(release string) Check {
 		return Check{"kernel", Fail, fmt.Sprintf("Linux %s is older than 5.10", release), "upgrade the kernel to 5.10 or newer"}
 	}
 	return Check{"kernel", OK, "Linux " + release, ""}
-}
-
-func checkKVM(context.Context, Config) Check {
-	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
-	if err == nil {
-		f.Close()
-	}
-	cpuinfo, readErr := os.ReadFile("/proc/cpuinfo")
-	if readErr != nil {
-		return Check{"KVM", Warn, readErr.Error(), ""}
-	}
-	return kvm(err, string(cpuinfo))
-}
-
-// kvm judges by the error of opening /dev/kvm and the text of /proc/cpuinfo. A device that opens proves nothing, so the
-// best that can be said here is that serve will try.
-func kvm(openErr error, cpuinfo string) Check {
-	const slow = "microVMs run in software emulation (TCG): it works, but user code is slow"
-	switch {
-	case errors.Is(openErr, fs.ErrNotExist):
-		return Check{"KVM", Warn, "there is no /dev/kvm; " + slow, "on bare metal: `modprobe kvm_intel` or `modprobe kvm_amd`, and switch virtualization on in the firmware; in a VM: switch nested virtualization on"}
-	case openErr != nil:
-		return Check{"KVM", Warn, fmt.Sprintf("/dev/kvm cannot be opened (%v); %s", openErr, slow), "run as root, or `usermod -aG kvm $USER` and log in again"}
-	case !hasVirtualization(cpuinfo):
-		return Check{"KVM", Warn, "/dev/kvm opens, but the CPU has neither vmx nor svm, so a stock kernel hardly runs in it; " + slow, "run on bare metal, or in a VM with nested virtualization; serve tries it and takes what works"}
-	}
-	return Check{"KVM", OK, "/dev/kvm opens and the CPU has hardware virtualization; serve tries it with a real kernel before it relies on it", ""}
 }
 
 func hasVirtualization(cpuinfo string) bool {

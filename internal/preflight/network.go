@@ -63,20 +63,25 @@ func checkTAP(context.Context, Config) Check {
 	return Check{name, OK, device + " opens", ""}
 }
 
+// cidr is the network that microVMs have their addresses from.
+func (c Config) cidr() (netip.Prefix, error) {
+	if c.NetworkCIDR == "" {
+		return hostnet.DefaultCIDR, nil
+	}
+	return netip.ParsePrefix(c.NetworkCIDR)
+}
+
 // checkNetwork makes two network slots, sends packets through them and removes them again.
 func checkNetwork(ctx context.Context, c Config) Check {
 	const name = "network slots"
 	if os.Geteuid() != 0 {
 		return Check{name, OK, notRoot, ""}
 	}
-	cidr := hostnet.DefaultCIDR
-	if c.NetworkCIDR != "" {
-		var err error
-		if cidr, err = netip.ParsePrefix(c.NetworkCIDR); err != nil {
-			return Check{name, Fail, fmt.Sprintf("MANAGER_NETWORK_CIDR: %v", err), "set it to a network like " + hostnet.DefaultCIDR.String()}
-		}
+	cidr, err := c.cidr()
+	if err != nil {
+		return Check{name, Fail, fmt.Sprintf("MANAGER_NETWORK_CIDR: %v", err), "set it to a network like " + hostnet.DefaultCIDR.String()}
 	}
-	err := hostnet.Try(ctx, cidr)
+	err = hostnet.Try(ctx, cidr)
 	var o *hostnet.Obstacle
 	switch {
 	case err == nil:

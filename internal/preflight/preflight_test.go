@@ -11,12 +11,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"warmboot/internal/vmm/choice"
 )
 
 func TestRunOnThisMachine(t *testing.T) {
 	t.Parallel()
 	root := filepath.Join(t.TempDir(), "not", "there", "yet")
-	checks := Run(t.Context(), Config{StorageRoot: root, Listen: "127.0.0.1:0"})
+	checks := Run(t.Context(), Config{StorageRoot: root, Listen: "127.0.0.1:0", VMM: choice.Config{ProbeKernel: "/no/such/kernel"}})
 	seen := map[string]Check{}
 	for _, c := range checks {
 		if _, twice := seen[c.Name]; twice || c.Name == "" || c.Detail == "" {
@@ -48,27 +50,6 @@ func TestKernel(t *testing.T) {
 	} {
 		if got := kernel(release); got.Status != want {
 			t.Errorf("kernel(%q) = %+v, want %s", release, got, want)
-		}
-	}
-}
-
-func TestKVM(t *testing.T) {
-	t.Parallel()
-	const with, without = "processor : 0\nflags\t\t: fpu vme svm\n", "processor : 0\nvmx flags : x\nflags\t\t: fpu vme\n"
-	for _, c := range []struct {
-		err     error
-		cpuinfo string
-		want    Status
-		says    string
-	}{
-		{nil, with, OK, "tries it"},
-		{nil, without, Warn, "neither vmx nor svm"},
-		{&fs.PathError{Op: "open", Path: "/dev/kvm", Err: fs.ErrNotExist}, with, Warn, "no /dev/kvm"},
-		{&fs.PathError{Op: "open", Path: "/dev/kvm", Err: fs.ErrPermission}, with, Warn, "cannot be opened"},
-	} {
-		got := kvm(c.err, c.cpuinfo)
-		if got.Status != c.want || !strings.Contains(got.Detail, c.says) {
-			t.Errorf("kvm(%v, %q) = %+v, want %s: %s", c.err, c.cpuinfo, got, c.want, c.says)
 		}
 	}
 }

@@ -68,7 +68,7 @@ func qemu(path, output string) Check {
 }
 
 func checkQEMUImg(context.Context, Config) Check {
-	return needTool("qemu-img", "it makes the data disks", "qemu-utils", Fail)
+	return needTool("qemu-img", "it makes the data disks of microVMs under QEMU, and converts them for Firecracker", "qemu-utils", Fail)
 }
 
 func checkMkfs(context.Context, Config) Check {

@@ -102,7 +102,7 @@ func TestAccess(t *testing.T) {
 	// What would be open to others does not start.
 	s.stop()
 	for _, flags := range []string{"--listen 0.0.0.0:0", "--listen 0.0.0.0:0 --auth=none --tls=self-signed", "--listen 0.0.0.0:0 --auth=none --insecure-http"} {
-		cmd := exec.Command(filepath.Join(repo, "bin", "warmboot"), append([]string{"serve", "--storage-root", s.root}, strings.Fields(flags)...)...)
+		cmd := exec.Command(filepath.Join(bin, "warmboot"), append([]string{"serve", "--storage-root", s.root}, strings.Fields(flags)...)...)
 		if out, err := cmd.CombinedOutput(); err == nil || cmd.ProcessState.ExitCode() != 3 || !strings.Contains(string(out), "can be reached from other machines") {
 			t.Errorf("serve %s: %v: %s", flags, err, out)
 		}

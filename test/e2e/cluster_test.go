@@ -136,7 +136,7 @@ func (c *cluster) startManager(name, address, db string) *process {
 	c.t.Helper()
 	root, _ := newRoot(c.t)
 	c.roots[name] = root
-	p := c.net.start(name, []string{"DATABASE_URL=" + db}, filepath.Join(repo, "bin", "warmboot"), "manager", "--name", name, "--storage-root", root,
+	p := c.net.start(name, []string{"DATABASE_URL=" + db}, filepath.Join(bin, "warmboot"), "manager", "--name", name, "--storage-root", root,
 		"--listen", "127.0.0.1:18080", "--cluster-listen", address+":18081", "--auto-snapshot=false", "--host-down-after", "10s")
 	p.log.await(c.t, regexp.MustCompile(`INFO warmboot .* serves http://127.0.0.1:18080`), time.Minute)
 	return p
@@ -150,7 +150,7 @@ func (c *cluster) startAgent(name string, flags ...string) *process {
 	c.roots[name], c.uids[name] = root, uid
 	token := c.warmboot("m1", "host", "token")
 	p := c.net.start(name, []string{"WARMBOOT_UID_BASE=" + strconv.Itoa(int(uid)), "WARMBOOT_JOIN_TOKEN=" + token},
-		append([]string{filepath.Join(repo, "bin", "warmboot"), "agent", "--name", name, "--storage-root", root, "--manager", managers, "--plain-http-registry", "127.0.0.1:5055"}, flags...)...)
+		append([]string{filepath.Join(bin, "warmboot"), "agent", "--name", name, "--storage-root", root, "--manager", managers, "--plain-http-registry", "127.0.0.1:5055"}, flags...)...)
 	p.log.await(c.t, regexp.MustCompile(`INFO warmboot .* runs microVMs for`), 2*time.Minute)
 	return p
 }
@@ -166,7 +166,7 @@ func (c *cluster) run(on string, args ...string) (stdout, stderr string, code in
 // ask is run without a word in the log: for what is asked over and over.
 func (c *cluster) ask(on string, args ...string) (stdout, stderr string, code int) {
 	c.t.Helper()
-	cmd := exec.Command("ip", append([]string{"netns", "exec", c.net.ns(on), filepath.Join(repo, "bin", "warmboot")}, args...)...)
+	cmd := exec.Command("ip", append([]string{"netns", "exec", c.net.ns(on), filepath.Join(bin, "warmboot")}, args...)...)
 	cmd.Env = append(os.Environ(), "MANAGER_STORAGE_ROOT="+c.roots[on], "WARMBOOT_HOST=127.0.0.1:18080", "WARMBOOT_TOKEN=", "MANAGER_API_TOKEN=")
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut

@@ -355,6 +355,7 @@ func killVMM(t *testing.T, s *stack) {
 // await polls for what nothing announces.
 func await(t *testing.T, limit time.Duration, what string, cond func() bool) {
 	t.Helper()
+	limit *= patience
 	deadline := time.Now().Add(limit)
 	for !cond() {
 		if time.Now().After(deadline) {

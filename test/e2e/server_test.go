@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -99,7 +100,10 @@ func (s *server) startWith(env []string, flags ...string) {
 	s.t.Helper()
 	args := append([]string{"serve", "--listen", s.addr, "--storage-root", s.root, "--image-root", imageDir, "--auto-snapshot=false",
 		"--plain-http-registry", open.Host, "--plain-http-registry", locked.Host}, flags...)
-	s.cmd = exec.Command(filepath.Join(repo, "bin", "warmboot"), args...)
+	if onFirecracker {
+		args = append(args, "--snapshot-wait", (patience * time.Minute).String())
+	}
+	s.cmd = exec.Command(filepath.Join(bin, "warmboot"), args...)
 	s.cmd.Env = append(append(os.Environ(), "WARMBOOT_UID_BASE="+strconv.Itoa(int(s.uidBase))), env...)
 	s.log = &logBuffer{}
 	s.cmd.Stderr = s.log
@@ -107,6 +111,9 @@ func (s *server) startWith(env []string, flags ...string) {
 		s.t.Fatal(err)
 	}
 	s.url = s.log.await(s.t, regexp.MustCompile(`INFO warmboot .* serves (https?://`+regexp.QuoteMeta(s.addr)+`)`), 2*time.Minute)[1]
+	if !slices.ContainsFunc(env, func(v string) bool { return strings.HasPrefix(v, "MANAGER_VMM=") }) {
+		s.log.await(s.t, regexp.MustCompile(chosen()), time.Second)
+	}
 	c := client.Config{Addr: s.url}
 	var err error
 	if c.Token, _, err = access.ReadLocal(s.root); err != nil {
@@ -135,10 +142,23 @@ func (s *server) stop() {
 	}
 }
 
+// kill ends the server as a lack of memory would.
+func (s *server) kill() {
+	s.cmd.Process.Kill()
+	s.cmd.Wait()
+}
+
 // warmboot runs a command line against the server and returns what it printed and its exit code.
 func (s *server) warmboot(args ...string) (stdout, stderr string, code int) {
 	s.t.Helper()
-	cmd := exec.Command(filepath.Join(repo, "bin", "warmboot"), args...)
+	return s.warmbootFrom(nil, args...)
+}
+
+// warmbootFrom is warmboot with a standard input.
+func (s *server) warmbootFrom(stdin io.Reader, args ...string) (stdout, stderr string, code int) {
+	s.t.Helper()
+	cmd := exec.Command(filepath.Join(bin, "warmboot"), args...)
+	cmd.Stdin = stdin
 	cmd.Env = append(os.Environ(), "WARMBOOT_HOST="+s.url, "MANAGER_STORAGE_ROOT="+s.root, "WARMBOOT_TOKEN=", "MANAGER_API_TOKEN=")
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
@@ -209,6 +229,7 @@ func (b *logBuffer) String() string {
 // await waits for a line of the log and returns its submatches.
 func (b *logBuffer) await(t *testing.T, re *regexp.Regexp, limit time.Duration) []string {
 	t.Helper()
+	limit *= patience
 	timeout := time.After(limit)
 	for {
 		b.mu.Lock()

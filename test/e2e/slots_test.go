@@ -9,7 +9,9 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -108,6 +110,46 @@ func hostResolver(t *testing.T) netip.Addr {
 	return netip.MustParseAddr("127.0.0.1")
 }
 
+// udpecho is the path of the program that answers datagrams.
+func udpecho(t *testing.T) string {
+	t.Helper()
+	if repo == "" {
+		return filepath.Join(bin, "udpecho")
+	}
+	path := filepath.Join(t.TempDir(), "udpecho")
+	build := exec.Command("go", "build", "-ldflags=-s -w", "-o", path, "warmboot/test/e2e/udpecho")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return path
+}
+
+// echoes sends a datagram and wants it back.
+func echoes(to string) error {
+	c, err := net.Dial("udp4", to)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for try := range 10 { // datagrams may be lost
+		text := fmt.Sprint("datagram ", try)
+		if _, err = c.Write([]byte(text)); err != nil {
+			return err
+		}
+		got := make([]byte, 100)
+		c.SetReadDeadline(time.Now().Add(time.Second))
+		var n int
+		if n, err = c.Read(got); err == nil {
+			if string(got[:n]) == text {
+				return nil
+			}
+			err = fmt.Errorf("%q comes back as %q", text, got[:n])
+		}
+	}
+	return err
+}
+
 // answerNames says for every name that it is the world's (RFC 1035, 4).
 func answerNames(c *net.UDPConn) {
 	question := make([]byte, 512)
@@ -141,6 +183,7 @@ func TestInOwnNetwork(t *testing.T) {
 	if os.Getenv(ownNetworkVar) == "" {
 		return // it is part of TestSlots
 	}
+	noTraces(t)
 	serveWorld(t)
 	s := &server{t: t}
 	s.root, s.uidBase = newRoot(t)
@@ -174,7 +217,7 @@ func TestInOwnNetwork(t *testing.T) {
 		run  func(t *testing.T)
 	}{
 		{"open", func(t *testing.T) {
-			s.must(append([]string{"run", "-d", "--name", "open", "-p", "0.0.0.0::80"}, serveWeb("open")...)...)
+			s.must(append([]string{"run", "-d", "--name", "open", "-p", "0.0.0.0::80", "-p", "0.0.0.0::5353/udp"}, serveWeb("open")...)...)
 			c := container(t, s, "open")
 			if c.BootMethod == nil || *c.BootMethod != "warm" {
 				t.Errorf("it came up %v: %s", c.BootMethod, c.BootReason)
@@ -197,6 +240,26 @@ func TestInOwnNetwork(t *testing.T) {
 			for _, a := range []string{"127.0.0.1", hostInWorld} {
 				if got := fetch(t, fmt.Sprintf("http://%s:%d/", a, c.PortMappings[0].HostPort)); got != "open\n" {
 					t.Errorf("the published port answers %q at %s", got, a)
+				}
+			}
+		}},
+		{"datagrams", func(t *testing.T) {
+			program, err := os.Open(udpecho(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer program.Close()
+			// exec has no --detach: what is left behind by the shell goes on.
+			if _, errOut, code := s.warmbootFrom(program, "exec", "-i", "open", "sh", "-c", "cat >/udpecho; chmod +x /udpecho; (/udpecho >/udpecho.log 2>&1 &)"); code != 0 {
+				t.Fatalf("exec ended with %d: %s", code, errOut)
+			}
+			await(t, 10*time.Second, "the container to listen", func() bool {
+				out, _, _ := s.warmboot("exec", "open", "cat", "/udpecho.log")
+				return out == "listening\n"
+			})
+			for _, a := range []string{"127.0.0.1", hostInWorld} {
+				if err := echoes(net.JoinHostPort(a, strconv.Itoa(container(t, s, "open").PortMappings[1].HostPort))); err != nil {
+					t.Errorf("the published UDP port at %s: %v", a, err)
 				}
 			}
 		}},
@@ -232,8 +295,8 @@ func TestInOwnNetwork(t *testing.T) {
 			}
 		}},
 		{"after the server was killed", func(t *testing.T) {
-			s.cmd.Process.Kill()
-			s.cmd.Wait()
+			before, up := container(t, s, "open"), uptime(t, s, "open")
+			s.kill()
 			if got := fetch(t, "http://127.0.0.1:8080/"); got != "denied\n" {
 				t.Errorf("without a server the published port answers %q", got)
 			}
@@ -243,8 +306,14 @@ func TestInOwnNetwork(t *testing.T) {
 					t.Errorf("container is %+v", c)
 				}
 			}
+			if c, now := container(t, s, "open"), uptime(t, s, "open"); c.VMID != before.VMID || c.Restarts != 0 || now <= up {
+				t.Errorf("container is %+v, was %+v; its machine was up for %.2fs, and now for %.2fs", c, before, up, now)
+			}
 			if got := fetch(t, "http://127.0.0.1:8080/"); got != "denied\n" {
 				t.Errorf("the published port answers %q", got)
+			}
+			if err := echoes(fmt.Sprintf("127.0.0.1:%d", before.PortMappings[1].HostPort)); err != nil {
+				t.Errorf("the published UDP port: %v", err)
 			}
 			if out, ok := reach("denied", web(world)); ok {
 				t.Errorf("%q is reached in spite of the policy", out)
@@ -268,7 +337,35 @@ func TestInOwnNetwork(t *testing.T) {
 				t.Errorf("%q is reached in spite of the policy", out)
 			}
 		}},
+		{"the other VMM", func(t *testing.T) {
+			if !onFirecracker {
+				return
+			}
+			up := uptime(t, s, "open")
+			s.must("rm", "-f", "denied", "listed")
+			s.stop()
+			s.startWith([]string{"MANAGER_VMM=qemu"})
+			if now := uptime(t, s, "open"); now <= up {
+				t.Errorf("the machine was up for %.2fs, and now for %.2fs", up, now)
+			}
+			if err := echoes(fmt.Sprintf("127.0.0.1:%d", container(t, s, "open").PortMappings[1].HostPort)); err != nil {
+				t.Errorf("the published UDP port: %v", err)
+			}
+			s.must("run", "-d", "--name", "other", open.Image, "sleep", "1000")
+			c := container(t, s, "other")
+			if *c.BootMethod != "cold" || !strings.Contains(c.BootReason, "VMM: snapshot has firecracker, this machine needs qemu") {
+				t.Errorf("with a snapshot of Firecracker's, QEMU booted it %s: %s", *c.BootMethod, c.BootReason)
+			}
+			if out, ok := reach("other", web(world)); !ok {
+				t.Errorf("the world is not reached: %q", out)
+			}
+			s.must("rm", "-f", "open", "other")
+			s.stop()
+		}},
 		{"user mode", func(t *testing.T) {
+			if onFirecracker {
+				return // it has none
+			}
 			s.must("rm", "-f", "denied", "listed")
 			s.stop()
 			s.start("--network", "user")

@@ -16,13 +16,13 @@ import (
 const remoteImage = "/var/lib/runtime-image"
 
 // bootWithImage is boot, and copies the runtime image into the machine.
-func bootWithImage(t *testing.T) *nestedhost.Machine {
+func bootWithImage(t *testing.T, with ...func(*nestedhost.Config)) *nestedhost.Machine {
 	t.Helper()
 	image := os.Getenv(vmmtest.ImageVar)
 	if image == "" && os.Getenv(nestedVar) == "1" {
 		t.Fatalf("%s is set, and %s is not: it must be the directory of a built runtime image", nestedVar, vmmtest.ImageVar)
 	}
-	m := boot(t)
+	m := boot(t, with...)
 	if err := m.CopyIn(t.Context(), image, remoteImage); err != nil {
 		t.Fatal(err)
 	}
@@ -82,7 +82,7 @@ func TestUnderKVM(t *testing.T) {
 			compile(t, m, guest, "build", "warmboot/internal/vmm/vmmtest/guest")
 			runTests(t, m, "warmboot/internal/vmm/qemu", "^(TestConformance|TestConfinement)$", vmmtest.GuestVar+"="+guest)
 		}},
-		{"warmboot as a user has it", asAUser},
+		{"warmboot as a user has it", func(t *testing.T, m *nestedhost.Machine) { asAUser(t, m, "qemu") }},
 	} {
 		t.Run(step.name, func(t *testing.T) { step.run(t, m) })
 	}

@@ -19,7 +19,7 @@ const nestedVar = "WARMBOOT_TEST_NESTED"
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // boot starts a machine for a test, at whose end nothing of it may be left.
-func boot(t *testing.T) *nestedhost.Machine {
+func boot(t *testing.T, with ...func(*nestedhost.Config)) *nestedhost.Machine {
 	t.Helper()
 	if os.Getenv(nestedVar) != "1" {
 		t.Skipf("SKIPPED: boots a whole machine under QEMU, whose root disk is made first (needs root, mmdebstrap, a Debian mirror, 3 GB of disk); set %s=1", nestedVar)
@@ -37,7 +37,11 @@ func boot(t *testing.T) *nestedhost.Machine {
 	}
 	t.Logf("image after %.1fs, cached: %v", time.Since(begin).Seconds(), image.Cached)
 	begin = time.Now()
-	m, err := nestedhost.Boot(t.Context(), nestedhost.Config{Image: image})
+	cfg := nestedhost.Config{Image: image}
+	for _, f := range with {
+		f(&cfg)
+	}
+	m, err := nestedhost.Boot(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,8 +24,8 @@ const dropIn = `[Service]
 ExecStart=
 ExecStart=/usr/local/bin/warmboot serve --plain-http-registry ` + registry + "\n"
 
-// asAUser does what the README says, on a host with KVM: the unit, a runtime image, a snapshot, containers.
-func asAUser(t *testing.T, m *nestedhost.Machine) {
+// asAUser does what the README says, on a host with KVM: the unit, a runtime image, a snapshot, containers. vmm is the one that is expected.
+func asAUser(t *testing.T, m *nestedhost.Machine, vmm string) {
 	install(t, m)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -35,7 +35,7 @@ func asAUser(t *testing.T, m *nestedhost.Machine) {
 	})
 	doctor := sh(t, m, "warmboot doctor || true")
 	t.Logf("$ warmboot doctor\n%s", doctor)
-	for _, want := range []string{"KVM", "/dev/kvm opens and the CPU has hardware virtualization"} {
+	for _, want := range []string{"KVM", "a kernel boots under "} {
 		if !strings.Contains(doctor, want) {
 			t.Errorf("doctor does not say %q", want)
 		}
@@ -43,11 +43,8 @@ func asAUser(t *testing.T, m *nestedhost.Machine) {
 
 	must(t, m, "systemctl", "start", "warmboot")
 	sh(t, m, "for try in $(seq 300); do warmboot version >/dev/null 2>&1 && exit; sleep 0.2; done; exit 1")
-	version := must(t, m, "warmboot", "version")
-	t.Log(version)
-	if !strings.Contains(version, "kvm") {
-		t.Errorf("serve does not use KVM: %s", version)
-	}
+	t.Log(must(t, m, "warmboot", "version"))
+	isUnder(t, m, vmm)
 	must(t, m, "warmboot", "image", "register", "trixie",
 		"--kernel", productImage+"/vmlinux", "--initrd", productImage+"/initrd.img", "--rootfs", productImage+"/rootfs.ext4")
 	begin := time.Now()
@@ -80,10 +77,13 @@ func asAUser(t *testing.T, m *nestedhost.Machine) {
 
 	must(t, m, append([]string{"warmboot", "rm", "-f"}, names...)...)
 	must(t, m, "systemctl", "stop", "warmboot")
-	if left := sh(t, m, "pgrep -a qemu || true; nft list tables; ls /srv/fc/containers"); left != "" {
+	if left := sh(t, m, vmms+"; ls /sys/fs/cgroup/warmboot 2>/dev/null | grep ^vm- || true; nft list tables; ls /srv/fc/containers"); left != "" {
 		t.Errorf("at the end there is left: %s", left)
 	}
 }
+
+// vmms lists the VMMs that run, in a machine without pgrep.
+const vmms = "cat /proc/[0-9]*/comm 2>/dev/null | grep -x -E 'qemu.*|firecracker|jailer' || true"
 
 // productImage is where a runtime image lies that `warmboot image build` has made.
 const productImage = "/srv/fc/images/runtime"

@@ -161,9 +161,6 @@ func validate(op string, spec vmm.Spec) error {
 	if spec.Kernel == "" {
 		return invalid("a machine needs a kernel")
 	}
-	if spec.Network.TAP != "" || spec.Network.Namespace != "" {
-		return invalid("the QEMU driver has a user-mode network only; leave out TAP %q", spec.Network.TAP)
-	}
 	if !spec.Network.Subnet.IsValid() || !spec.Network.Subnet.Addr().Is4() {
 		return invalid("%v is not an IPv4 network for the guest", spec.Network.Subnet)
 	}

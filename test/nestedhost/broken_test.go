@@ -1,0 +1,501 @@
+package nestedhost_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"warmboot/api"
+	"warmboot/test/nestedhost"
+)
+
+// TestFirecrackerOnABrokenHost breaks the host under a server and its microVMs, in all the ways in which hosts break that do not break for good.
+// After each, no half snapshot is ready, no container is lost or doubled, restart policies are kept, and the server works.
+func TestFirecrackerOnABrokenHost(t *testing.T) {
+	m := bootWithFirecracker(t, func(c *nestedhost.Config) { c.MemoryMiB = 8 << 10 })
+	h := &host{m}
+	install(t, m)
+	// Snapshots are built when the test says so. The registry is there again after a boot, and before the server.
+	sh(t, m, "echo MANAGER_AUTO_SNAPSHOT=false >>/etc/warmboot/environment")
+	for path, text := range map[string]string{
+		"/etc/systemd/system/busybox-registry.service": "[Service]\nType=exec\nExecStart=/usr/local/bin/registry " + registry + "\n[Install]\nWantedBy=multi-user.target\n",
+	} {
+		writeIn(t, m, path, text)
+	}
+	sh(t, m, "systemctl stop registry; systemctl daemon-reload; systemctl enable -q --now busybox-registry warmboot; sync")
+	h.serves(t)
+	isUnder(t, m, "firecracker")
+	must(t, m, "warmboot", "image", "register", "trixie",
+		"--kernel", productImage+"/vmlinux", "--initrd", productImage+"/initrd.img", "--rootfs", productImage+"/rootfs.ext4")
+	for _, step := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"no power while the machine to freeze boots", func(t *testing.T) { h.cutDuringBuild(t, "Booting") }},
+		{"no power while it is frozen", func(t *testing.T) { h.cutDuringBuild(t, "Freezing") }},
+		{"no power while the artifact is stored", func(t *testing.T) { h.cutDuringBuild(t, "Checking and storing") }},
+		{"no power in the middle of 20 creates", h.cutDuringCreates},
+		{"a reboot", h.reboot},
+		{"the disk is full", h.fullDisk},
+		{"the clock is set back", func(t *testing.T) { h.clock(t, -time.Hour) }},
+		{"the clock is set forward", func(t *testing.T) { h.clock(t, time.Hour) }},
+		{"nothing is left", h.nothingLeft},
+	} {
+		if !t.Run(step.name, func(t *testing.T) {
+			begin := time.Now()
+			t.Cleanup(func() {
+				if t.Failed() {
+					log, err := m.Run(context.WithoutCancel(t.Context()), "sh", "-c", "journalctl -u warmboot --no-pager -o short-monotonic | tail -n 300; ls -laR /srv/fc/containers /srv/fc/builds /srv/fc/runtime-snapshots")
+					t.Logf("log of serve (%v):\n%s", err, log)
+				}
+			})
+			step.run(t)
+			t.Logf("took %.1fs", time.Since(begin).Seconds())
+		}) {
+			break // what follows builds on it
+		}
+	}
+}
+
+// writeIn writes a file in a machine.
+func writeIn(t *testing.T, m *nestedhost.Machine, path, text string) {
+	t.Helper()
+	local := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(local, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.CopyIn(t.Context(), local, path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// host is a machine on which warmboot serves.
+type host struct{ *nestedhost.Machine }
+
+// serves waits until the server answers.
+func (h *host) serves(t *testing.T) {
+	t.Helper()
+	sh(t, h.Machine, "for try in $(seq 600); do warmboot ps >/dev/null 2>&1 && exit; sleep 0.2; done; journalctl -u warmboot --no-pager | tail -n 30; exit 1")
+}
+
+// cut cuts the machine's power and gives it back.
+func (h *host) cut(t *testing.T) {
+	t.Helper()
+	if err := h.PowerCut(); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.PowerOn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.serves(t)
+}
+
+func (h *host) containers(t *testing.T) map[string]api.Container {
+	t.Helper()
+	var all []api.Container
+	if err := json.Unmarshal([]byte(must(t, h.Machine, "warmboot", "ps", "-a", "-o", "json")), &all); err != nil {
+		t.Fatal(err)
+	}
+	byName := map[string]api.Container{}
+	for _, c := range all {
+		if _, twice := byName[c.Name]; twice {
+			t.Errorf("there are two containers %s", c.Name)
+		}
+		byName[c.Name] = c
+	}
+	return byName
+}
+
+func (h *host) snapshots(t *testing.T) (all []api.Snapshot) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(must(t, h.Machine, "warmboot", "snapshot", "ls", "-o", "json")), &all); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// eventually waits until a condition holds; until then it says what is wrong.
+func eventually(t *testing.T, limit time.Duration, what string, wrong func() error) {
+	t.Helper()
+	start := time.Now()
+	for {
+		err := wrong()
+		if err == nil {
+			t.Logf("%s: after %.1fs", what, time.Since(start).Seconds())
+			return
+		}
+		if time.Since(start) > limit {
+			t.Fatalf("%s: after %v, %v", what, limit, err)
+		}
+		time.Sleep(time.Second) // asking costs the machine a part of one
+	}
+}
+
+// settled waits until nothing is on its way any more.
+func (h *host) settled(t *testing.T, limit time.Duration) {
+	t.Helper()
+	eventually(t, limit, "all is settled", func() error {
+		for name, c := range h.containers(t) {
+			if c.State != "running" && c.State != "stopped" && c.State != "failed" {
+				return fmt.Errorf("%s is %s", name, c.State)
+			}
+		}
+		for _, s := range h.snapshots(t) {
+			if s.State == "creating" {
+				return fmt.Errorf("snapshot %s is being built: %s", s.ID, s.Metadata.Step)
+			}
+		}
+		return nil
+	})
+}
+
+// sound fails the test unless each ready snapshot is whole, there is as much of machines as of running containers, and nothing half made.
+func (h *host) sound(t *testing.T) {
+	t.Helper()
+	for _, s := range h.snapshots(t) {
+		if s.State != "ready" {
+			continue
+		}
+		// Their digests are compared with the metadata at each warm boot, of which there is one after each of these.
+		sh(t, h.Machine, `cd `+s.SnapshotPath+` && test -s metadata.json && for f in snapshot.mem snapshot.state data.ext4; do test -s $f; done`)
+	}
+	running := 0
+	for _, c := range h.containers(t) {
+		if c.State == "running" {
+			running++
+		}
+	}
+	if n := sh(t, h.Machine, "cat /proc/[0-9]*/comm 2>/dev/null | grep -c -x firecracker || true"); n != strconv.Itoa(running) {
+		t.Errorf("%d containers run, and %s Firecrackers", running, n)
+	}
+	for what, line := range map[string]string{
+		"drafts, builds": "ls -d /srv/fc/runtime-snapshots/*/.draft-* /srv/fc/builds/* 2>/dev/null || true",
+	} {
+		if out := sh(t, h.Machine, line); out != "" {
+			t.Errorf("there are %s: %s", what, out)
+		}
+	}
+}
+
+// run starts a container, in the background, and wants it up.
+func (h *host) run(t *testing.T, name string, flags ...string) api.Container {
+	t.Helper()
+	argv := append([]string{"warmboot", "run", "-d", "--name", name}, flags...)
+	must(t, h.Machine, append(argv, busybox, "sleep", "1000000")...)
+	c := h.containers(t)[name]
+	if c.State != "running" || c.BootMethod == nil {
+		t.Fatalf("container is %+v", c)
+	}
+	return c
+}
+
+// cutDuringBuild cuts the power once a build is at a step, and wants it to be ready afterwards, whoever builds it, and to work.
+func (h *host) cutDuringBuild(t *testing.T, step string) {
+	before := h.snapshots(t)
+	r, w := io.Pipe()
+	var cutting sync.WaitGroup
+	cutting.Go(func() {
+		_, err := h.Exec(within(t, 5*time.Minute), nestedhost.Command{Argv: []string{"warmboot", "snapshot", "create"}, Stdout: w, Stderr: w})
+		w.CloseWithError(errors.Join(errors.New("the build is over"), err))
+	})
+	if err := waitFor(r, step); err != nil {
+		t.Fatalf("the build did not come to %q: %v", step, err)
+	}
+	if step == "Checking and storing" {
+		// Writing it takes seconds; somewhere in them.
+		time.Sleep(2 * time.Second)
+	}
+	go io.Copy(io.Discard, r)
+	h.cut(t)
+	cutting.Wait()
+	h.settled(t, 10*time.Minute)
+	h.sound(t)
+	ready := 0
+	for _, s := range h.snapshots(t) {
+		if !slices.ContainsFunc(before, func(old api.Snapshot) bool { return old.ID == s.ID }) {
+			t.Logf("the snapshot that was being built is %s: %s", s.State, s.Metadata.Error)
+		}
+		if s.State == "ready" {
+			ready++
+		}
+	}
+	if ready == 0 {
+		must(t, h.Machine, "warmboot", "snapshot", "create")
+	}
+	if c := h.run(t, "after"); *c.BootMethod != "warm" {
+		t.Errorf("a container boots %s: %s", *c.BootMethod, c.BootReason)
+	}
+	must(t, h.Machine, "warmboot", "rm", "-f", "after")
+	for _, s := range h.snapshots(t) { // the next build is to be the only one
+		if s.State != "deleted" && step != "Checking and storing" {
+			must(t, h.Machine, "warmboot", "snapshot", "rm", s.ID)
+		}
+	}
+}
+
+// waitFor reads until a text comes.
+func waitFor(r io.Reader, text string) error {
+	var seen strings.Builder
+	for b := make([]byte, 4096); ; {
+		n, err := r.Read(b)
+		seen.Write(b[:n])
+		if strings.Contains(seen.String(), text) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%w after %q", err, seen.String())
+		}
+	}
+}
+
+// cutDuringCreates cuts the power when some of 20 containers are up and some are not.
+func (h *host) cutDuringCreates(t *testing.T) {
+	h.run(t, "always", "--restart", "always")
+	h.run(t, "unless-stopped", "--restart", "unless-stopped")
+	h.run(t, "no")
+	h.run(t, "stopped", "--restart", "unless-stopped")
+	must(t, h.Machine, "warmboot", "stop", "stopped")
+
+	const creates, upBefore = 20, 4
+	policy := func(n int) string { return []string{"no", "always"}[n%2] }
+	var mu sync.Mutex
+	var up []string
+	enough := make(chan bool)
+	var all sync.WaitGroup
+	for n := range creates {
+		all.Go(func() {
+			name := fmt.Sprint("create", n)
+			code, err := h.Exec(within(t, 10*time.Minute), nestedhost.Command{Argv: []string{"warmboot", "run", "-q", "-d", "--name", name, "--restart", policy(n), busybox, "sleep", "1000000"}})
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil && code == 0 {
+				if up = append(up, name); len(up) == upBefore {
+					close(enough)
+				}
+			} else if err == nil {
+				t.Errorf("%s: run ended with %d", name, code)
+			}
+		})
+	}
+	begin := time.Now()
+	select {
+	case <-enough:
+	case <-time.After(9 * time.Minute):
+		t.Error("not enough containers came up")
+	}
+	t.Logf("%d of %d are up after %.1fs", upBefore, creates, time.Since(begin).Seconds())
+	if err := h.PowerCut(); err != nil {
+		t.Fatal(err)
+	}
+	all.Wait()
+	if err := h.PowerOn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.serves(t)
+	h.settled(t, 25*time.Minute)
+	// Those that are started again are "stopped" first.
+	eventually(t, 10*time.Minute, "those that are to run again run", func() error {
+		for name, c := range h.containers(t) {
+			if c.RestartPolicy != "" && c.RestartPolicy != "no" && name != "stopped" && c.State != "running" {
+				return fmt.Errorf("%s is %s: %s", name, c.State, c.Error)
+			}
+		}
+		return nil
+	})
+	h.settled(t, 10*time.Minute)
+	now := h.containers(t)
+	for _, name := range append(slices.Clone(up), "always", "unless-stopped", "no", "stopped") {
+		if _, there := now[name]; !there {
+			t.Errorf("%s is lost", name)
+		}
+	}
+	states := map[string]int{}
+	for name, c := range now {
+		states[c.State]++
+		wasUp := slices.Contains(up, name)
+		switch {
+		case name == "no", wasUp && (c.RestartPolicy == "" || c.RestartPolicy == "no"):
+			if c.State != "stopped" || !strings.Contains(c.Error, "its host was booted again") {
+				t.Errorf("%s, which ran and is not to be started again, is %s: %q", name, c.State, c.Error)
+			}
+		case name == "stopped":
+			if c.State != "stopped" {
+				t.Errorf("%s, which was stopped by hand, is %s", name, c.State)
+			}
+		case c.State == "failed":
+			t.Errorf("%s has failed: %s", name, c.Error)
+		}
+	}
+	t.Logf("%d containers: %v", len(now), states)
+	h.sound(t)
+	h.removeAll(t)
+}
+
+// removeAll removes all containers.
+func (h *host) removeAll(t *testing.T) {
+	t.Helper()
+	for name := range h.containers(t) {
+		must(t, h.Machine, "warmboot", "rm", "-f", name)
+	}
+	h.sound(t)
+	if out := sh(t, h.Machine, "ls /srv/fc/containers; ls -d /sys/fs/cgroup/warmboot/vm-* /sys/fs/cgroup/warmboot/build-* 2>/dev/null || true"); out != "" {
+		t.Errorf("of containers that are gone there is left: %s", out)
+	}
+}
+
+// reboot restarts the host as its administrator would.
+func (h *host) reboot(t *testing.T) {
+	h.run(t, "always", "--restart", "always", "-p", "8080:80")
+	h.run(t, "no")
+	if err := h.Reboot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.serves(t)
+	eventually(t, 5*time.Minute, "the container that is to run again runs", func() error {
+		if c := h.containers(t)["always"]; c.State != "running" || c.Restarts != 1 {
+			return fmt.Errorf("it is %s: %s", c.State, c.Error)
+		}
+		return nil
+	})
+	if c := h.containers(t)["no"]; c.State != "stopped" || !strings.Contains(c.Error, "its host was booted again") {
+		t.Errorf("the other is %s: %q", c.State, c.Error)
+	}
+	h.sound(t)
+	h.removeAll(t)
+}
+
+// fullDisk fills the disk under a running server.
+func (h *host) fullDisk(t *testing.T) {
+	h.run(t, "before")
+	server := sh(t, h.Machine, "systemctl show -P MainPID warmboot")
+	fill := func(leave int) {
+		sh(t, h.Machine, fmt.Sprintf("sync; rm -f /fill; fallocate -l $(( $(df --output=avail -B1 / | tail -n 1) - %d )) /fill", leave))
+	}
+	noRoom := regexp.MustCompile("no space left|disk is full|MiB free|is free")
+	refused := func(what string, argv ...string) {
+		t.Helper()
+		var out strings.Builder
+		code, err := h.Exec(within(t, 5*time.Minute), nestedhost.Command{Argv: argv, Stdout: &out, Stderr: &out})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s: exit code %d: %s", what, code, out.String())
+		if code == 0 || !noRoom.MatchString(out.String()) {
+			t.Errorf("%s on a full disk: exit code %d: %s", what, code, out.String())
+		}
+	}
+	// With some room: for the database, not for what is asked for.
+	fill(64 << 20)
+	refused("a snapshot", "warmboot", "snapshot", "create")
+	// With none at all.
+	fill(0)
+	refused("a container", "warmboot", "run", "-d", "--name", "during", busybox, "sleep", "1000000")
+	if c := h.containers(t)["before"]; c.State != "running" {
+		t.Errorf("the container from before is %+v", c)
+	}
+	if out := must(t, h.Machine, "warmboot", "exec", "before", "echo", "alive"); out != "alive" {
+		t.Errorf("it says %q", out)
+	}
+	sh(t, h.Machine, "rm /fill; sync")
+	if now := sh(t, h.Machine, "systemctl show -P MainPID warmboot"); now != server {
+		t.Errorf("the server did not survive it: it was process %s, and is %s", server, now)
+	}
+	h.settled(t, 5*time.Minute)
+	for name, c := range h.containers(t) {
+		if name != "before" && c.State != "failed" {
+			t.Errorf("%s is %s", name, c.State)
+		}
+	}
+	h.sound(t)
+	h.run(t, "afterwards")
+	must(t, h.Machine, "warmboot", "snapshot", "create")
+	h.removeAll(t)
+}
+
+// clock moves the host's clock under a running server.
+func (h *host) clock(t *testing.T, by time.Duration) {
+	before := h.run(t, "before", "--restart", "always")
+	victim := h.run(t, "victim", "--restart", "always")
+	now := sh(t, h.Machine, "date +%s")
+	seconds, err := strconv.ParseInt(now, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A restart that is due in a second, by a clock that is about to be another.
+	sh(t, h.Machine, "kill -9 $(grep -l -x firecracker /proc/[0-9]*/comm | tail -n 1 | cut -d / -f 3)")
+	if err := h.SetClock(t.Context(), time.Unix(seconds, 0).Add(by)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 3*time.Minute, "the container whose machine was killed runs again", func() error {
+		all := h.containers(t)
+		if all["victim"].Restarts+all["before"].Restarts == 0 {
+			return errors.New("none was started again")
+		}
+		for _, name := range []string{"victim", "before"} {
+			if c := all[name]; c.State != "running" {
+				return fmt.Errorf("%s is %s: %s", name, c.State, c.Error)
+			}
+		}
+		return nil
+	})
+	if c := h.containers(t)["before"]; c.VMID != before.VMID && h.containers(t)["victim"].VMID != victim.VMID {
+		t.Errorf("both were started again")
+	}
+	after := h.run(t, "after")
+	if *after.BootMethod != "warm" {
+		t.Errorf("a container boots %s: %s", *after.BootMethod, after.BootReason)
+	}
+	// A guest's clock is its host's.
+	var host, guest int64
+	if _, err := fmt.Sscan(sh(t, h.Machine, "date +%s; warmboot exec after date +%s; date +%s"), &host, &guest, new(int64)); err != nil || guest < host-1 || guest > host+30 {
+		t.Errorf("the host's clock says %d, the guest's %d (%v)", host, guest, err)
+	}
+	must(t, h.Machine, "warmboot", "snapshot", "create")
+	h.settled(t, 5*time.Minute)
+	h.sound(t)
+	h.removeAll(t)
+	if err := h.SetClock(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// nothingLeft stops the server; then the host is as it was before it came.
+func (h *host) nothingLeft(t *testing.T) {
+	for _, s := range h.snapshots(t) {
+		if s.State != "deleted" {
+			must(t, h.Machine, "warmboot", "snapshot", "rm", s.ID)
+		}
+	}
+	eventually(t, time.Minute, "the snapshots' files are gone", func() error {
+		if out := sh(t, h.Machine, "ls -d /srv/fc/runtime-snapshots/*/* 2>/dev/null || true"); out != "" {
+			return errors.New(out)
+		}
+		return nil
+	})
+	must(t, h.Machine, "systemctl", "stop", "warmboot")
+	for what, line := range map[string]string{
+		"processes":          vmms,
+		"network interfaces": "ip -o link | grep -v ' lo:' || true",
+		"network namespaces": "lsns -n -t net -o NS,COMMAND | tail -n +2",
+		"rules":              "nft list tables",
+		"cgroups":            "ls -d /sys/fs/cgroup/warmboot/*/ 2>/dev/null || true",
+		"mounts":             "grep -E 'srv/fc|jail' /proc/self/mountinfo || true",
+		"files":              "ls -A /srv/fc/containers /srv/fc/builds | grep -v -e '^/' -e '^$' || true",
+		"temporary files":    "ls -A /tmp /var/tmp | grep -i warmboot || true",
+	} {
+		if out := sh(t, h.Machine, line); out != "" {
+			t.Errorf("there are left %s:\n%s", what, out)
+		}
+	}
+}
