@@ -88,7 +88,7 @@ var hierarchy = sync.OnceValues(func() (string, error) {
 })
 
 // remedy is what helps where machines cannot be limited.
-const remedy = "boot the host with systemd.unified_cgroup_hierarchy=1, give a container its host's cgroup namespace, or run machines without limits"
+const remedy = "boot the host with systemd.unified_cgroup_hierarchy=1; in a container, give it its host's cgroup namespace, writable"
 
 // parent makes the parent and has it offer the controllers to its groups.
 func (c *cgroups) parent() (string, error) {

@@ -421,7 +421,7 @@ func TestJailWithoutCgroups(t *testing.T) {
 	r.jail.cgroups = newCgroups(testCgroup())
 	r.jail.cgroups.wanted = []string{"cpu", "none-such"}
 	_, err := r.restore(t, t.Context(), nil)
-	wantError(t, err, warmboot.Unavailable, "run machines without limits")
+	wantError(t, err, warmboot.Unavailable, "boot the host with systemd.unified_cgroup_hierarchy=1")
 	t.Log(err)
 }
 
