@@ -35,11 +35,11 @@ func TestJails(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := m.CopyIn(t.Context(), path, "/root/"+name); err != nil {
+		if err := m.CopyIn(t.Context(), path, "/usr/local/bin/"+name); err != nil {
 			t.Fatal(err)
 		}
 	}
 	const guest = "/root/vmm-guest"
 	compile(t, m, guest, "build", "warmboot/internal/vmm/vmmtest/guest")
-	runTestsFor(t, m, 20*time.Minute, pkg, "^TestReal.*$", "WARMBOOT_TEST_FIRECRACKER=/root/firecracker", vmmtest.GuestVar+"="+guest, "WARMBOOT_TEST_KERNEL_ARGS=noxsave")
+	runTestsFor(t, m, 20*time.Minute, pkg, "^TestReal.*$", "WARMBOOT_TEST_FIRECRACKER=/usr/local/bin/firecracker", vmmtest.GuestVar+"="+guest, "WARMBOOT_TEST_KERNEL_ARGS=noxsave")
 }

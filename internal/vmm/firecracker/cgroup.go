@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -66,8 +67,8 @@ func newCgroups(name string) *cgroups {
 	return &cgroups{name: name, wanted: controllers, limits: limits}
 }
 
-// hierarchy finds where the one hierarchy of version 2 is mounted.
-func hierarchy() (string, error) {
+// hierarchy finds where the one hierarchy of version 2 is mounted; "" if it is not.
+var hierarchy = sync.OnceValues(func() (string, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return "", err
@@ -82,7 +83,7 @@ func hierarchy() (string, error) {
 		}
 	}
 	return "", s.Err()
-}
+})
 
 // remedy is what helps where machines cannot be limited.
 const remedy = "boot the host with systemd.unified_cgroup_hierarchy=1, give a container its host's cgroup namespace, or run machines without limits"

@@ -65,6 +65,14 @@ func (j *jailed) find(op, binary string) (string, error) {
 
 // check says why machines cannot be jailed here; nil if they can.
 func (j *jailed) check(op, binary string) error {
+	err := j.checkPrograms(op, binary)
+	if err == nil && !j.unlimited {
+		_, err = j.cgroups.parent()
+	}
+	return err
+}
+
+func (j *jailed) checkPrograms(op, binary string) error {
 	if os.Geteuid() != 0 {
 		return warmboot.Errorf(warmboot.Unavailable, op, "only root can jail machines; run as root, or start Firecracker without its jailer for development")
 	}
@@ -81,11 +89,6 @@ func (j *jailed) check(op, binary string) error {
 			return warmboot.Errorf(warmboot.Unavailable, op, "%s needs libraries, and there are none in a jail; use the binary of a release, which needs none", binary)
 		}
 	}
-	if !j.unlimited {
-		if _, err := j.cgroups.parent(); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 
@@ -97,7 +100,7 @@ func (j *jailed) start(o order, ready func(*os.File) error) (p *process.Process,
 	if !o.spec.Owner.Confined() || o.spec.Owner.UID == 0 {
 		return nil, warmboot.Errorf(warmboot.Invalid, op, "machine %s has no user of its own, and root would not stay in a jail", o.spec.ID)
 	}
-	if err := j.check(op, o.binary); err != nil { // it may have been replaced
+	if err := j.checkPrograms(op, o.binary); err != nil { // it may have been replaced
 		return nil, err
 	}
 	jailer, err := j.find(op, o.binary)
