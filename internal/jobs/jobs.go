@@ -206,7 +206,13 @@ func (q *Queue) Restart(ctx context.Context, r controlplane.Restart, after time.
 	return q.insert(ctx, args, opts)
 }
 
+// atOnce is when a job is due that is due now. Were it now, a clock that is set back before a worker comes to it would have it wait until then.
+var atOnce = time.Unix(1, 0).UTC()
+
 func (q *Queue) insert(ctx context.Context, args river.JobArgs, opts *river.InsertOpts) error {
+	if opts == nil {
+		opts = &river.InsertOpts{ScheduledAt: atOnce}
+	}
 	if _, err := q.get().Insert(ctx, args, withTrace(ctx, opts)); err != nil {
 		return queueError("queue job", err)
 	}

@@ -100,6 +100,9 @@ func (s *server) startWith(env []string, flags ...string) {
 	s.t.Helper()
 	args := append([]string{"serve", "--listen", s.addr, "--storage-root", s.root, "--image-root", imageDir, "--auto-snapshot=false",
 		"--plain-http-registry", open.Host, "--plain-http-registry", locked.Host}, flags...)
+	if onFirecracker {
+		args = append(args, "--snapshot-wait", (patience * time.Minute).String())
+	}
 	s.cmd = exec.Command(filepath.Join(bin, "warmboot"), args...)
 	s.cmd.Env = append(append(os.Environ(), "WARMBOOT_UID_BASE="+strconv.Itoa(int(s.uidBase))), env...)
 	s.log = &logBuffer{}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -381,7 +382,8 @@ func (h *host) fullDisk(t *testing.T) {
 	fill := func(leave int) {
 		sh(t, h.Machine, fmt.Sprintf("sync; rm -f /fill; fallocate -l $(( $(df --output=avail -B1 / | tail -n 1) - %d )) /fill", leave))
 	}
-	refused := func(what, want string, argv ...string) {
+	noRoom := regexp.MustCompile("no space left|disk is full|MiB free|is free")
+	refused := func(what string, argv ...string) {
 		t.Helper()
 		var out strings.Builder
 		code, err := h.Exec(within(t, 5*time.Minute), nestedhost.Command{Argv: argv, Stdout: &out, Stderr: &out})
@@ -389,16 +391,16 @@ func (h *host) fullDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Logf("%s: exit code %d: %s", what, code, out.String())
-		if code == 0 || !strings.Contains(out.String(), want) {
-			t.Errorf("%s on a full disk: exit code %d: %s; want %q", what, code, out.String(), want)
+		if code == 0 || !noRoom.MatchString(out.String()) {
+			t.Errorf("%s on a full disk: exit code %d: %s", what, code, out.String())
 		}
 	}
 	// With some room: for the database, not for what is asked for.
 	fill(64 << 20)
-	refused("a snapshot", "free", "warmboot", "snapshot", "create")
+	refused("a snapshot", "warmboot", "snapshot", "create")
 	// With none at all.
 	fill(0)
-	refused("a container", "space", "warmboot", "run", "-d", "--name", "during", busybox, "sleep", "1000000")
+	refused("a container", "warmboot", "run", "-d", "--name", "during", busybox, "sleep", "1000000")
 	if c := h.containers(t)["before"]; c.State != "running" {
 		t.Errorf("the container from before is %+v", c)
 	}
