@@ -44,7 +44,7 @@ const (
 	mountLimits = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 )
 
-// newJailed looks up what the jail needs. Nothing of it is looked at yet.
+// newJailed looks at nothing yet.
 func newJailed(c Config) *jailed {
 	return &jailed{jailer: c.Jailer, unlimited: c.Unlimited, cgroups: newCgroups(c.Cgroup)}
 }
