@@ -23,6 +23,11 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 		return controlplane.Booted{}, err
 	}
 	defer done()
+	end, err := a.warm.take(ctx)
+	if err != nil {
+		return controlplane.Booted{}, warmboot.Errorf(warmboot.CodeOf(err), op, "%w", err)
+	}
+	defer end()
 	ctx, cancel := context.WithTimeout(ctx, a.RestoreTimeout)
 	defer cancel()
 	if m.Image, err = a.images.local(ctx, m.Image); err != nil {
@@ -106,6 +111,11 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 		return controlplane.Booted{}, err
 	}
 	defer done()
+	end, err := a.cold.take(ctx)
+	if err != nil {
+		return controlplane.Booted{}, warmboot.Errorf(warmboot.CodeOf(err), op, "%w", err)
+	}
+	defer end()
 	ctx, cancel := context.WithTimeout(ctx, a.BootTimeout)
 	defer cancel()
 	if m.Image, err = a.images.local(ctx, m.Image); err != nil {

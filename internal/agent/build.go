@@ -107,6 +107,11 @@ type build struct {
 // freeze boots a machine and leaves its memory, state and disk in the draft.
 func (b *build) freeze(ctx context.Context, id warmboot.ID) error {
 	a := b.a
+	end, err := a.cold.take(ctx)
+	if err != nil {
+		return warmboot.Errorf(warmboot.CodeOf(err), "build snapshot", "%w", err)
+	}
+	defer end()
 	bctx, cancel := context.WithTimeout(ctx, a.BootTimeout)
 	defer cancel()
 
