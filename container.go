@@ -90,7 +90,8 @@ type ContainerSpec struct {
 	CPULimit      float64           `json:"cpu_limit,omitempty"`       // CPUs; 0 means the microVM's own number
 	MemoryLimitMB int               `json:"memory_limit_mb,omitempty"` // MiB; 0 means the microVM's own size
 	RestartPolicy RestartPolicy     `json:"restart_policy,omitzero"`
-	ColdBoot      bool              `json:"cold_boot,omitempty"` // do not use a snapshot
+	AutoRemove    bool              `json:"auto_remove,omitempty"` // remove it once its command has ended; not together with a restart policy
+	ColdBoot      bool              `json:"cold_boot,omitempty"`   // do not use a snapshot
 	Egress        Egress            `json:"egress,omitzero"`
 	Bandwidth     Bandwidth         `json:"bandwidth,omitzero"`
 }

@@ -131,6 +131,7 @@ type CreateContainer struct {
 	RuntimeImageID string            `json:"runtime_image_id,omitempty" format:"uuid" doc:"The newest runtime image if left out."`
 	RegistryAuth   *RegistryAuth     `json:"registry_auth,omitempty"`
 	ColdBoot       bool              `json:"cold_boot,omitempty" doc:"Do not use a snapshot, even if there is one."`
+	AutoRemove     bool              `json:"auto_remove,omitempty" doc:"Remove it once its command has ended, with its disk and logs. Not together with a restart policy."`
 	RestartPolicy  string            `json:"restart_policy,omitempty" pattern:"^(no|always|unless-stopped|on-failure(:[0-9]{1,6})?)$" doc:"When the container is started again by itself, as in Docker: no, on-failure, on-failure:N, always or unless-stopped; no if left out." example:"unless-stopped"`
 	Egress         *Egress           `json:"egress,omitempty" doc:"Where it may connect to; anywhere if left out."`
 	Bandwidth      *Bandwidth        `json:"bandwidth,omitempty"`
@@ -244,6 +245,7 @@ type Container struct {
 	HostID         string            `json:"host_id,omitempty" doc:"The host that it was placed on."`
 	Host           string            `json:"host,omitempty" doc:"That host's name."`
 	HostState      string            `json:"host_state,omitempty" enum:"up,down" doc:"Of a host that is down, the container's state is what was last known."`
+	AutoRemove     bool              `json:"auto_remove,omitempty"`
 	RestartPolicy  string            `json:"restart_policy,omitempty"`
 	Egress         *Egress           `json:"egress,omitempty"`
 	Bandwidth      *Bandwidth        `json:"bandwidth,omitempty"`

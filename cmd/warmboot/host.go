@@ -64,7 +64,7 @@ func chooseVMM(ctx context.Context, server cli.ServerOptions, o cli.HostOptions,
 
 // vmmConfig is what there is to choose from.
 func vmmConfig(o cli.VMMOptions) choice.Config {
-	return choice.Config{Want: o.Want, Firecracker: o.Firecracker, Places: []string{install.Binary()}, Jailer: o.Jailer, Unjailed: o.NoJailer}
+	return choice.Config{Want: o.Want, Firecracker: o.Firecracker, Places: install.Binaries(install.Dir), Jailer: o.Jailer, Unjailed: o.NoJailer}
 }
 
 // report lets a host tell what happens on it, until undo.

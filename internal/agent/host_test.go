@@ -229,3 +229,26 @@ func TestMachinesOfBothVMMsAreRecovered(t *testing.T) {
 		t.Error("a driver that there is not was found")
 	}
 }
+
+// The inventory tells what whoever has chosen the VMM says about it, or else what its driver says.
+func TestTheInventoryTellsWhyAndWarns(t *testing.T) {
+	t.Parallel()
+	a := garbageRoot(t)
+	a.caps = vmm.Capabilities{Driver: "firecracker", Version: "1.16.1", Accelerator: "kvm", AcceleratorWhy: "the driver's", Warning: "a fault"}
+	n, err := hostnet.Open(t.Context(), hostnet.Config{Mode: hostnet.User, Owner: "0a0b0c"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.net = n
+	t.Cleanup(func() { n.Close() })
+	tells := func(vmm, why, warning string) {
+		t.Helper()
+		got, err := a.Inventory(t.Context())
+		if err != nil || got.VMM != vmm || got.VMMWhy != why || got.VMMWarning != warning {
+			t.Errorf("it tells %q, %q and %q, %v", got.VMM, got.VMMWhy, got.VMMWarning, err)
+		}
+	}
+	tells("v1.16.1", "firecracker with kvm: the driver's", "a fault")
+	a.VMMWhy, a.VMMWarning = "nothing better", "a fault, and no jailer"
+	tells("v1.16.1", "firecracker with kvm: nothing better", "a fault, and no jailer")
+}

@@ -179,7 +179,7 @@ type server struct {
 func serve(dir string) (*server, error) {
 	log := slog.New(slog.DiscardHandler)
 	s := &server{host: hosttest.New()}
-	s.host.OnStart = s.onStart
+	s.host.OnStart, s.host.Warning = s.onStart, "this VMM is none"
 	var err error
 	if s.plane, err = planetest.Start(context.Background(), planetest.Config{URL: filepath.Join(dir, ".warmboot.db"), Hosts: []*hosttest.Host{s.host}}); err != nil {
 		return nil, err

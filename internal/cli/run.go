@@ -92,6 +92,9 @@ func (a *app) run(ctx context.Context, o runOptions, image string, args []string
 		return err
 	}
 	c, err := a.bringUp(ctx, cl, id, o)
+	if req.AutoRemove && warmboot.CodeOf(err) == warmboot.NotFound { // its command has ended already
+		c, err = api.Container{ID: id, Name: req.Name, Image: req.Image, State: string(warmboot.ContainerDeleting), AutoRemove: true}, nil
+	}
 	if err != nil {
 		return err
 	}
@@ -121,9 +124,7 @@ func (a *app) createRequest(ctx context.Context, cl *client.Client, o runOptions
 	if o.interactive || o.tty {
 		return req, warmboot.Errorf(warmboot.Invalid, "", "run does not connect a terminal or standard input; start the container with -d, then `warmboot exec -it NAME COMMAND`")
 	}
-	if o.detach && o.remove {
-		return req, warmboot.Errorf(warmboot.Invalid, "", "--rm works only in the foreground; leave out -d, or remove the container later with `warmboot rm -f`")
-	}
+	req.AutoRemove = o.detach && o.remove // in the foreground it is removed once its output has been shown
 	if o.entrypoint != "" {
 		req.Command = []string{o.entrypoint}
 	}

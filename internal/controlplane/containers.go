@@ -50,7 +50,7 @@ func (s *Service) CreateContainer(ctx context.Context, in CreateContainer) (_ *w
 	if err := validateImageRef(in.Image); err != nil {
 		return nil, err
 	}
-	if err := cmp.Or(in.Spec.RestartPolicy.Validate(), in.Spec.Egress.Validate(), in.Spec.Bandwidth.Validate()); err != nil {
+	if err := cmp.Or(in.Spec.RestartPolicy.Validate(), notBoth("create container", in.Spec), in.Spec.Egress.Validate(), in.Spec.Bandwidth.Validate()); err != nil {
 		return nil, err
 	}
 	for {
@@ -141,7 +141,15 @@ func (s *Service) Container(ctx context.Context, ref string) (*warmboot.Containe
 	return s.store.FindContainer(ctx, ref)
 }
 
-// WaitContainer returns the container as soon as the condition holds.
+// notBoth refuses a container that is to be both removed and started again when its command ends.
+func notBoth(op string, spec warmboot.ContainerSpec) error {
+	if spec.AutoRemove && spec.RestartPolicy.Name != "" && spec.RestartPolicy.Name != warmboot.RestartNo {
+		return warmboot.Errorf(warmboot.Invalid, op, "a container that is removed at its end cannot have the restart policy %s; leave out one of the two", spec.RestartPolicy)
+	}
+	return nil
+}
+
+// WaitContainer returns the container as soon as the condition holds. One that is removed when its command ends is not found then.
 func (s *Service) WaitContainer(ctx context.Context, ref string, cond WaitFor) (*warmboot.Container, error) {
 	c, err := s.store.FindContainer(ctx, ref)
 	if err != nil {
@@ -223,7 +231,12 @@ func (s *Service) StopContainer(ctx context.Context, ref string, grace time.Dura
 		h.end()
 		return nil, err
 	}
-	return s.WaitContainer(ctx, string(c.ID), WaitStopped)
+	stopped, err := s.WaitContainer(ctx, string(c.ID), WaitStopped)
+	if c.Spec.AutoRemove && warmboot.CodeOf(err) == warmboot.NotFound {
+		c.State = warmboot.ContainerDeleting // the last that it was
+		return c, nil
+	}
+	return stopped, err
 }
 
 // errStopped says that a container has stopped by itself before it could be told to.
@@ -260,7 +273,7 @@ func (s *Service) stop(h *hold, c *warmboot.Container, grace time.Duration) {
 	if err != nil {
 		text = err.Error()
 	}
-	s.recordEnd(h, code, text, false)
+	s.recordEnd(h, c, code, text, false)
 }
 
 // StartContainer boots a stopped container again, from its own disk; one that runs or starts already is left alone. That is a cold boot: the memory of a snapshot would not

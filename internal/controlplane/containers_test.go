@@ -286,3 +286,34 @@ func TestDeleteThatFailsCanBeTriedAgain(t *testing.T) {
 	fail = false
 	p.must(p.svc.DeleteContainer(t.Context(), string(c.ID), false))
 }
+
+func TestRemovedAtItsEnd(t *testing.T) {
+	p := newPlane(t, nil)
+	spec := warmboot.ContainerSpec{AutoRemove: true}
+	for name, end := range map[string]func(id warmboot.ID){
+		"by itself":        func(id warmboot.ID) { p.host.Exit(id, 0) },
+		"its machine dies": func(id warmboot.ID) { p.host.Crash(id) },
+		"stopped": func(id warmboot.ID) {
+			c, err := p.svc.StopContainer(t.Context(), string(id), 0)
+			p.must(err)
+			if c.ID != id {
+				t.Errorf("%+v", c)
+			}
+		},
+	} {
+		c := p.create(controlplane.CreateContainer{Spec: spec})
+		end(c.ID)
+		if _, err := p.svc.WaitContainer(t.Context(), string(c.ID), controlplane.WaitStopped); warmboot.CodeOf(err) != warmboot.NotFound {
+			t.Errorf("%s: %v", name, err)
+		}
+		if all, _ := p.host.Containers(t.Context()); len(all) != 0 {
+			t.Errorf("%s: on the host: %v", name, all)
+		}
+	}
+	always := warmboot.RestartPolicy{Name: warmboot.RestartAlways}
+	_, err := p.svc.CreateContainer(t.Context(), controlplane.CreateContainer{Image: "x", Spec: warmboot.ContainerSpec{AutoRemove: true, RestartPolicy: always}})
+	p.wantCode(err, warmboot.Invalid)
+	c := p.create(controlplane.CreateContainer{Spec: spec})
+	_, err = p.svc.UpdateContainer(t.Context(), string(c.ID), controlplane.ContainerChange{RestartPolicy: &always})
+	p.wantCode(err, warmboot.Invalid)
+}

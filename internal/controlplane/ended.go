@@ -72,7 +72,7 @@ func (s *Service) ended(ctx context.Context, end Ended, rebooted bool) error {
 		if err != nil {
 			s.log.Error("The microVM of a container that has ended could not be released", "container_id", c.ID, "err", err)
 		}
-		s.recordEnd(h, end.Code, end.Reason, rebooted)
+		s.recordEnd(h, c, end.Code, end.Reason, rebooted)
 	}); err != nil {
 		h.abandon()
 		h.end()
@@ -81,17 +81,29 @@ func (s *Service) ended(ctx context.Context, end Ended, rebooted bool) error {
 	return nil
 }
 
-// recordEnd moves a container to stopped and gives its lease back, and starts it again if its restart policy wants that. code is -1 if it
-// is not known.
-func (s *Service) recordEnd(h *hold, code int, text string, rebooted bool) {
-	after, err := h.release(func(c *warmboot.Container) error {
+// recordEnd moves a container to stopped and gives its lease back, and starts it again if its restart policy wants that; one that is to be
+// removed at its end is. code is -1 if it is not known.
+func (s *Service) recordEnd(h *hold, c *warmboot.Container, code int, text string, rebooted bool) {
+	end := func(c *warmboot.Container) error {
 		now := time.Now().UTC()
 		c.State, c.FinishedAt, c.VMID, c.Error, c.ExitCode = warmboot.ContainerStopped, &now, "", text, nil
+		if c.Spec.AutoRemove {
+			c.State = warmboot.ContainerDeleting
+		}
 		if code >= 0 {
 			c.ExitCode = &code
 		}
 		return nil
-	})
+	}
+	record := h.release
+	if c.Spec.AutoRemove { // the lease is needed to remove it
+		record = func(end func(*warmboot.Container) error) (*warmboot.Container, error) {
+			ctx, cancel := h.lastWords()
+			defer cancel()
+			return h.update(ctx, end)
+		}
+	}
+	after, err := record(end)
 	if err != nil {
 		if !errors.Is(err, errLost) {
 			s.log.Error("The end of a container could not be recorded", "container_id", h.id, "err", err)
@@ -99,6 +111,10 @@ func (s *Service) recordEnd(h *hold, code int, text string, rebooted bool) {
 		return
 	}
 	s.log.Info(fmt.Sprintf("Container %s ended", h.id.Short()), "container_id", h.id, "exit_code", code, "reason", text)
+	if after.State == warmboot.ContainerDeleting {
+		_ = s.remove(h, after) // it has told the log, and gives the container back for another try
+		return
+	}
 	// While its machine lives, the Docker in it restarts the command: an end with a known code is one that the policy accepts.
 	if code < 0 && after.ShouldRestart(rebooted) {
 		s.restart(h.id, rebooted)

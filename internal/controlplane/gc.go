@@ -98,8 +98,14 @@ func (s *Service) CollectGarbage(ctx context.Context, dryRun bool) ([]Collected,
 		if err != nil {
 			return nil, err
 		}
+		forgotten, err := s.forgotten(ctx, h.containers, known)
+		if err != nil {
+			return nil, err
+		}
 		for _, g := range h.garbage {
-			c.rest(ctx, onHost{h.host, g}, known, used)
+			if !forgotten[g.ID] {
+				c.rest(ctx, onHost{h.host, g}, known, used)
+			}
 		}
 	}
 	if !dryRun {
@@ -128,8 +134,9 @@ type onHost struct {
 
 // lookedAt is a host and what it has.
 type lookedAt struct {
-	host    Host
-	garbage []Garbage
+	host       Host
+	garbage    []Garbage
+	containers []HostContainer
 }
 
 // look asks every host that is up for what it has.
@@ -141,6 +148,10 @@ func (c *collection) look(ctx context.Context) ([]lookedAt, error) {
 		if err == nil {
 			garbage, err = host.Garbage(ctx)
 		}
+		var containers []HostContainer
+		if err == nil {
+			containers, err = host.Containers(ctx)
+		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -149,7 +160,7 @@ func (c *collection) look(ctx context.Context) ([]lookedAt, error) {
 			c.s.log.Warn("Host "+h.Name+" could not be asked for its garbage", "host_id", h.ID, "err", err)
 			continue
 		}
-		found = append(found, lookedAt{host, garbage})
+		found = append(found, lookedAt{host, garbage, containers})
 		for _, g := range garbage {
 			if g.Kind == GarbageSnapshot {
 				c.artifacts[g.ID] = append(c.artifacts[g.ID], onHost{host, g})

@@ -25,6 +25,7 @@ type hosts struct {
 	placing map[*placing]bool        // those that this manager has placed and the store may not have counted yet
 	beating map[warmboot.ID]bool     // hosts that gave a sign of life since the store was told
 	seen    map[warmboot.ID]sighting // of their beats in the store
+	greeted map[warmboot.ID]bool     // those that have said hello to this manager
 }
 
 // placing is a container that has just been placed.
@@ -52,6 +53,10 @@ func (s *Service) HostHello(ctx context.Context, hello Hello) error {
 		return err
 	}
 	s.log.Info(fmt.Sprintf("Host %s is here, with %s and %d containers", hello.Name, hello.Inventory.VMM, len(hello.Containers)), "host_id", hello.ID, "why", hello.Inventory.VMMWhy)
+	if err := s.missSnapshots(ctx, hello); err != nil {
+		return err
+	}
+	s.hosts.greet(hello.ID)
 	s.snapshotsForPlatform(ctx, hello.Inventory.Platform)
 	s.collectSoon() // what was deleted while it, or every manager, was away
 	return s.takeOver(ctx, false)
@@ -77,16 +82,35 @@ func (s *Service) keepHost(ctx context.Context, hello Hello) (rebooted bool, err
 	})
 }
 
-// HostBeat implements Reports. The store is told of all hosts' signs of life together, a moment later.
+// missSnapshots looks for the files of snapshots that a host is to have and does not tell of, as when the database is older than the host: restored
+// from a backup.
+func (s *Service) missSnapshots(ctx context.Context, hello Hello) error {
+	ready, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{States: []warmboot.SnapshotState{warmboot.SnapshotReady}})
+	if err != nil {
+		return err
+	}
+	for _, snap := range ready {
+		if snap.HostID == hello.ID && !slices.Contains(hello.Inventory.Snapshots, snap.ID) {
+			if err := s.scrub(ctx, snap); err != nil { // which asks the host again: a build may have just ended
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// HostBeat implements Reports. The store is told of all hosts' signs of life together, a moment later. Each manager hears each host's hello once
+// before: what happened while there was no manager, or is in no backup of the database that was restored meanwhile, nobody else tells.
 func (s *Service) HostBeat(ctx context.Context, id warmboot.ID, inventory *warmboot.HostInventory) error {
 	s.hosts.mu.Lock()
 	h := s.hosts.known[id]
-	if h != nil && h.State == warmboot.HostUp {
+	known := h != nil && h.State == warmboot.HostUp && s.hosts.greeted[id]
+	if known {
 		s.hosts.beating[id] = true
 	}
 	s.hosts.mu.Unlock()
-	if h == nil || h.State != warmboot.HostUp {
-		return warmboot.Errorf(warmboot.NotFound, "host beat", "host %s is not known, or was taken for dead; it has to say hello", id)
+	if !known {
+		return warmboot.Errorf(warmboot.NotFound, "host beat", "host %s is not known here, or was taken for dead; it has to say hello", id)
 	}
 	if inventory == nil {
 		return nil
@@ -201,6 +225,12 @@ func (h *hosts) silent(limit time.Duration) []*warmboot.Host {
 	}
 	h.seen = now
 	return silent
+}
+
+func (h *hosts) greet(id warmboot.ID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.greeted[id] = true
 }
 
 func (h *hosts) forgetSightings() {

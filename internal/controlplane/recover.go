@@ -3,6 +3,8 @@ package controlplane
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"warmboot"
@@ -135,12 +137,23 @@ func (s *Service) reconcile(ctx context.Context, hello Hello, rebooted bool) err
 	if err != nil {
 		return err
 	}
+	var now map[warmboot.ID]bool
 	have := map[warmboot.ID]HostContainer{}
 	for _, h := range hello.Containers {
 		have[h.ID] = h
 	}
 	for _, c := range rows {
-		if err := s.reconcileContainer(ctx, host, c, have[c.ID], rebooted); err != nil {
+		h := have[c.ID]
+		if c.State == warmboot.ContainerRunning && !h.Running && !rebooted {
+			// What it said is older than the rows, so this one may have been started since. What it says now is newer.
+			if now == nil {
+				if now, err = running(ctx, host); err != nil {
+					return err
+				}
+			}
+			h.Running = now[c.ID]
+		}
+		if err := s.reconcileContainer(ctx, host, c, h, rebooted); err != nil {
 			return err
 		}
 		delete(have, c.ID)
@@ -148,10 +161,20 @@ func (s *Service) reconcile(ctx context.Context, hello Hello, rebooted bool) err
 	return s.reconcileUnknown(ctx, host, hello, have)
 }
 
+// running are the containers of a host whose machines run.
+func running(ctx context.Context, host Host) (map[warmboot.ID]bool, error) {
+	all, err := host.Containers(ctx)
+	runs := map[warmboot.ID]bool{}
+	for _, h := range all {
+		runs[h.ID] = h.Running
+	}
+	return runs, err
+}
+
 // reconcileContainer sees to one container of a host that has said hello. What is moving is left to those who move it.
 func (s *Service) reconcileContainer(ctx context.Context, host Host, c *warmboot.Container, h HostContainer, rebooted bool) error {
-	if h.Generation > c.Lease.Generation {
-		// The store is older than the host remembers: it was restored from a backup.
+	older := h.Generation > c.Lease.Generation // than the host remembers: the store was restored from a backup
+	if older {
 		if _, err := s.store.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error {
 			c.Lease.Generation = max(c.Lease.Generation, h.Generation)
 			return nil
@@ -172,6 +195,8 @@ func (s *Service) reconcileContainer(ctx context.Context, host Host, c *warmboot
 		}
 	case c.State == warmboot.ContainerStopped && rebooted && c.ShouldRestart(true):
 		s.restart(c.ID, true)
+	case c.State == warmboot.ContainerStopped && h.Running && older:
+		return ignoreConflict(s.startedSince(ctx, c.ID))
 	case (c.State == warmboot.ContainerStopped || c.State == warmboot.ContainerFailed) && h.Running: // its release failed, or was cut short
 		t, err := s.tasks.begin(s.ctx, c.ID, "released")
 		if err != nil {
@@ -190,18 +215,47 @@ func (s *Service) reconcileContainer(ctx context.Context, host Host, c *warmboot
 	return nil
 }
 
-// reconcileUnknown sees to what a host has and the store does not know as this host's: what was deleted, or placed elsewhere, while the
-// host was away is removed there. What the store has never deleted it must have forgotten, as when it was restored from a backup: if it
-// runs, it is known again.
-func (s *Service) reconcileUnknown(ctx context.Context, host Host, hello Hello, unknown map[warmboot.ID]HostContainer) error {
-	if len(unknown) == 0 {
+// startedSince takes note that a container runs which the store has as stopped, because it is older than its start.
+func (s *Service) startedSince(ctx context.Context, id warmboot.ID) error {
+	t, err := s.tasks.begin(s.ctx, id, "taken note of")
+	if err != nil {
+		return err
+	}
+	hold, c, err := s.acquire(ctx, t, func(c *warmboot.Container) error { c.State = warmboot.ContainerStarting; return nil })
+	if err != nil {
+		return err
+	}
+	defer hold.end()
+	s.log.Warn(fmt.Sprintf("Container %s (%s) runs and was not known to have been started again. Was the database restored from a backup?", c.Name, c.ID.Short()), "container_id", c.ID)
+	_, err = hold.release(func(c *warmboot.Container) error {
+		now := time.Now().UTC()
+		c.State, c.StartedAt, c.FinishedAt, c.ExitCode, c.Error = warmboot.ContainerRunning, &now, nil, nil, ""
 		return nil
+	})
+	return err
+}
+
+// forgotten are containers of a host that the store must have forgotten, as when it was restored from a backup: it has neither their rows nor
+// a note of their deletion, and yet their commands have once been started. They are known again when the host says hello.
+func (s *Service) forgotten(ctx context.Context, on []HostContainer, known map[warmboot.ID]bool) (map[warmboot.ID]bool, error) {
+	all := map[warmboot.ID]bool{}
+	for _, h := range on {
+		if !known[h.ID] && h.Container != nil {
+			all[h.ID] = true
+		}
 	}
-	var ids []warmboot.ID
-	for id := range unknown {
-		ids = append(ids, id)
+	if len(all) == 0 {
+		return nil, nil
 	}
-	deleted, err := s.store.DeletedContainers(ctx, ids)
+	deleted, err := s.store.DeletedContainers(ctx, slices.Collect(maps.Keys(all)))
+	maps.DeleteFunc(all, func(id warmboot.ID, _ bool) bool { return deleted[id] })
+	return all, err
+}
+
+// reconcileUnknown sees to what a host has and the store does not know as this host's. What was deleted, or placed elsewhere, while the
+// host was away is removed there; what the store has forgotten is known again.
+func (s *Service) reconcileUnknown(ctx context.Context, host Host, hello Hello, unknown map[warmboot.ID]HostContainer) error {
+	forgotten, err := s.forgotten(ctx, slices.Collect(maps.Values(unknown)), nil)
 	if err != nil {
 		return err
 	}
@@ -220,9 +274,9 @@ func (s *Service) reconcileUnknown(ctx context.Context, host Host, hello Hello, 
 		case err != nil && warmboot.CodeOf(err) != warmboot.NotFound:
 			return err
 		}
-		if err != nil && !deleted[id] && h.Running && h.Container != nil {
+		if err != nil && forgotten[id] {
 			if err := s.adopt(ctx, hello, h); err != nil {
-				s.log.Error("A container that runs and nobody knows could not be taken in; it is left alone", "container_id", id, "err", err)
+				s.log.Error("A container that nobody knows could not be taken in; it is left alone", "container_id", id, "err", err)
 			}
 			continue
 		}
@@ -234,11 +288,14 @@ func (s *Service) reconcileUnknown(ctx context.Context, host Host, hello Hello, 
 	return nil
 }
 
-// adopt stores a container that runs on a host and is not in the store.
+// adopt stores a container that is on a host and not in the store.
 func (s *Service) adopt(ctx context.Context, hello Hello, h HostContainer) error {
 	c := *h.Container
 	now := time.Now().UTC()
 	c.HostID, c.State, c.Lease, c.StartedAt, c.FinishedAt = hello.ID, warmboot.ContainerRunning, warmboot.Lease{Generation: h.Generation}, &now, nil
+	if !h.Running {
+		c.State, c.FinishedAt = warmboot.ContainerStopped, &now
+	}
 	if c.CreatedAt.IsZero() {
 		c.CreatedAt = now
 	}
@@ -248,7 +305,7 @@ func (s *Service) adopt(ctx context.Context, hello Hello, h HostContainer) error
 		err = s.store.CreateContainer(ctx, &c)
 	}
 	if err == nil {
-		s.log.Warn(fmt.Sprintf("Container %s (%s) runs on host %s and was not known any more; it is known again. Was the database restored from a backup?", c.Name, c.ID.Short(), hello.Name), "container_id", c.ID)
+		s.log.Warn(fmt.Sprintf("Container %s (%s) is on host %s and was not known any more; it is known again. Was the database restored from a backup?", c.Name, c.ID.Short(), hello.Name), "container_id", c.ID)
 	}
 	return err
 }

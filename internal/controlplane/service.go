@@ -94,7 +94,7 @@ func New(c Config) *Service {
 	s := &Service{
 		Config: c, me: warmboot.NewID(), log: c.Log, events: newEvents(), ctx: ctx, cancel: cancel, lost: make(chan error, 1),
 		members: members{seen: map[warmboot.ID]sighting{}},
-		hosts:   hosts{known: map[warmboot.ID]*warmboot.Host{}, placing: map[*placing]bool{}, beating: map[warmboot.ID]bool{}, seen: map[warmboot.ID]sighting{}},
+		hosts:   hosts{known: map[warmboot.ID]*warmboot.Host{}, placing: map[*placing]bool{}, beating: map[warmboot.ID]bool{}, seen: map[warmboot.ID]sighting{}, greeted: map[warmboot.ID]bool{}},
 	}
 	s.store = &announced{Store: c.Store, tell: s.tell}
 	s.feed.pending = make(chan struct{}, 1)

@@ -67,7 +67,7 @@ func (s *Service) UpdateContainer(ctx context.Context, ref string, change Contai
 		}
 		was = c.Spec.RestartPolicy
 		change.apply(c)
-		return nil
+		return notBoth("update container", c.Spec)
 	}
 	if change.RestartPolicy == nil || c.State != warmboot.ContainerRunning {
 		return s.store.UpdateContainer(ctx, c.ID, apply)

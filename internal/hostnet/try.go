@@ -25,8 +25,12 @@ import (
 // forwardFile says whether the host passes on what is not for itself.
 const forwardFile = "/proc/sys/net/ipv4/ip_forward"
 
-// arriveLimit is how long a packet may take from one slot to another, or to the host.
-const arriveLimit = time.Second
+// How long a packet may take from one slot to another, or to the host, and when another is sent. It takes a fraction of a millisecond, but a busy host
+// may lose the first while it still looks for its neighbours; and one that is taken for a host without TAPs has no Firecracker.
+const (
+	arriveLimit = 3 * time.Second
+	arriveAgain = 100 * time.Millisecond
+)
 
 // Obstacle is why there can be no slots with TAPs, and what to do about that.
 type Obstacle struct {
@@ -132,11 +136,19 @@ func (k *keeper) tryOut(ctx context.Context) (err error) {
 		}
 	}
 	a, b := slots[0], slots[1]
-	if err := arrives(ctx, a, b.ns, b.slot); err != nil {
+	err = arrives(ctx, a, b.ns, b.slot)
+	if ctx.Err() != nil { // then it says nothing of firewalls
+		return ctx.Err()
+	}
+	if err != nil {
 		return &Obstacle{"this machine's firewall does not forward what microVMs send",
 			"let it forward from and to interfaces whose names begin with wb, as with `iptables -I DOCKER-USER -i wb+ -j ACCEPT; iptables -I DOCKER-USER -o wb+ -j ACCEPT` where Docker is", err}
 	}
-	if err := arrives(ctx, a, k.home, a.host); err != nil {
+	err = arrives(ctx, a, k.home, a.host)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
 		return &Obstacle{"this machine's firewall does not let microVMs ask it for names",
 			"let it accept what comes in by interfaces whose names begin with wb; warmboot's own rules keep microVMs away from everything but names and registries", err}
 	}
@@ -178,21 +190,32 @@ func arrives(ctx context.Context, from *tap, ns *os.File, to netip.Addr) error {
 		return err
 	}
 	defer func() { _ = out.Close() }()
-	if _, err := out.Write([]byte("warmboot")); err != nil {
-		return err
-	}
 	deadline := time.Now().Add(arriveLimit)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}
-	if err := in.SetReadDeadline(deadline); err != nil {
-		return err
+	for {
+		if _, err := out.Write([]byte("warmboot")); err != nil {
+			return err
+		}
+		until := time.Now().Add(arriveAgain)
+		if until.After(deadline) {
+			until = deadline
+		}
+		if err := in.SetReadDeadline(until); err != nil {
+			return err
+		}
+		_, _, err := in.ReadFromUDPAddrPort(make([]byte, 16))
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !time.Now().Before(deadline) {
+			return fmt.Errorf("what is sent from %s to %s is lost", from.slot, to)
+		}
 	}
-	_, _, err := in.ReadFromUDPAddrPort(make([]byte, 16))
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("a packet from %s to %s was lost", from.slot, to)
-	}
-	return err
 }
 
 func forwarding() (bool, error) {

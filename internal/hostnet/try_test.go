@@ -1,6 +1,7 @@
 package hostnet
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/netip"
@@ -94,6 +95,13 @@ func tryBehind(t *testing.T, what string) {
 	var o *Obstacle
 	if what != "routes everywhere" && (!errors.As(err, &o) || o.What == "" || o.Fix == "") {
 		t.Errorf("%v does not say what to do", err)
+	}
+	if what == "a forward firewall" { // which there was no time to find out
+		short, cancel := context.WithTimeout(t.Context(), arriveLimit/3)
+		defer cancel()
+		if err := Try(short, DefaultCIDR); warmboot.CodeOf(err) != warmboot.Timeout || errors.As(err, &o) {
+			t.Errorf("within a time that is too short: %v", err)
+		}
 	}
 	c := config(t)
 	c.Mode = Auto

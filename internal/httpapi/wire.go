@@ -44,7 +44,7 @@ func (s *server) containerOut(c *warmboot.Container) api.Container {
 		Command: c.Spec.Command, Args: c.Spec.Args, EnvVars: c.Spec.EnvVars, CPULimit: c.Spec.CPULimit, MemoryLimitMB: c.Spec.MemoryLimitMB,
 		State: string(c.State), BootReason: c.BootReason, VMID: c.VMID, SnapshotID: string(c.SnapshotID),
 		ExitCode: c.ExitCode, Error: c.Error, CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, FinishedAt: c.FinishedAt,
-		HostID: string(c.HostID), Host: s.svc.HostName(c.HostID), HostState: string(s.svc.HostState(c.HostID)), Restarts: c.Restarts,
+		HostID: string(c.HostID), Host: s.svc.HostName(c.HostID), HostState: string(s.svc.HostState(c.HostID)), Restarts: c.Restarts, AutoRemove: c.Spec.AutoRemove,
 	}
 	if c.Spec.RestartPolicy.Name != "" {
 		out.RestartPolicy = c.Spec.RestartPolicy.String()
@@ -91,7 +91,7 @@ func createIn(in api.CreateContainer) (controlplane.CreateContainer, error) {
 	const op = "create container"
 	out := controlplane.CreateContainer{
 		Name: in.Name, Image: in.Image,
-		Spec: warmboot.ContainerSpec{Command: in.Command, Args: in.Args, EnvVars: in.EnvVars, CPULimit: in.CPULimit, MemoryLimitMB: in.MemoryLimitMB, ColdBoot: in.ColdBoot},
+		Spec: warmboot.ContainerSpec{Command: in.Command, Args: in.Args, EnvVars: in.EnvVars, CPULimit: in.CPULimit, MemoryLimitMB: in.MemoryLimitMB, AutoRemove: in.AutoRemove, ColdBoot: in.ColdBoot},
 	}
 	if in.RestartPolicy != "" {
 		policy, err := warmboot.ParseRestartPolicy(in.RestartPolicy)

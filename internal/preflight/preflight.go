@@ -84,10 +84,11 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// How long a check may take: trying KVM with each VMM, and any other.
+// How long a check may take: trying KVM with each VMM; network slots, for which the kernel may have to load its modules; and any other.
 const (
-	tryLimit   = 90 * time.Second
-	checkLimit = 5 * time.Second
+	tryLimit     = 90 * time.Second
+	networkLimit = 30 * time.Second
+	checkLimit   = 5 * time.Second
 )
 
 // Run makes all checks, in the order in which somebody would put things right. Most take no time; trying KVM takes a second where it
@@ -107,12 +108,17 @@ func Run(ctx context.Context, c Config) []Check {
 	qemuOnly := func(check func(context.Context, Config) Check) func(context.Context, Config) Check {
 		return func(ctx context.Context, c Config) Check { return t.spared(check(ctx, c)) }
 	}
+	network := func(_ context.Context, c Config) Check {
+		nctx, cancel := context.WithTimeout(ctx, networkLimit)
+		defer cancel()
+		return checkNetwork(nctx, c)
+	}
 	var checks []Check
 	for _, check := range []func(context.Context, Config) Check{
 		checkUser, checkKernel, of(func(t tried) Check { return kvm(t.kvm) }), qemuOnly(checkQEMU), of(func(t tried) Check { return t.firecracker(c.VMM.Firecracker) }), t.jailer, of(tried.chosen),
 		checkCgroup, qemuOnly(checkQEMUImg), checkMkfs, checkMmdebstrap, checkKeyring,
 		checkMemory, checkDisk, checkTraversal, checkReflink, checkImage, checkPort, checkOwners,
-		checkTAP, checkNFTables, checkForwarding, checkNetwork, checkClock,
+		checkTAP, checkNFTables, checkForwarding, network, checkClock,
 	} {
 		cctx, cancel := context.WithTimeout(ctx, checkLimit)
 		checks = append(checks, check(cctx, c))

@@ -80,7 +80,7 @@ func checkReflink(_ context.Context, c Config) Check {
 	case err == nil:
 		return Check{name, OK, "the file system copies whole files at once", ""}
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOTTY), errors.Is(err, unix.EXDEV), errors.Is(err, unix.EINVAL):
-		return Check{name, OK, "not on this file system (XFS and btrfs have it); data disks are cloned as qcow2 overlays instead", ""}
+		return Check{name, OK, "not on this file system (XFS and btrfs have it); data disks are cloned as qcow2 overlays instead, and copied without their holes for Firecracker", ""}
 	default:
 		return Check{name, Warn, fmt.Sprintf("could not be tried: %v", err), ""}
 	}

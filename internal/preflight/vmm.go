@@ -123,7 +123,7 @@ func (t tried) firecracker(named string) Check {
 		return Check{name, Warn, "not there; microVMs run under QEMU", installs + "; or name a binary with FIRECRACKER"}
 	case t.FirecrackerError != nil:
 		why := choice.Plain(t.FirecrackerError)
-		if strings.Contains(why, "KVM") {
+		if !t.kvm.works() && strings.Contains(why, "KVM") {
 			instead = "see KVM"
 		}
 		return Check{name, Warn, t.Binary + ": " + why, instead}

@@ -18,8 +18,8 @@ func scanAudit(row scanner) (*warmboot.AuditEntry, error) {
 
 // BeginAudit implements warmboot.AuditStore.
 func (s *Store) BeginAudit(ctx context.Context, e *warmboot.AuditEntry) error {
-	return s.tx(ctx, "write audit log", func(tx *sql.Tx) error {
-		return tx.QueryRowContext(ctx, `INSERT INTO audit_log (`+auditColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING id`,
+	return s.one(ctx, "write audit log", func(ctx context.Context, db executor) error {
+		return db.QueryRowContext(ctx, `INSERT INTO audit_log (`+auditColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING id`,
 			stamp(e.At), e.Actor, orNull(e.ActorID), string(e.Role), e.Operation, e.EntityType, e.EntityID, plain(e.EntityName), e.Source, e.RequestID, e.Outcome, stampOrNull(e.FinishedAt)).Scan(&e.ID)
 	})
 }
@@ -27,8 +27,8 @@ func (s *Store) BeginAudit(ctx context.Context, e *warmboot.AuditEntry) error {
 // FinishAudit implements warmboot.AuditStore.
 func (s *Store) FinishAudit(ctx context.Context, e *warmboot.AuditEntry) error {
 	const op = "write audit log"
-	return s.tx(ctx, op, func(tx *sql.Tx) error {
-		done, err := tx.ExecContext(ctx, `UPDATE audit_log SET entity_id = $1, entity_name = $2, outcome = $3, finished_at = $4 WHERE id = $5`,
+	return s.one(ctx, op, func(ctx context.Context, db executor) error {
+		done, err := db.ExecContext(ctx, `UPDATE audit_log SET entity_id = $1, entity_name = $2, outcome = $3, finished_at = $4 WHERE id = $5`,
 			e.EntityID, plain(e.EntityName), e.Outcome, stampOrNull(e.FinishedAt), e.ID)
 		if err != nil {
 			return err

@@ -182,19 +182,16 @@ func (s *Store) UpdateContainer(ctx context.Context, id warmboot.ID, change func
 				return err
 			}
 		}
-		if _, err = tx.ExecContext(ctx, `UPDATE containers SET name = $1, image = $2, runtime_image_id = $3, host_id = $4, spec = $5, state = $6, lease_owner = $7, lease_generation = $8, boot_method = $9, boot_reason = $10,
-				vm_id = $11, snapshot_id = $12, phases = $13, exit_code = $14, error = $15, private = $16, stopped_by_user = $17, restarts = $18, started_at = $19, finished_at = $20 WHERE id = $21`,
+		if c, err = scanContainer(tx.QueryRowContext(ctx, `UPDATE containers SET name = $1, image = $2, runtime_image_id = $3, host_id = $4, spec = $5, state = $6, lease_owner = $7, lease_generation = $8, boot_method = $9, boot_reason = $10,
+				vm_id = $11, snapshot_id = $12, phases = $13, exit_code = $14, error = $15, private = $16, stopped_by_user = $17, restarts = $18, started_at = $19, finished_at = $20 WHERE id = $21 RETURNING `+containerColumns+`, `+leaseHeld,
 			c.Name, c.Image, string(c.RuntimeImageID), orNull(c.HostID), asJSON(c.Spec), string(c.State), orNull(c.Lease.Owner), c.Lease.Generation, orNull(c.BootMethod), plain(c.BootReason),
-			c.VMID, orNull(c.SnapshotID), asJSON(c.Phases), c.ExitCode, plain(c.Error), c.Private, c.StoppedByUser, c.Restarts, stampOrNull(c.StartedAt), stampOrNull(c.FinishedAt), string(id)); err != nil {
+			c.VMID, orNull(c.SnapshotID), asJSON(c.Phases), c.ExitCode, plain(c.Error), c.Private, c.StoppedByUser, c.Restarts, stampOrNull(c.StartedAt), stampOrNull(c.FinishedAt), string(id))); err != nil {
 			return err
 		}
 		if before != c.State || host != c.HostID {
-			if err := s.movePorts(ctx, tx, op, c); err != nil {
-				return err
-			}
+			return s.movePorts(ctx, tx, op, c)
 		}
-		c, err = s.container(ctx, tx, id, "")
-		return err
+		return nil
 	})
 	if err != nil {
 		return nil, err

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"time"
 
 	"warmboot"
@@ -25,13 +24,9 @@ func (s *Store) Publish(ctx context.Context, messages []string) error {
 			return warmboot.Errorf(warmboot.Internal, op, "a message of %d bytes is too long", len(m))
 		}
 	}
-	return s.tx(ctx, op, func(tx *sql.Tx) error {
-		for _, m := range messages {
-			if _, err := tx.ExecContext(ctx, `SELECT pg_notify($1, $2)`, feedChannel, m); err != nil {
-				return err
-			}
-		}
-		return nil
+	return s.one(ctx, op, func(ctx context.Context, db executor) error {
+		_, err := db.ExecContext(ctx, `SELECT pg_notify($1, message) FROM unnest($2::text[]) WITH ORDINALITY AS m (message, n) ORDER BY n`, feedChannel, messages)
+		return err
 	})
 }
 

@@ -94,9 +94,9 @@ func (s *Store) UpdateHost(ctx context.Context, id warmboot.ID, change func(*war
 // may be in two lists: rows are locked in one order.
 func (s *Store) BeatHosts(ctx context.Context, ids []warmboot.ID, at time.Time) error {
 	for some := range slices.Chunk(slices.Sorted(slices.Values(ids)), maxPlaces) {
-		err := s.tx(ctx, "count hosts' signs of life", func(tx *sql.Tx) error {
+		err := s.one(ctx, "count hosts' signs of life", func(ctx context.Context, db executor) error {
 			args := []any{stamp(at)}
-			_, err := tx.ExecContext(ctx, `UPDATE hosts SET beat = beat + 1, last_seen_at = $1 WHERE id IN (`+places(&args, some)+`)`, args...)
+			_, err := db.ExecContext(ctx, `UPDATE hosts SET beat = beat + 1, last_seen_at = $1 WHERE id IN (`+places(&args, some)+`)`, args...)
 			return err
 		})
 		if err != nil {

@@ -139,8 +139,8 @@ func (s *Store) DeleteSnapshot(ctx context.Context, id warmboot.ID) error {
 // RecordSuccesses implements warmboot.SnapshotStore.
 func (s *Store) RecordSuccesses(ctx context.Context, id warmboot.ID, at time.Time, n int) error {
 	const op = "count restores"
-	return s.tx(ctx, op, func(tx *sql.Tx) error {
-		res, err := tx.ExecContext(ctx, `UPDATE runtime_snapshots SET success_count = success_count + $1, failure_streak = 0, last_used_at = $2 WHERE id = $3`, n, stamp(at), string(id))
+	return s.one(ctx, op, func(ctx context.Context, db executor) error {
+		res, err := db.ExecContext(ctx, `UPDATE runtime_snapshots SET success_count = success_count + $1, failure_streak = 0, last_used_at = $2 WHERE id = $3`, n, stamp(at), string(id))
 		if err != nil {
 			return err
 		}

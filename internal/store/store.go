@@ -106,11 +106,21 @@ const attempts = 10
 
 // tx runs f in one transaction, which is undone if f fails or panics. f runs again where the database undid the transaction
 // in favour of another one.
-func (s *Store) tx(ctx context.Context, op string, f func(*sql.Tx) error) (err error) {
+func (s *Store) tx(ctx context.Context, op string, f func(*sql.Tx) error) error {
+	return s.again(ctx, op, func(ctx context.Context) error { return s.once(ctx, f) })
+}
+
+// one runs f, which is a single statement. That is a transaction of its own, and needs two trips to the database less than tx.
+func (s *Store) one(ctx context.Context, op string, f func(context.Context, executor) error) error {
+	return s.again(ctx, op, func(ctx context.Context) error { return f(ctx, s.write) })
+}
+
+// again runs f until it goes through, or fails for another reason than that the database let others go first.
+func (s *Store) again(ctx context.Context, op string, f func(context.Context) error) (err error) {
 	ctx, sp := span.Start(ctx, "store: "+op)
 	defer func() { sp.End(err) }()
 	for range attempts {
-		if err = s.once(ctx, f); err == nil || ctx.Err() != nil || !s.dialect.again(err) {
+		if err = f(ctx); err == nil || ctx.Err() != nil || !s.dialect.again(err) {
 			break
 		}
 	}
@@ -133,6 +143,12 @@ func (s *Store) once(ctx context.Context, f func(*sql.Tx) error) error {
 type querier interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// executor is what changes a database.
+type executor interface {
+	querier
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
 
 // scanner is a row.

@@ -18,6 +18,7 @@ import (
 
 	"warmboot"
 	"warmboot/api"
+	"warmboot/client"
 	"warmboot/internal/agentrpc"
 	"warmboot/internal/authority"
 	"warmboot/internal/controlplane"
@@ -222,6 +223,16 @@ func (p *plant) mustRun(name string) api.Container {
 	return c
 }
 
+// mustRunOnce is mustRun of a container that is to be removed when its command ends.
+func (p *plant) mustRunOnce(name string) {
+	p.t.Helper()
+	c, err := p.CreateContainerAndWait(p.t.Context(), api.CreateContainer{Name: name, Image: "debian:trixie", AutoRemove: true}, client.Started)
+	must(p.t, err)
+	if c.State != "running" || !c.AutoRemove {
+		p.t.Fatalf("%+v", c)
+	}
+}
+
 // cut wants that the answer to a request did not come, because the manager died.
 func (p *plant) cut(err error) {
 	p.t.Helper()
@@ -279,6 +290,16 @@ var operations = map[string]operation{
 		prepare: func(p *plant) { p.mustRun("web") },
 		do:      func(p *plant) { p.cut(p.DeleteContainer(p.t.Context(), "web", true)) },
 		wrong:   func(p *plant) error { return p.containers(nil) },
+	},
+	"end and removal": {
+		steps:   []string{"delete: stored", "delete: removed from host"},
+		prepare: func(p *plant) { p.mustRunOnce("web") },
+		do: func(p *plant) {
+			all, err := p.Containers(p.t.Context())
+			must(p.t, err)
+			p.host.Exit(warmboot.ID(all[0].ID), 0)
+		},
+		wrong: func(p *plant) error { return p.containers(nil) },
 	},
 	"build": {
 		steps: buildSteps,

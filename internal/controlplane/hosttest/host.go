@@ -29,6 +29,7 @@ type Host struct {
 	ID       warmboot.ID
 	Name     string
 	Platform string // of its inventory; hosts of one platform can use each other's snapshots
+	Warning  string // about its VMM
 	MaxVMs   int
 	BootID   string
 	Address  string // at which it says that it can be reached; it is inside the control plane's process if empty
@@ -175,7 +176,7 @@ func (h *Host) Inventory(context.Context) (warmboot.HostInventory, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	inv := warmboot.HostInventory{
-		VMM: VMM, VMMWhy: "kept in memory by a test", Network: "tap", Platform: h.Platform, MaxVMs: h.MaxVMs, VMs: len(h.machines), BootID: h.BootID,
+		VMM: VMM, VMMWhy: "kept in memory by a test", VMMWarning: h.Warning, Network: "tap", Platform: h.Platform, MaxVMs: h.MaxVMs, VMs: len(h.machines), BootID: h.BootID,
 		Snapshots: slices.Sorted(maps.Keys(h.snapshots)),
 	}
 	return inv, nil
@@ -530,6 +531,9 @@ func (h *Host) Litter(g ...controlplane.Garbage) {
 func (h *Host) ScrubSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot) error {
 	if h.OnScrub != nil {
 		return h.OnScrub(ctx, snap)
+	}
+	if !h.HasSnapshot(snap.ID) {
+		return warmboot.Errorf(warmboot.NotFound, "scrub snapshot", "the files of snapshot %s are gone", snap.ID)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ package pgtest
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -214,4 +215,26 @@ func (s *Server) exec(t testing.TB, statement string) {
 	if _, err := db.ExecContext(context.WithoutCancel(t.Context()), statement); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Dump is a backup of one of the server's databases, as pg_dump makes it.
+func (s *Server) Dump(t testing.TB, url string) []byte {
+	t.Helper()
+	dump, err := s.command("pg_dump", "--format=custom", "--dbname="+url).Output()
+	if err != nil {
+		t.Fatal("pg_dump:", err)
+	}
+	return dump
+}
+
+// Restore makes a database out of a Dump and returns its address. It goes with the server.
+func (s *Server) Restore(t testing.TB, dump []byte) string {
+	t.Helper()
+	url := s.Database(t)
+	cmd := s.command("pg_restore", "--exit-on-error", "--dbname="+url)
+	cmd.Stdin = bytes.NewReader(dump)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("pg_restore: %v: %s", err, out)
+	}
+	return url
 }

@@ -64,3 +64,17 @@ func (s *Shared) Link(t testing.TB, url string) *Link {
 	s.Need(t)
 	return newLink(t, s.server, url)
 }
+
+// Dump is Server.Dump.
+func (s *Shared) Dump(t testing.TB, url string) []byte {
+	t.Helper()
+	s.Need(t)
+	return s.server.Dump(t, url)
+}
+
+// Restore is Server.Restore.
+func (s *Shared) Restore(t testing.TB, dump []byte) string {
+	t.Helper()
+	s.Need(t)
+	return s.server.Restore(t, dump)
+}

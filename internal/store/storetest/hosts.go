@@ -30,7 +30,7 @@ func testHosts(t *testing.T, s warmboot.Store) {
 	b := &warmboot.Host{
 		ID: warmboot.NewID(), Name: "b", Address: "10.0.0.2:7000", State: warmboot.HostDown, Cordoned: true, Beat: 3, LastSeenAt: &seen, CreatedAt: now(),
 		Inventory: warmboot.HostInventory{
-			Version: "v1", VMM: "v1.15.1", VMMWhy: "KVM works", Arch: "x86_64", CPU: "AMD", BootID: "x", Platform: "f00d", CPUs: 2, MemoryBytes: 1 << 34, DiskBytes: 1 << 40, DiskFree: 1 << 39,
+			Version: "v1", VMM: "v1.15.1", VMMWhy: "KVM works", VMMWarning: "it has a fault", Arch: "x86_64", CPU: "AMD", BootID: "x", Platform: "f00d", CPUs: 2, MemoryBytes: 1 << 34, DiskBytes: 1 << 40, DiskFree: 1 << 39,
 			MaxVMs: 100, VMs: 7, Snapshots: []warmboot.ID{warmboot.NewID()}, Images: []string{"a", "b"},
 		},
 	}

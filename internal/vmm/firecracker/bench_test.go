@@ -23,47 +23,83 @@ import (
 	"warmboot/internal/vmm/process"
 )
 
-// BenchmarkRestore measures what the driver adds to a restore. Each round restores once with the driver and once with the bare calls that
-// nobody can do without: start the process, connect, load. CPU time is this process's own, not the VMM's. With firecrackerVar set it measures
-// with the first real one in it, else with the stand-in.
+// BenchmarkRestore measures what the driver and the jail add to a restore. Each round restores once with the driver alone, once with the jail, and
+// once with the bare calls that nobody can do without: start the process, connect, load. CPU time is this process's own, not the VMM's or the
+// jailer's. With firecrackerVar set it measures with the first real one in it, else with the stand-in.
 func BenchmarkRestore(b *testing.B) {
-	r := realRig(b)
-	if r == nil {
-		r = newRig(b, standin.Profile{Version: "1.15.1"})
-	}
-	var driver, bare, driverCPU, bareCPU []float64
-	timed := func(wall, cpu *[]float64, f func()) {
-		start, used := time.Now(), cpuTime(b)
+	direct, inJail := benchRigs(b)
+	took, used := map[string][]float64{}, map[string][]float64{}
+	timed := func(what string, f func()) {
+		start, cpu := time.Now(), cpuTime(b)
 		f()
-		*wall = append(*wall, float64(time.Since(start).Microseconds())/1000)
-		*cpu = append(*cpu, float64((cpuTime(b)-used).Microseconds())/1000)
+		took[what] = append(took[what], float64(time.Since(start).Microseconds())/1000)
+		used[what] = append(used[what], float64((cpuTime(b)-cpu).Microseconds())/1000)
 	}
 	for b.Loop() {
-		opts := vmm.RestoreOptions{RootDisk: r.spec.RootDisk, DataDisk: r.spec.DataDisk, Owner: r.spec.Owner}
-		opts.ID, opts.Dir = r.place(b)
-		var m vmm.Machine
-		timed(&driver, &driverCPU, func() {
-			var err error
-			if m, err = r.Restore(b.Context(), r.snap, opts); err != nil {
-				b.Fatal(err)
+		for what, r := range map[string]*rig{"driver": direct, "jailed": inJail} {
+			if r == nil {
+				continue
 			}
-		})
-		if err := m.Stop(context.Background(), 0); err != nil {
-			b.Fatal(err)
+			opts := vmm.RestoreOptions{RootDisk: r.spec.RootDisk, DataDisk: r.spec.DataDisk, Owner: r.spec.Owner}
+			opts.ID, opts.Dir = r.place(b)
+			var m vmm.Machine
+			timed(what, func() {
+				var err error
+				if m, err = r.Restore(b.Context(), r.snap, opts); err != nil {
+					b.Fatal(err)
+				}
+			})
+			timed(what+"-stop", func() {
+				if err := m.Stop(context.Background(), 0); err != nil {
+					b.Fatal(err)
+				}
+			})
 		}
-		benchBare(b, r, func(f func()) { timed(&bare, &bareCPU, f) })
+		benchBare(b, direct, func(f func()) { timed("bare", f) })
 	}
 	quantile := func(all []float64, q float64) float64 {
 		slices.Sort(all)
 		return all[int(float64(len(all)-1)*q)]
 	}
-	b.ReportMetric(quantile(driver, 0.5), "driver-p50-ms")
-	b.ReportMetric(quantile(driver, 0.95), "driver-p95-ms")
-	b.ReportMetric(quantile(bare, 0.5), "bare-p50-ms")
-	b.ReportMetric(quantile(bare, 0.95), "bare-p95-ms")
-	b.ReportMetric(quantile(driver, 0.5)-quantile(bare, 0.5), "overhead-p50-ms")
-	b.ReportMetric(quantile(driverCPU, 0.5), "driver-cpu-p50-ms")
-	b.ReportMetric(quantile(bareCPU, 0.5), "bare-cpu-p50-ms")
+	median := func(what string) float64 { return quantile(took[what], 0.5) }
+	for what := range took {
+		b.ReportMetric(median(what), what+"-p50-ms")
+		b.ReportMetric(quantile(took[what], 0.95), what+"-p95-ms")
+		b.ReportMetric(quantile(used[what], 0.5), what+"-cpu-p50-ms")
+	}
+	b.ReportMetric(median("driver")/median("bare"), "driver/bare")
+	b.ReportMetric(median("driver")-median("bare"), "driver-adds-p50-ms")
+	if inJail != nil {
+		b.ReportMetric(median("jailed")/median("bare"), "jailed/bare")
+		b.ReportMetric(median("jailed")-median("driver"), "jail-adds-p50-ms")
+	}
+}
+
+// benchRigs are two of the same Firecracker; the second is nil where there can be no jails.
+func benchRigs(b *testing.B) (direct, inJail *rig) {
+	b.Helper()
+	can := func(c Config) bool {
+		err := newDriver(c).jail.check("jail machines", c.Binary)
+		if err != nil {
+			b.Logf("SKIPPED: jails are not measured: %v", err)
+		}
+		return err == nil
+	}
+	if binaries := realBinaries(); len(binaries) > 0 {
+		jailed := Config{Binary: binaries[0], Unlimited: !limitable()}
+		direct = rigOf(b, Config{Binary: binaries[0], Unjailed: true})
+		if can(jailed) {
+			inJail = rigOf(b, jailed)
+		}
+		return direct, inJail
+	}
+	p := standin.Profile{Version: "1.15.1"}
+	config := jailedConfig(b, p, configFor(b, p).ProbeKernel)
+	if can(config) {
+		inJail = rigWith(b, p.Version, config)
+	}
+	config.Unjailed = true
+	return rigWith(b, p.Version, config), inJail
 }
 
 // benchBare restores by hand; only the calls themselves are measured, and not that their files are laid out.

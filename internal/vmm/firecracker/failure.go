@@ -15,6 +15,7 @@ import (
 
 // Firecracker's exit statuses that say something (its FcExitCode).
 const (
+	exitJailer     = 1 // whatever was wrong; it says what
 	exitBadSyscall = 148
 	exitSIGBUS     = 149
 	exitSIGSEGV    = 150

@@ -44,7 +44,8 @@ const guestCID = 3
 // Config is what a Driver needs. Every field may be zero.
 type Config struct {
 	Binary string // "firecracker", looked up in PATH
-	// Jailer is Firecracker's jailer, in which every process is started; by default "jailer" beside Binary, or else the one in PATH.
+	// Jailer is Firecracker's jailer, in which every process is started, as root, for a machine with an owner; by default "jailer" beside Binary, or
+	// else the one in PATH.
 	Jailer string
 	// Unjailed starts Firecracker without the jailer: no wall is around it but its user and its seccomp filter. For development only.
 	Unjailed bool

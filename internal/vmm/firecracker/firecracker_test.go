@@ -16,8 +16,11 @@ import (
 	"warmboot/internal/vmm/vmmtest"
 )
 
-// jailedVar, set to the name of a cgroup, has the tests start the stand-in in jails.
-const jailedVar = "WARMBOOT_TEST_FIRECRACKER_JAILED"
+// jailedVar, if set, has the tests start the stand-in in jails; cgroupVar names the cgroup of the tests that have started these.
+const (
+	jailedVar = "WARMBOOT_TEST_FIRECRACKER_JAILED"
+	cgroupVar = "WARMBOOT_TEST_FIRECRACKER_CGROUP"
+)
 
 func jailing() bool { return os.Getenv(jailedVar) != "" }
 
@@ -40,16 +43,16 @@ func newDriver(c Config) *Driver {
 	if root, err := hierarchy(); err != nil || root == "" {
 		return d
 	}
-	if d.jail.cgroups == nil {
-		d.jail.cgroups = &cgroups{limits: func(vmm.Spec) []limit { return nil }}
-	}
 	d.jail.cgroups.name = testCgroup()
+	if d.jail.unlimited {
+		d.jail.unlimited, d.jail.cgroups.wanted, d.jail.cgroups.limits = false, nil, func(vmm.Spec) []limit { return nil }
+	}
 	return d
 }
 
 // testCgroup is the name of the tests' cgroup, theirs alone.
 func testCgroup() string {
-	if name := os.Getenv(jailedVar); name != "" {
+	if name := os.Getenv(cgroupVar); name != "" {
 		return name
 	}
 	return fmt.Sprintf("warmboot-test-%d", os.Getpid())

@@ -27,9 +27,10 @@ import (
 // and whatever a guest that has broken out has left there, nothing of it is there afterwards; and the storage root's disk need not allow
 // devices or programs.
 type jailed struct {
-	jailer  string
-	cgroups *cgroups // nil: machines have no limits
-	sweep   sync.Once
+	jailer    string
+	unlimited bool
+	cgroups   *cgroups // also of machines that were started when there were limits
+	sweep     sync.Once
 }
 
 const (
@@ -43,13 +44,9 @@ const (
 	mountLimits = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 )
 
-// newJailed looks up what the jail needs. Nothing of it is looked at yet.
+// newJailed looks at nothing yet.
 func newJailed(c Config) *jailed {
-	j := &jailed{jailer: c.Jailer}
-	if !c.Unlimited {
-		j.cgroups = newCgroups(c.Cgroup)
-	}
-	return j
+	return &jailed{jailer: c.Jailer, unlimited: c.Unlimited, cgroups: newCgroups(c.Cgroup)}
 }
 
 // find returns the jailer's path.
@@ -68,6 +65,14 @@ func (j *jailed) find(op, binary string) (string, error) {
 
 // check says why machines cannot be jailed here; nil if they can.
 func (j *jailed) check(op, binary string) error {
+	err := j.checkPrograms(op, binary)
+	if err == nil && !j.unlimited {
+		_, err = j.cgroups.parent()
+	}
+	return err
+}
+
+func (j *jailed) checkPrograms(op, binary string) error {
 	if os.Geteuid() != 0 {
 		return warmboot.Errorf(warmboot.Unavailable, op, "only root can jail machines; run as root, or start Firecracker without its jailer for development")
 	}
@@ -78,15 +83,10 @@ func (j *jailed) check(op, binary string) error {
 	if err != nil {
 		return warmboot.Errorf(warmboot.Unavailable, op, "%s is no program that can be jailed: %w", binary, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
 			return warmboot.Errorf(warmboot.Unavailable, op, "%s needs libraries, and there are none in a jail; use the binary of a release, which needs none", binary)
-		}
-	}
-	if j.cgroups != nil {
-		if _, err := j.cgroups.parent(); err != nil {
-			return err
 		}
 	}
 	return nil
@@ -100,7 +100,7 @@ func (j *jailed) start(o order, ready func(*os.File) error) (p *process.Process,
 	if !o.spec.Owner.Confined() || o.spec.Owner.UID == 0 {
 		return nil, warmboot.Errorf(warmboot.Invalid, op, "machine %s has no user of its own, and root would not stay in a jail", o.spec.ID)
 	}
-	if err := j.check(op, o.binary); err != nil { // it may have been replaced
+	if err := j.checkPrograms(op, o.binary); err != nil { // it may have been replaced
 		return nil, err
 	}
 	jailer, err := j.find(op, o.binary)
@@ -114,7 +114,7 @@ func (j *jailed) start(o order, ready func(*os.File) error) (p *process.Process,
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Unwind()) }()
 	how := &syscall.SysProcAttr{}
-	if j.cgroups != nil {
+	if !j.unlimited {
 		group, done, err := j.cgroups.make(o.spec)
 		if err != nil {
 			return nil, err

@@ -29,7 +29,7 @@ func TestAllInJails(t *testing.T) {
 	needRoot(t)
 	t.Parallel()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.skip=^(TestAllInJails|TestJail.*|TestTheSuiteCatchesMutants|TestReal.*)$")
-	cmd.Env = append(os.Environ(), jailedVar+"="+testCgroup())
+	cmd.Env = append(os.Environ(), jailedVar+"=1", cgroupVar+"="+testCgroup())
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("%v:\n%s", err, out)
@@ -200,7 +200,7 @@ func TestJailFails(t *testing.T) {
 		"nothing beside": {change: func(r *rig, _ *vmm.Snapshot, _ *vmm.RestoreOptions) {
 			must(t, os.Remove(filepath.Join(filepath.Dir(r.Binary), "jailer")))
 		}, code: warmboot.Unavailable, says: "belongs beside"},
-		"jailer dies":  {profile: standin.Profile{Jailer: standin.JailerFaults{Says: "no jail today"}}, code: warmboot.Internal, says: "no jail today"},
+		"jailer dies":  {profile: standin.Profile{Jailer: standin.JailerFaults{Says: "no jail today"}}, code: warmboot.Internal, says: "the jail could not be made, or Firecracker ended in it at once: Error: no jail today"},
 		"jailer hangs": {profile: standin.Profile{Jailer: standin.JailerFaults{Hang: true}}, code: warmboot.Timeout, says: "not ready in time"},
 		"no binary": {change: func(r *rig, _ *vmm.Snapshot, _ *vmm.RestoreOptions) {
 			r.found.caps.Binary = filepath.Join(filepath.Dir(r.Binary), "none")
@@ -227,6 +227,9 @@ func TestJailFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			if _, err := exec.LookPath("jailer"); err == nil && name == "nothing beside" {
+				t.Skip("SKIPPED: there is a jailer in PATH")
+			}
 			c.profile.Version = "1.15.1"
 			r := jailedRig(t, c.profile)
 			ctx, cancel := context.WithCancel(t.Context())
@@ -347,6 +350,73 @@ func TestJailSweepsCgroups(t *testing.T) {
 	}
 }
 
+// What a machine may use of its host is what its size says, and the kernel holds it to that.
+func TestJailLimits(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	if !limitable() {
+		t.Skip("SKIPPED: needs cgroup v2 with the controllers cpu, memory and pids")
+	}
+	r := jailedRig(t, standin.Profile{Version: "1.15.1"})
+	m, err := r.create(t, t.Context(), func(s *vmm.Spec) { s.VCPUs = 2 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := groupOf(t, m.Handle().ID)
+	for file, want := range map[string]string{"cpu.max": "200000 100000", "memory.max": fmt.Sprint((2*32 + memoryOverhead(32)) << 20), "pids.max": fmt.Sprint(2 + maxThreads)} {
+		if got, err := os.ReadFile(filepath.Join(path, file)); strings.TrimSpace(string(got)) != want {
+			t.Errorf("%s is %q, want %q (%v)", file, got, want, err)
+		}
+	}
+	group, err := os.Open(path)
+	must(t, err)
+	defer group.Close()
+	within := func(script string) error {
+		limited, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(limited, "sh", "-c", script)
+		cmd.WaitDelay = time.Second
+		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(group.Fd())}
+		out, err := cmd.CombinedOutput()
+		t.Logf("%s: %v, %q", script, err, out)
+		return err
+	}
+	must(t, within("true"))
+	if err := within("echo 0 >/proc/self/oom_score_adj; exec dd if=/dev/zero of=/dev/null bs=300M count=1"); err == nil {
+		t.Error("300 MiB fit into it")
+	}
+	if err := within("for i in $(seq 100); do sleep 5 & done; wait"); err == nil {
+		t.Error("a hundred processes fit into it")
+	}
+	events, err := os.ReadFile(filepath.Join(path, "memory.events"))
+	if err != nil || strings.Contains(string(events), "oom_kill 0\n") {
+		t.Errorf("nobody was killed for it: %s, %v", events, err)
+	}
+}
+
+// Without limits a machine has no group; one that was started with them still takes its group along.
+func TestJailUnlimited(t *testing.T) {
+	t.Parallel()
+	r := jailedRig(t, standin.Profile{Version: "1.15.1"})
+	limited := r.mustRestore(t)
+	d := newDriver(r.Config)
+	d.jail.unlimited, d.found = true, r.found
+	r.Driver = d
+	m := r.mustRestore(t)
+	if path := groupOf(t, m.Handle().ID); path != "" {
+		if _, err := os.Stat(path); err == nil {
+			t.Errorf("there is %s", path)
+		}
+	}
+	again, err := r.Recover(t.Context(), limited.Handle())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustAsk(t, again, "read", "7")
+	must(t, again.Stop(t.Context(), 0))
+	r.nothingLeft(t, limited.Handle().ID, limited.Handle().Dir)
+}
+
 // A host that cannot limit machines says what it lacks, and starts none.
 func TestJailWithoutCgroups(t *testing.T) {
 	t.Parallel()
@@ -354,7 +424,7 @@ func TestJailWithoutCgroups(t *testing.T) {
 	r.jail.cgroups = newCgroups(testCgroup())
 	r.jail.cgroups.wanted = []string{"cpu", "none-such"}
 	_, err := r.restore(t, t.Context(), nil)
-	wantError(t, err, warmboot.Unavailable, "run machines without limits")
+	wantError(t, err, warmboot.Unavailable, "boot the host with systemd.unified_cgroup_hierarchy=1")
 	t.Log(err)
 }
 

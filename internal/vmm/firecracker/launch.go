@@ -127,7 +127,11 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 	defer stop()
 	conn, err := awaitSocket(alive, w, root, apiSocket, spec.Owner)
 	if err != nil {
-		return nil, m.failed(ctx, op, restored, err)
+		err = m.failed(ctx, op, restored, err)
+		if how := m.process.State(); m.kept.Jailed && how != nil && how.ExitCode() == exitJailer {
+			err = warmboot.Errorf(warmboot.Internal, op, "the jail could not be made, or Firecracker ended in it at once: %s; `warmboot doctor` tells what this host lacks", process.Lines(m.said.String(), 3))
+		}
+		return nil, err
 	}
 	c := NewClient(conn, f.release)
 	defer func() { _ = c.Close() }()

@@ -403,6 +403,19 @@ func TestConsoleIsBounded(t *testing.T) {
 	r := newRig(t, standin.Profile{Version: "1.15.1"})
 	m := r.mustRestore(t)
 	mustAsk(t, m, "print 20000", "ok")
+	// It is on its way to us when the guest says that it has printed.
+	for late := time.After(10 * time.Second); ; {
+		text, more := m.(*machine).console.Watch()
+		if strings.Contains(text, "for whoever reads it\r\n") && len(text) >= 1000 {
+			break
+		}
+		select {
+		case <-more:
+			continue
+		case <-late:
+		}
+		break
+	}
 	console := m.(vmm.ConsoleKeeper).Console()
 	if len(console) < 1000 || len(console) > process.TailLimit || !strings.Contains(console, "for whoever reads it\r\n") {
 		t.Errorf("%d bytes are kept; they end with %q", len(console), console[max(0, len(console)-100):])
@@ -504,7 +517,7 @@ func TestMachineOutlivesUs(t *testing.T) {
 		t.Fatal(err)
 	}
 	helper := exec.Command(os.Args[0], "-test.run=^TestMachineOutlivesUs$")
-	helper.Env = append(os.Environ(), helperVar+"="+string(text))
+	helper.Env = append(os.Environ(), helperVar+"="+string(text), cgroupVar+"="+testCgroup())
 	out, err := helper.Output()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)

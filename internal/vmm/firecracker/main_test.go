@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 		if dir, err := keptDir(); err == nil {
 			os.RemoveAll(dir)
 		}
-		if root, err := hierarchy(); err == nil && root != "" && os.Getenv(jailedVar) == "" {
+		if root, err := hierarchy(); err == nil && root != "" && os.Getenv(cgroupVar) == "" {
 			if err := os.Remove(filepath.Join(root, testCgroup())); err != nil && !errors.Is(err, os.ErrNotExist) {
 				fmt.Fprintln(os.Stderr, "a cgroup is left:", err)
 				code = 1

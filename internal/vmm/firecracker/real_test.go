@@ -15,22 +15,14 @@ import (
 
 	"warmboot"
 	"warmboot/internal/kernel/kerneltest"
+	"warmboot/internal/netns"
 	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/probe"
 	"warmboot/internal/vmm/vmmtest"
 )
 
-// realRig is newRig with the first real Firecracker, or nil if there is none. Its machine's kernel halts at once, so what is shown is the
-// API, files and processes; it takes no KVM that works.
-func realRig(t testing.TB) *rig {
-	t.Helper()
-	binaries := realBinaries()
-	if len(binaries) == 0 {
-		return nil
-	}
-	return rigOf(t, Config{Unjailed: true, Binary: binaries[0]})
-}
-
+// rigOf is newRig with a real Firecracker. Its machine's kernel halts at once, so what is shown is the API, files and processes; it takes no KVM that
+// works.
 func rigOf(t testing.TB, config Config) *rig {
 	t.Helper()
 	config.Balloon = true
@@ -100,6 +92,13 @@ func realConfigs(t *testing.T) (all []Config) {
 	return all
 }
 
+// safestConfig is the last of them.
+func safestConfig(t *testing.T) Config {
+	t.Helper()
+	all := realConfigs(t)
+	return all[len(all)-1]
+}
+
 func nameOf(c Config) string {
 	if c.Unjailed {
 		return c.Binary + "/direct"
@@ -120,6 +119,9 @@ func TestRealFirecracker(t *testing.T) {
 			for range 3 {
 				m := r.mustRestore(t)
 				t.Log(m.Timings())
+				if status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", m.Handle().PID)); !config.Unjailed && (err != nil || !strings.Contains(string(status), "Seccomp:\t2\n")) {
+					t.Errorf("it has no seccomp filter, as the binary of a release has: %s, %v", status, err)
+				}
 				if err := errors.Join(m.Pause(t.Context()), m.Resume(t.Context())); err != nil {
 					t.Error(err)
 				}
@@ -162,8 +164,48 @@ func TestRealFirecracker(t *testing.T) {
 			write(t, r.spec.Kernel, kerneltest.ELF(4096))
 			_, err = r.create(t, t.Context(), func(s *vmm.Spec) { s.Network.TAP = "no-such-tap-here" })
 			wantError(t, err, warmboot.Internal, "refused PUT /network-interfaces/eth0")
+			t.Run("network", func(t *testing.T) { realNetwork(t, r) })
 			t.Run("every call", func(t *testing.T) { everyCall(t, r) })
 		})
+	}
+}
+
+// realNetwork gives machines a TAP in a namespace of its own, which belongs to nobody but their user.
+func realNetwork(t *testing.T, r *rig) {
+	needRoot(t)
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	if err := netns.In(ns, func() error { return netns.MakeTAP("tap0", r.spec.Owner.UID) }); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.Readlink(netns.Path(ns))
+	if err != nil {
+		t.Fatal(err)
+	}
+	network := vmm.Network{TAP: "tap0", Namespace: netns.Path(ns), MAC: "02:11:22:33:44:55"}
+	m, err := r.create(t, t.Context(), func(s *vmm.Spec) { s.Network = network })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	snap, err := m.Snapshot(t.Context(), vmm.SnapshotOptions{StateFile: m.Handle().Dir + ".state"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Stop(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	clone, err := r.restore(t, t.Context(), func(s *vmm.Snapshot, o *vmm.RestoreOptions) { *s, o.Network = snap, network })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", clone.Handle().PID)); got != want {
+		t.Errorf("it is in %s, want %s (%v)", got, want, err)
 	}
 }
 
@@ -179,9 +221,9 @@ func TestRealConformance(t *testing.T) {
 	kernel := vmmtest.Kernel(t)
 	dir := shared(t)
 	initrd := vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...)
-	for _, binary := range binaries {
-		t.Run(binary, func(t *testing.T) {
-			config := Config{Unjailed: true, Binary: binary, ProbeKernel: kernel, StateDir: t.TempDir()}
+	for _, config := range realConfigs(t) {
+		t.Run(nameOf(config), func(t *testing.T) {
+			config.ProbeKernel, config.StateDir = kernel, t.TempDir()
 			caps, err := newDriver(config).Probe(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -196,7 +238,7 @@ func TestRealConformance(t *testing.T) {
 					return spec
 				},
 				Kill:         func(t *testing.T, _ vmm.Driver, m vmm.Machine) { kill(t, m.Handle().PID) },
-				Alive:        func(t *testing.T, _ vmm.Driver, id string) bool { return find(t, binary, id) != 0 },
+				Alive:        func(t *testing.T, _ vmm.Driver, id string) bool { return find(t, config.Binary, id) != 0 },
 				NoForwards:   true,
 				NoBareResume: caps.Version == "1.16.0" || caps.Version == "1.16.1",
 			})
@@ -211,7 +253,9 @@ func TestRealMachineOutlivesUs(t *testing.T) {
 		if err := json.Unmarshal([]byte(text), &spec); err != nil {
 			t.Fatal(err)
 		}
-		m, err := newDriver(Config{Unjailed: true, Binary: realBinaries()[0], ProbeKernel: spec.Kernel, StateDir: filepath.Dir(spec.Dir)}).Create(t.Context(), spec)
+		config := safestConfig(t)
+		config.ProbeKernel, config.StateDir = spec.Kernel, filepath.Dir(spec.Dir)
+		m, err := newDriver(config).Create(t.Context(), spec)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -229,14 +273,14 @@ func TestRealMachineOutlivesUs(t *testing.T) {
 	spec := machineSpec(t, dir)
 	spec.Kernel, spec.Initrd, spec.MemoryMiB = vmmtest.Kernel(t), vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...), 128
 	spec.KernelArgs = append(strings.Fields(os.Getenv(kernelArgsVar)), "ignore_loglevel")
-	r := &rig{Driver: newDriver(Config{Unjailed: true, Binary: realBinaries()[0]}), dir: dir}
+	r := &rig{Driver: newDriver(safestConfig(t)), dir: dir}
 	spec.ID, spec.Dir = r.place(t)
 	text, err := json.Marshal(spec)
 	if err != nil {
 		t.Fatal(err)
 	}
 	helper := exec.Command(os.Args[0], "-test.run=^TestRealMachineOutlivesUs$")
-	helper.Env = append(os.Environ(), helperVar+"="+string(text))
+	helper.Env = append(os.Environ(), helperVar+"="+string(text), cgroupVar+"="+testCgroup())
 	out, err := helper.Output()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -259,6 +303,107 @@ func TestRealMachineOutlivesUs(t *testing.T) {
 	fmt.Fprintln(conn, "ping")
 	if answer, err := bufio.NewReader(conn).ReadString('\n'); answer != "pong\n" {
 		t.Errorf("the guest answers %q, %v", answer, err)
+	}
+}
+
+// What a machine takes of its host's memory besides its guest's stays well below what it may take.
+func TestRealMemoryOverhead(t *testing.T) {
+	if len(realBinaries()) == 0 {
+		t.Skipf("SKIPPED: this test runs machines in real Firecrackers; set %s to their paths, divided by colons, and %s to a runtime image", firecrackerVar, vmmtest.ImageVar)
+	}
+	kernel := vmmtest.Kernel(t)
+	config := safestConfig(t)
+	if config.Unjailed || config.Unlimited {
+		t.Skip("SKIPPED: needs cgroup v2 with the controllers cpu, memory and pids, and a Firecracker that can be jailed")
+	}
+	dir := shared(t)
+	initrd := vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...)
+	config.ProbeKernel, config.StateDir = kernel, t.TempDir()
+	r := &rig{Driver: newDriver(config), dir: dir, spec: machineSpec(t, dir)}
+	r.spec.Kernel, r.spec.Initrd, r.spec.KernelArgs = kernel, initrd, strings.Fields(os.Getenv(kernelArgsVar))
+	usage := func(m vmm.Machine, when string, mib, cpus int) {
+		t.Helper()
+		path := groupOf(t, m.Handle().ID)
+		text, err := os.ReadFile(filepath.Join(path, "memory.stat"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stat := map[string]int{}
+		for line := range strings.Lines(string(text)) {
+			var name string
+			var n int
+			if _, err := fmt.Sscan(line, &name, &n); err != nil {
+				t.Fatal(err)
+			}
+			stat[name] = n
+		}
+		peak, err := os.ReadFile(filepath.Join(path, "memory.peak"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		threads, err := os.ReadFile(filepath.Join(path, "pids.current"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		kib := func(n int) string { return fmt.Sprintf("%d KiB", n>>10) }
+		bound := stat["anon"] + stat["kernel"] + stat["shmem"] // the rest is the page cache, which yields
+		t.Logf("%s, %d MiB, %d CPUs: anonymous %s, kernel %s (page tables %s and for the guest %s), shared %s, page cache %s; peak %s bytes of %d MiB; %s threads", when, mib, cpus,
+			kib(stat["anon"]), kib(stat["kernel"]), kib(stat["pagetables"]), kib(stat["sec_pagetables"]), kib(stat["shmem"]), kib(stat["file"]), strings.TrimSpace(string(peak)), mib+memoryOverhead(mib), strings.TrimSpace(string(threads)))
+		if when == "frozen" {
+			bound -= mib << 20 // the memory file may lie in memory
+		}
+		if over := bound - mib<<20; over > memoryOverhead(mib)<<20/2 {
+			t.Errorf("it takes %s besides its guest's memory, and may take %d MiB", kib(over), memoryOverhead(mib))
+		}
+	}
+	for _, size := range []struct{ mib, cpus int }{{256, 1}, {512, 4}} {
+		m, err := r.create(t, t.Context(), func(s *vmm.Spec) { s.MemoryMiB, s.VCPUs = size.mib, size.cpus })
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask := func(m vmm.Machine, command string) {
+			t.Helper()
+			conn, err := m.DialGuest(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(5 * time.Minute))
+			fmt.Fprintln(conn, command)
+			if answer, err := bufio.NewReader(conn).ReadString('\n'); err != nil || strings.Contains(answer, "error") {
+				t.Fatalf("%s: the guest answers %q, %v", command, answer, err)
+			}
+		}
+		ask(m, "ping")
+		usage(m, "booted", size.mib, size.cpus)
+		ask(m, fmt.Sprintf("fill %d 7", size.mib/2))
+		usage(m, "filled", size.mib, size.cpus)
+		if err := m.Pause(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		snap, err := m.Snapshot(t.Context(), vmm.SnapshotOptions{StateFile: m.Handle().Dir + ".state"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		usage(m, "frozen", size.mib, size.cpus)
+		if info, err := os.Stat(snap.StateFile); err == nil {
+			t.Logf("its state has %d bytes", info.Size())
+		}
+		if err := m.Stop(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		clone, err := r.restore(t, t.Context(), func(s *vmm.Snapshot, _ *vmm.RestoreOptions) { *s = snap })
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask(clone, "ping")
+		usage(clone, "restored", size.mib, size.cpus)
+		ask(clone, "read")
+		ask(clone, fmt.Sprintf("fill %d 8", size.mib/2))
+		usage(clone, "restored and filled", size.mib, size.cpus)
+		if err := clone.Stop(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -58,6 +58,9 @@ func Start(cmd *exec.Cmd, owner vmm.Owner, ambient []uintptr) (*Process, error) 
 	if err != nil {
 		return nil, err
 	}
+	if err := p.giveUpProtection(); err != nil {
+		return nil, err
+	}
 	undo.Move()
 	go func() {
 		_ = cmd.Wait() // how it ended is in cmd.ProcessState
@@ -65,6 +68,24 @@ func Start(cmd *exec.Cmd, owner vmm.Owner, ambient []uintptr) (*Process, error) 
 		p.ended()
 	}()
 	return p, nil
+}
+
+// giveUpProtection makes the process one that the kernel may kill when memory runs out, also where that cannot happen to us: a group of processes
+// that has reached its limit and has none to kill never gets any further.
+func (p *Process) giveUpProtection() error {
+	const ours = "/proc/self/oom_score_adj"
+	text, err := os.ReadFile(ours)
+	if err != nil {
+		return err
+	}
+	if adj, err := strconv.Atoi(string(bytes.TrimSpace(text))); err != nil || adj >= 0 {
+		return err
+	}
+	err = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", p.PID), []byte("0"), 0)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil // it has ended already
+	}
+	return err
 }
 
 // KVMDevice is where the kernel offers KVM.

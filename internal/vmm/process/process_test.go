@@ -1,8 +1,10 @@
 package process
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"testing"
@@ -77,5 +79,40 @@ func TestStartOfAProcessThatEndsAtOnce(t *testing.T) {
 		if !p.Wait(t.Context()) || p.State().ExitCode() != 1 {
 			t.Fatalf("it ended with %v", p.State())
 		}
+	}
+}
+
+// Whatever protects us from the kernel's lack of memory does not protect what we start.
+func TestProcessMayBeKilledForMemory(t *testing.T) {
+	const ours = "/proc/self/oom_score_adj"
+	before, err := os.ReadFile(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(ours, []byte("-500"), 0); errors.Is(err, os.ErrPermission) {
+		t.Skip("SKIPPED: only root can protect a process")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.WriteFile(ours, bytes.TrimSpace(before), 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	p, err := Start(exec.Command("sleep", "60"), vmm.Owner{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Wait(t.Context())
+	defer p.Signal(unix.SIGKILL)
+	if got, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", p.PID)); string(got) != "0\n" {
+		t.Errorf("it is protected: %q, %v", got, err)
+	}
+	for range 20 { // one that is gone already is no obstacle
+		p, err := Start(exec.Command("true"), vmm.Owner{}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Wait(t.Context())
 	}
 }

@@ -7,6 +7,7 @@ CREATE INDEX containers_state ON containers (state, created_at DESC, id DESC);
 CREATE INDEX containers_host ON containers (host_id, created_at DESC, id DESC);
 CREATE INDEX containers_runtime_image ON containers (runtime_image_id, created_at DESC, id DESC);
 CREATE INDEX containers_image ON containers (image, created_at DESC, id DESC);
+CREATE INDEX containers_boot_method ON containers (boot_method, created_at DESC, id DESC);
 
 -- What requests with an Idempotency-Key have made. A row refers to nothing: it outlives that.
 CREATE TABLE receipts (
@@ -20,6 +21,7 @@ CREATE INDEX receipts_created_at ON receipts (created_at);
 
 -- +goose Down
 DROP TABLE receipts;
+DROP INDEX containers_boot_method;
 DROP INDEX containers_image;
 DROP INDEX containers_runtime_image;
 DROP INDEX containers_host;

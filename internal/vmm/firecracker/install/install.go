@@ -18,11 +18,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
 	"warmboot"
 	"warmboot/internal/rollback"
+	"warmboot/internal/vmm/firecracker"
 )
 
 // Version is the release that is installed: the newest that our suites have run with and that has no known fault. The first two releases of 1.16
@@ -54,8 +56,25 @@ var programs = []program{
 	{"jailer", "release-" + Version + "-x86_64/jailer-" + Version + "-x86_64"},
 }
 
-// Binary is where Firecracker is once it is installed. Its jailer is beside it.
-func Binary() string { return filepath.Join(Dir, Version, programs[0].name) }
+// Binaries are where Firecracker may be installed below dir, the best first: this release, and then those that an earlier warmboot has
+// installed, the newest first. Its jailer is beside each.
+func Binaries(dir string) []string {
+	path := func(version string) string { return filepath.Join(dir, version, programs[0].name) }
+	all := []string{path(Version)}
+	entries, _ := os.ReadDir(dir) // nothing is installed where there is none
+	var others []firecracker.Release
+	names := map[firecracker.Release]string{}
+	for _, e := range entries {
+		if r, err := firecracker.ParseRelease(e.Name()); err == nil && e.Name() != Version {
+			others, names[r] = append(others, r), e.Name()
+		}
+	}
+	slices.SortFunc(others, func(a, b firecracker.Release) int { return b.Compare(a) })
+	for _, r := range others {
+		all = append(all, path(names[r]))
+	}
+	return all
+}
 
 // Config is what Install needs. Every field may be zero.
 type Config struct {

@@ -513,6 +513,29 @@ func TestInstallationsWaitForOneAnother(t *testing.T) {
 	wantCode(t, err, warmboot.Timeout, "another installation")
 }
 
+// A release that an earlier warmboot has installed is better than none.
+func TestBinaries(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, name := range []string{"v1.9.0", "v1.14.4", "v1.17.0", ".draft", "notes"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for dir, want := range map[string]string{dir: Version + " v1.17.0 v1.14.4 v1.9.0", "/no/such/directory": Version} {
+		var got []string
+		for _, path := range Binaries(dir) {
+			version, name := filepath.Split(path)
+			if got = append(got, filepath.Base(version)); name != "firecracker" || filepath.Dir(filepath.Clean(version)) != dir {
+				t.Errorf("%s is no place below %s", path, dir)
+			}
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("below %s it looks in %q, want %q", dir, got, want)
+		}
+	}
+}
+
 func TestWhereItMayNotBe(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "file")

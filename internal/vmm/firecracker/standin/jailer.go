@@ -29,12 +29,11 @@ func jailer(p Profile, args []string) int {
 	if p.Jailer.Hang {
 		forever()
 	}
-	err := jail(p, args)
-	return bad(exitError, "%v", err)
+	return bad(exitError, "%v", jail(args))
 }
 
 // jail returns only if it fails.
-func jail(p Profile, args []string) error {
+func jail(args []string) error {
 	// What is done below is done to one thread, which then becomes the process.
 	runtime.LockOSThread()
 	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {

@@ -150,6 +150,9 @@ func InstallJailed(t testing.TB, p Profile, program string) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	// A process that is forked meanwhile would have a program open for writing, which nobody can start then.
 	syscall.ForkLock.RLock()
 	defer syscall.ForkLock.RUnlock()

@@ -1,0 +1,151 @@
+package nestedhost_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"warmboot/api"
+	"warmboot/test/nestedhost"
+)
+
+// installed is where `warmboot doctor --fix` puts Firecracker, and serve finds it.
+const installed = "/usr/local/lib/warmboot/firecracker/v1.15.1"
+
+// TestFirecrackerComesAndGoes is a host that gets Firecracker while containers run, and loses it again: nothing of them is lost.
+func TestFirecrackerComesAndGoes(t *testing.T) {
+	m := bootWithFirecracker(t)
+	sh(t, m, "mkdir -p /root/fc; mv /usr/local/bin/firecracker /usr/local/bin/jailer /root/fc/")
+	install(t, m)
+	t.Cleanup(func() {
+		if t.Failed() {
+			log, err := m.Run(t.Context(), "journalctl", "-u", "warmboot", "--no-pager", "-o", "cat")
+			t.Logf("log of serve (%v):\n%s", err, log)
+		}
+	})
+
+	// KVM works, so it is worth having; there is no network to get it by.
+	doctor := sh(t, m, "warmboot doctor || true")
+	t.Logf("$ warmboot doctor\n%s", doctor)
+	for _, want := range []string{"a kernel boots under QEMU with it", "! Firecracker          not there; microVMs run under QEMU", "`warmboot doctor --fix`"} {
+		if !strings.Contains(doctor, want) {
+			t.Errorf("doctor does not say %q", want)
+		}
+	}
+	offline := sh(t, m, "warmboot doctor --fix 2>&1 >/dev/null || echo exit $?")
+	t.Logf("$ warmboot doctor --fix\n%s", offline)
+	if !strings.Contains(offline, "FIRECRACKER=") || !strings.Contains(offline, "exit 8") {
+		t.Error("without a network doctor --fix does not say what to do")
+	}
+
+	serve := func(vmm string) {
+		t.Helper()
+		must(t, m, "systemctl", "restart", "warmboot")
+		sh(t, m, "for try in $(seq 600); do warmboot version >/dev/null 2>&1 && exit; sleep 0.2; done; exit 1")
+		isUnder(t, m, vmm)
+	}
+	run := func(name string) {
+		t.Helper()
+		must(t, m, "warmboot", "run", "-d", "--name", name, busybox, "sh", "-c", "test -e /kept || hostname >/kept; exec sleep 10000")
+	}
+	kept := map[string]string{}
+	// has checks that what a container once wrote is there, and under which VMM it runs.
+	has := func(name, vmm string) {
+		t.Helper()
+		got := must(t, m, "warmboot", "exec", name, "cat", "/kept")
+		if kept[name] == "" {
+			kept[name] = got
+		}
+		if got == "" || got != kept[name] {
+			t.Errorf("%s has %q, and had %q", name, got, kept[name])
+		}
+		if record := sh(t, m, "cat /srv/fc/containers/"+inspect(t, m, name).ID+"/record.json"); !strings.Contains(record, `"driver": "`+vmm+`"`) {
+			t.Errorf("%s does not run under %s: %s", name, vmm, record)
+		}
+	}
+
+	serve("qemu")
+	must(t, m, "warmboot", "image", "register", "trixie",
+		"--kernel", productImage+"/vmlinux", "--initrd", productImage+"/initrd.img", "--rootfs", productImage+"/rootfs.ext4")
+	must(t, m, "warmboot", "snapshot", "create")
+	for _, name := range []string{"goes-on", "stopped"} {
+		run(name)
+		has(name, "qemu")
+		if c := inspect(t, m, name); *c.BootMethod != "warm" {
+			t.Errorf("%s came up %s: %s", name, *c.BootMethod, c.BootReason)
+		}
+	}
+	must(t, m, "warmboot", "stop", "stopped")
+
+	// Firecracker is there.
+	sh(t, m, "mkdir -p "+installed+"; cp /root/fc/* "+installed)
+	serve("firecracker")
+	has("goes-on", "qemu")
+	doctor = sh(t, m, "warmboot doctor --fix 2>&1 || true")
+	t.Logf("$ warmboot doctor --fix\n%s", doctor)
+	for _, want := range []string{
+		"Firecracker: v1.15.1 is there already, and works: " + installed, "✓ KVM                  a kernel boots under Firecracker with it",
+		"✓ Firecracker          v1.15.1, snapshots of format ", "✓ jailer               v1.15.1, " + installed + "/jailer", "✓ microVMs run under   Firecracker v1.15.1 with KVM",
+	} {
+		if !strings.Contains(doctor, want) {
+			t.Errorf("doctor does not say %q", want)
+		}
+	}
+	begin := time.Now()
+	must(t, m, "warmboot", "start", "stopped")
+	t.Logf("a container that QEMU has run is up under Firecracker after %.1fs", time.Since(begin).Seconds())
+	has("stopped", "firecracker")
+	run("first")
+	has("first", "firecracker")
+	if c := inspect(t, m, "first"); *c.BootMethod != "cold" || !strings.Contains(c.BootReason, "snapshot has qemu") {
+		t.Errorf("the first container under Firecracker came up %s: %s", *c.BootMethod, c.BootReason)
+	}
+	awaitSnapshotOf(t, m, "v1.15.1")
+	run("second")
+	has("second", "firecracker")
+	if c := inspect(t, m, "second"); *c.BootMethod != "warm" {
+		t.Errorf("the second container under Firecracker came up %s: %s", *c.BootMethod, c.BootReason)
+	}
+	log := sh(t, m, "journalctl -u warmboot --no-pager -o cat")
+	for _, want := range []string{"A container's microVM goes on under another VMM", "A container's disk was converted"} {
+		if !strings.Contains(log, want) {
+			t.Errorf("the log does not say %q", want)
+		}
+	}
+
+	// And gone again.
+	sh(t, m, "rm -r "+installed)
+	serve("qemu")
+	has("goes-on", "qemu")
+	has("first", "firecracker")
+	has("second", "firecracker")
+	must(t, m, "warmboot", "stop", "second")
+	must(t, m, "warmboot", "start", "second")
+	has("second", "qemu")
+	run("third") // it finds that the snapshot does not fit
+	has("third", "qemu")
+	awaitSnapshotOf(t, m, "qemu-")
+
+	must(t, m, "warmboot", "rm", "-f", "goes-on", "stopped", "first", "second", "third")
+	must(t, m, "systemctl", "stop", "warmboot")
+	if left := sh(t, m, "pgrep -a 'qemu|firecracker|jailer' || true; ls /sys/fs/cgroup/warmboot 2>/dev/null | grep ^vm- || true; nft list tables; ls /srv/fc/containers"); left != "" {
+		t.Errorf("at the end there is left: %s", left)
+	}
+}
+
+func inspect(t *testing.T, m *nestedhost.Machine, name string) api.Container {
+	t.Helper()
+	var all []api.Container
+	if err := json.Unmarshal([]byte(must(t, m, "warmboot", "inspect", name)), &all); err != nil || len(all) != 1 || all[0].BootMethod == nil {
+		t.Fatalf("inspect %s: %v, %+v", name, err, all)
+	}
+	return all[0]
+}
+
+// awaitSnapshotOf waits until there is a ready snapshot of a VMM.
+func awaitSnapshotOf(t *testing.T, m *nestedhost.Machine, vmm string) {
+	t.Helper()
+	sh(t, m, fmt.Sprintf(`for try in $(seq 600); do warmboot snapshot ls -o json | tr -d ' \n' | tr '}' '\n' | grep '"fc_version":"%s' | grep -q '"state":"ready"' && exit; sleep 0.5; done; warmboot snapshot ls; exit 1`, vmm))
+}
