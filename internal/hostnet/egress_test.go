@@ -129,6 +129,99 @@ func TestStricterPolicyCutsConnections(t *testing.T) {
 	}
 }
 
+// Neither does the other side bring it back, which has not heard of the policy and goes on sending.
+func TestNobodyRevivesAConnection(t *testing.T) {
+	t.Parallel()
+	world := newOutside(t)
+	n := open(t, config(t))
+	for _, network := range []string{"tcp4", "udp4"} {
+		t.Run(network, func(t *testing.T) {
+			t.Parallel()
+			server := flood(t, world, network)
+			s := take(t, n, Wants{})
+			g := newGuest(t, s)
+			var conn net.Conn
+			if err := netns.In(g.ns, func() (err error) {
+				conn, err = net.DialTimeout(network, server, reachedIn)
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			got := make([]byte, 1<<10)
+			conn.SetDeadline(time.Now().Add(reachedIn))
+			if _, err := conn.Write([]byte("begin")); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := conn.Read(got); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Limit(warmboot.Egress{Policy: warmboot.EgressDeny}, warmboot.Bandwidth{}); err != nil {
+				t.Fatal(err)
+			}
+			const quiet = 300 * time.Millisecond // much longer than the pauses of the flood
+			for end := time.Now().Add(reachedIn); ; {
+				_, _ = conn.Write([]byte("more"))
+				conn.SetReadDeadline(time.Now().Add(quiet))
+				if _, err := conn.Read(got); err != nil {
+					return
+				}
+				if time.Now().After(end) {
+					t.Fatal("what the other side sends still arrives")
+				}
+			}
+		})
+	}
+}
+
+// flood is a server that sends something every millisecond to whoever has sent it something, and returns its address.
+func flood(t *testing.T, world outside, network string) string {
+	t.Helper()
+	at := net.JoinHostPort(world.addr.String(), "0")
+	send := func(write func() error) {
+		for range time.Tick(time.Millisecond) {
+			if t.Context().Err() != nil || write() != nil {
+				return
+			}
+		}
+	}
+	var address net.Addr
+	if err := netns.In(world.ns, func() error {
+		if network == "udp4" {
+			c, err := net.ListenPacket(network, at)
+			if err != nil {
+				return err
+			}
+			t.Cleanup(func() { _ = c.Close() })
+			address = c.LocalAddr()
+			go func() {
+				if _, from, err := c.ReadFrom(make([]byte, 16)); err == nil {
+					send(func() error { _, err := c.WriteTo([]byte("x"), from); return err })
+				}
+			}()
+			return nil
+		}
+		l, err := net.Listen(network, at)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		address = l.Addr()
+		go func() {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			send(func() error { _, err := c.Write([]byte("x")); return err })
+		}()
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return address.String()
+}
+
 // The guest's name server is the first of the host's, wherever that is, and another as soon as the host has another.
 func TestNames(t *testing.T) {
 	t.Parallel()

@@ -1,6 +1,7 @@
 package hostnet
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -18,6 +19,9 @@ const insideTable = "warmboot"
 // egressChain in it is where a container's policy is. It is empty where there is none: what gets to its end is accepted. (To add rules takes a
 // fraction of a millisecond, to delete some about ten, because the kernel waits until nobody looks at them any more.)
 const egressChain = "egress"
+
+// gateChain comes before all others. It is empty but for the moments in which nothing may pass (cutEgress).
+const gateChain = "gate"
 
 // The limits that every slot has, so that no guest can use up the host's connection tracking (whose table has 262,144 places on a host
 // with more than 4 GiB: https://docs.kernel.org/networking/nf_conntrack-sysctl.html), nor its processors with new connections.
@@ -46,8 +50,9 @@ func writeInside(ns *os.File, a addresses) error {
 	src := b.base("sources", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource, accepted)
 	b.rule(src, oifIs(upName), from(guest), sendAs(slot.Addr()))
 
-	egress := b.chain(egressChain)
+	gate, egress := b.chain(gateChain), b.chain(egressChain)
 	forward := b.base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityFilter, dropped)
+	b.rule(forward, jump(gate))
 	b.rule(forward, notIPv4(), drop())
 	b.rule(forward, iifIs(tapName), notFrom(guest), drop())
 	b.rule(forward, state(expr.CtStateBitINVALID), drop())
@@ -89,15 +94,36 @@ func (b *batch) egress(c *nftables.Chain, e warmboot.Egress, a addresses) {
 	b.rule(c, reject())
 }
 
-// setEgress replaces a slot's policy in one step.
+// setEgress replaces a slot's policy in one step. What its guest has begun before goes on.
 func setEgress(ns *os.File, e warmboot.Egress, a addresses) error {
+	return changeInside(ns, func(b *batch, gate, egress *nftables.Chain) { b.egress(egress, e, a) })
+}
+
+// cutEgress is setEgress for a policy that forbids what another one has allowed: what the guest has begun ends. While slot and host forget it, nothing
+// passes; else a packet of either side would make it known again, the other side's as if it had come for a published port.
+func cutEgress(ns *os.File, e warmboot.Egress, a addresses) error {
+	if err := changeInside(ns, func(b *batch, gate, egress *nftables.Chain) {
+		b.rule(gate, drop())
+		b.egress(egress, e, a)
+	}); err != nil {
+		return err
+	}
+	if err := errors.Join(forgetAddresses(map[netip.Addr]bool{a.slot: true}), forget(ns)); err != nil {
+		return err
+	}
+	return setEgress(ns, e, a)
+}
+
+// changeInside writes the two chains of a slot that change anew.
+func changeInside(ns *os.File, write func(b *batch, gate, egress *nftables.Chain)) error {
 	b, err := newBatch(ns, insideTable)
 	if err != nil {
 		return err
 	}
-	c := &nftables.Chain{Name: egressChain, Table: b.table}
-	b.conn.FlushChain(c)
-	b.egress(c, e, a)
+	gate, egress := &nftables.Chain{Name: gateChain, Table: b.table}, &nftables.Chain{Name: egressChain, Table: b.table}
+	b.conn.FlushChain(gate)
+	b.conn.FlushChain(egress)
+	write(b, gate, egress)
 	return b.commit()
 }
 

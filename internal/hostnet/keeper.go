@@ -197,13 +197,12 @@ func (s *Slot) limit(e warmboot.Egress, b warmboot.Bandwidth) error {
 	sure := t.known
 	t.known = false // until all is done
 	if !sure || !reflect.DeepEqual(t.egress, e) {
-		if err := setEgress(t.ns, e, t.addresses); err != nil {
-			return &warmboot.Error{Code: warmboot.Internal, Op: op, Err: err}
-		}
+		set := setEgress
 		if e.Limited() && !t.fresh {
-			if err := forget(t.ns); err != nil {
-				return &warmboot.Error{Code: warmboot.Internal, Op: op, Err: err}
-			}
+			set = cutEgress
+		}
+		if err := set(t.ns, e, t.addresses); err != nil {
+			return &warmboot.Error{Code: warmboot.Internal, Op: op, Err: err}
 		}
 	}
 	if !sure || t.bandwidth != b {
