@@ -64,7 +64,7 @@ func New(ctx context.Context, c Config) (*Queue, error) {
 	if err := q.migrate(ctx); err != nil {
 		return nil, queueError("open job queue", err)
 	}
-	client, err := river.NewClient(q.driver, &river.Config{Logger: q.riverLog()})
+	client, err := river.NewClient(q.driver, &river.Config{Logger: q.riverLog(), Hooks: []rivertype.Hook{&dueAtOnce{}}})
 	if err != nil {
 		return nil, queueError("open job queue", err)
 	}
@@ -150,6 +150,7 @@ func (q *Queue) Start(ctx context.Context, s Service) error {
 		CompletedJobRetentionPeriod: 2 * dailyPeriod, // what was done today is known all day
 		RetryPolicy:                 retrySoon{},
 		Middleware:                  []rivertype.Middleware{&traced{tracing: q.Tracing}},
+		Hooks:                       []rivertype.Hook{&dueAtOnce{}},
 	})
 	if err != nil {
 		return queueError(op, err)
@@ -206,13 +207,7 @@ func (q *Queue) Restart(ctx context.Context, r controlplane.Restart, after time.
 	return q.insert(ctx, args, opts)
 }
 
-// atOnce is when a job is due that is due now. Were it now, a clock that is set back before a worker comes to it would have it wait until then.
-var atOnce = time.Unix(1, 0).UTC()
-
 func (q *Queue) insert(ctx context.Context, args river.JobArgs, opts *river.InsertOpts) error {
-	if opts == nil {
-		opts = &river.InsertOpts{ScheduledAt: atOnce}
-	}
 	if _, err := q.get().Insert(ctx, args, withTrace(ctx, opts)); err != nil {
 		return queueError("queue job", err)
 	}
