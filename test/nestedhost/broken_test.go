@@ -404,10 +404,10 @@ func (h *host) fullDisk(t *testing.T) {
 	if c := h.containers(t)["before"]; c.State != "running" {
 		t.Errorf("the container from before is %+v", c)
 	}
+	sh(t, h.Machine, "rm /fill; sync")
 	if out := must(t, h.Machine, "warmboot", "exec", "before", "echo", "alive"); out != "alive" {
 		t.Errorf("it says %q", out)
 	}
-	sh(t, h.Machine, "rm /fill; sync")
 	if now := sh(t, h.Machine, "systemctl show -P MainPID warmboot"); now != server {
 		t.Errorf("the server did not survive it: it was process %s, and is %s", server, now)
 	}
