@@ -6,6 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"time"
 
 	"warmboot/internal/controlplane"
 	"warmboot/internal/controlplane/hosttest"
@@ -63,7 +64,8 @@ func Start(ctx context.Context, c Config) (*Plane, error) {
 	if c.Reach == nil {
 		c.Reach = hosttest.Hosts(c.Hosts)
 	}
-	config := controlplane.Config{Store: p.Store, Hosts: c.Reach, Queue: p.Queue, Log: c.Log}
+	// The hosts say hello and give no signs of life after that: a test that takes long must not find them down.
+	config := controlplane.Config{Store: p.Store, Hosts: c.Reach, Queue: p.Queue, Log: c.Log, HostDownAfter: time.Hour}
 	if c.Shape != nil {
 		c.Shape(&config)
 	}
