@@ -67,12 +67,15 @@ func (n *nic) set(mac string, address netip.Prefix, gateway netip.Addr) error {
 	if !address.IsValid() {
 		return nil
 	}
-	if _, err := n.ioctl(unix.SIOCSIFADDR, sockaddr(address.Addr())); err != nil {
-		return fmt.Errorf("set address %s of %s: %w", address, nicName, err)
-	}
-	mask := netip.AddrFrom4([4]byte(net.CIDRMask(address.Bits(), 32)))
-	if _, err := n.ioctl(unix.SIOCSIFNETMASK, sockaddr(mask)); err != nil {
-		return fmt.Errorf("set prefix length of %s: %w", nicName, err)
+	// Behind a TAP a clone has the address that it had, and the kernel would take it away and give it back, with all routes.
+	if _, is, err := n.read(); err != nil || is != address.String() {
+		if _, err := n.ioctl(unix.SIOCSIFADDR, sockaddr(address.Addr())); err != nil {
+			return fmt.Errorf("set address %s of %s: %w", address, nicName, err)
+		}
+		mask := netip.AddrFrom4([4]byte(net.CIDRMask(address.Bits(), 32)))
+		if _, err := n.ioctl(unix.SIOCSIFNETMASK, sockaddr(mask)); err != nil {
+			return fmt.Errorf("set prefix length of %s: %w", nicName, err)
+		}
 	}
 	if err := n.up(true); err != nil {
 		return err
