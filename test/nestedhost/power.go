@@ -104,8 +104,9 @@ const (
 	pulseLimit = 2 * time.Minute
 )
 
-// pulse asks the machine again and again whether it is there. One that runs machines itself falls asleep now and then, with all that it has to do: QEMU's
-// emulation of SVM has then lost the interrupt that was to wake it, and the next one does. If it does not, nobody need wait any longer.
+// pulse asks the machine again and again whether it is there. Two machines that ran Firecracker's fell asleep with much to do, their processor halted
+// and no timer set, as if QEMU's emulation had lost the interrupt that was to wake them. A question is another one. If it does not help
+// either, nobody need wait any longer.
 func (p *power) pulse(client *guestrpc.Client) {
 	for {
 		select {
