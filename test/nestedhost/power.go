@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
+	"time"
 
 	"warmboot"
 	"warmboot/internal/guestrpc"
@@ -22,6 +23,8 @@ type power struct {
 	said    console         // by QEMU
 	panics  <-chan struct{} // closed when the kernel has panicked
 	done    chan struct{}   // closed when QEMU has ended
+	hung    chan struct{}   // closed when the machine has missed a pulse
+	hangs   sync.Once
 
 	mu     sync.Mutex
 	client *guestrpc.Client // nil until somebody asks for it
@@ -29,7 +32,7 @@ type power struct {
 
 // startPower starts QEMU. It ends with our process, whatever happens to that.
 func startPower(args []string, socket string) (*power, error) {
-	p := &power{cmd: exec.Command("qemu-system-x86_64", args...), socket: socket, done: make(chan struct{})}
+	p := &power{cmd: exec.Command("qemu-system-x86_64", args...), socket: socket, done: make(chan struct{}), hung: make(chan struct{})}
 	p.panics = p.console.next(panicMark)
 	p.cmd.Stdout, p.cmd.Stderr = &p.console, &p.said
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
@@ -91,7 +94,34 @@ func (p *power) agent(ctx context.Context, op string) (*guestrpc.Client, error) 
 		return nil, p.explain(op, err)
 	}
 	p.client = client
+	go p.pulse(client)
 	return client, nil
+}
+
+const (
+	pulseEvery = time.Second
+	// pulseLimit is far longer than a machine that has little of a processor takes to answer.
+	pulseLimit = 2 * time.Minute
+)
+
+// pulse asks the machine again and again whether it is there. Two machines that ran Firecracker's fell asleep with much to do, their processor halted
+// and no timer set, as if QEMU's emulation had lost the interrupt that was to wake them. A question is another one. If it does not help
+// either, nobody need wait any longer.
+func (p *power) pulse(client *guestrpc.Client) {
+	for {
+		select {
+		case <-time.After(pulseEvery):
+		case <-client.Done():
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), pulseLimit)
+		_, err := client.Health(ctx)
+		cancel()
+		if warmboot.CodeOf(err) == warmboot.Timeout {
+			p.hangs.Do(func() { close(p.hung) })
+			return
+		}
+	}
 }
 
 // forgetAgent ends the conversation; the next command begins another.
@@ -107,6 +137,11 @@ func (p *power) forgetAgent() {
 // explain says what became of the machine that made something fail, and quotes its last words.
 func (p *power) explain(op string, err error) error {
 	code, what, quoted := warmboot.CodeOf(err), "the machine does not answer", 30
+	select {
+	case <-p.hung:
+		code, what = warmboot.Timeout, "the machine hangs"
+	default:
+	}
 	select {
 	case <-p.done:
 		code, what = warmboot.Unavailable, "the machine is off; QEMU said: "+end(p.said.String(), 3)

@@ -72,6 +72,9 @@ func (m *Machine) Exec(ctx context.Context, c Command) (code int, err error) {
 	case <-p.panics:
 		why = context.Canceled
 		_ = client.Close()
+	case <-p.hung:
+		why = context.DeadlineExceeded
+		_ = client.Close()
 	}
 	if why != nil {
 		abandon(client, process, ended)
