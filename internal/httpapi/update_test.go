@@ -292,7 +292,7 @@ func TestOfTwoChangesOneIsStale(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range 8 {
 			wg.Go(func() {
-				limit := float64(1 + round + i)
+				limit := float64(1 + 8*round + i) // never what it is already: that would be no change
 				done, err := r.client.UpdateContainer(t.Context(), "web", api.UpdateContainer{CPULimit: &limit}, tag)
 				mu.Lock()
 				defer mu.Unlock()

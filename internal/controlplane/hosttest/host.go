@@ -54,6 +54,7 @@ type Host struct {
 	reports    func() controlplane.Reports // who is told what happens here
 	away       bool                        // it cannot be reached
 	newest     map[warmboot.ID]int64       // the latest lease obeyed, by container
+	gone       []warmboot.ID               // removed, and still in newest, the oldest first
 	nextPort   uint16
 	used       map[uint16]bool // host ports that something else uses
 	machines   map[warmboot.ID]*machine
@@ -454,6 +455,9 @@ func (m *machine) end(code int) {
 	}
 }
 
+// goneKept is of how many removed containers it is remembered who removed them.
+const goneKept = 4096
+
 // RemoveContainer implements controlplane.Host.
 func (h *Host) RemoveContainer(ctx context.Context, ref controlplane.ContainerRef) error {
 	if err := h.obey(ref); err != nil {
@@ -471,6 +475,11 @@ func (h *Host) RemoveContainer(ctx context.Context, ref controlplane.ContainerRe
 	delete(h.machines, id)
 	if m != nil {
 		m.end(137)
+		h.gone = append(h.gone, id)
+	}
+	if len(h.gone) > goneKept {
+		delete(h.newest, h.gone[0])
+		h.gone = h.gone[1:]
 	}
 	return nil
 }
