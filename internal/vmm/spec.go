@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -82,6 +83,14 @@ func (s Snapshot) CheckFiles(op string) error {
 
 // Confined reports whether a machine's process changes to its owner.
 func (o Owner) Confined() bool { return o != (Owner{}) && os.Geteuid() == 0 }
+
+// UnreachableError is the error of a machine whose VMM did not answer.
+func UnreachableError(ctx context.Context, op, id string, err error) error {
+	if ctx.Err() != nil {
+		return warmboot.Errorf(warmboot.CodeOf(ctx.Err()), op, "machine %s did not answer in time: %w", id, ctx.Err())
+	}
+	return warmboot.Errorf(warmboot.Unavailable, op, "machine %s does not answer, so it has ended or is about to: %w", id, err)
+}
 
 // FileError gives what the operating system said about a file its code.
 func FileError(op string, err error) error {

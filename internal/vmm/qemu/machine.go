@@ -128,10 +128,7 @@ func (m *machine) command(ctx context.Context, op string, f func(*qmp) error) er
 
 // unreachable is the error of a machine that did not answer.
 func (m *machine) unreachable(ctx context.Context, op string, err error) error {
-	if ctx.Err() != nil {
-		return warmboot.Errorf(warmboot.CodeOf(ctx.Err()), op, "machine %s did not answer in time: %w", m.handle.ID, ctx.Err())
-	}
-	return warmboot.Errorf(warmboot.Unavailable, op, "machine %s does not answer, so it has ended or is about to: %w", m.handle.ID, err)
+	return vmm.UnreachableError(ctx, op, m.handle.ID, err)
 }
 
 // Stop ends the machine.
