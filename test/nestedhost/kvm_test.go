@@ -82,6 +82,9 @@ func TestUnderKVM(t *testing.T) {
 			compile(t, m, guest, "build", "warmboot/internal/vmm/vmmtest/guest")
 			runTests(t, m, "warmboot/internal/vmm/qemu", "^(TestConformance|TestConfinement)$", vmmtest.GuestVar+"="+guest)
 		}},
+		{"a control plane whose clock jumps", func(t *testing.T, m *nestedhost.Machine) {
+			runTests(t, m, "warmboot/test/crash", "^TestClockJumps$", "WARMBOOT_TEST_CLOCK=1")
+		}},
 		{"warmboot as a user has it", func(t *testing.T, m *nestedhost.Machine) { asAUser(t, m, "qemu") }},
 	} {
 		t.Run(step.name, func(t *testing.T) { step.run(t, m) })
