@@ -95,15 +95,15 @@ func (s *Service) recordEnd(h *hold, c *warmboot.Container, code int, text strin
 		}
 		return nil
 	}
-	record := h.release
+	ctx, cancel := h.lastWords()
+	defer cancel()
+	var after *warmboot.Container
+	var err error
 	if c.Spec.AutoRemove { // the lease is needed to remove it
-		record = func(end func(*warmboot.Container) error) (*warmboot.Container, error) {
-			ctx, cancel := h.lastWords()
-			defer cancel()
-			return h.update(ctx, end)
-		}
+		after, err = h.update(ctx, end)
+	} else {
+		after, err = h.release(end)
 	}
-	after, err := record(end)
 	if err != nil {
 		if !errors.Is(err, errLost) {
 			s.log.Error("The end of a container could not be recorded", "container_id", h.id, "err", err)

@@ -28,11 +28,7 @@ func TestFirecrackerOnABrokenHost(t *testing.T) {
 	install(t, m)
 	// Snapshots are built when the test says so. The registry is there again after a boot, and before the server.
 	sh(t, m, "echo MANAGER_AUTO_SNAPSHOT=false >>/etc/warmboot/environment")
-	for path, text := range map[string]string{
-		"/etc/systemd/system/busybox-registry.service": "[Service]\nType=exec\nExecStart=/usr/local/bin/registry " + registry + "\n[Install]\nWantedBy=multi-user.target\n",
-	} {
-		writeIn(t, m, path, text)
-	}
+	writeIn(t, m, "/etc/systemd/system/busybox-registry.service", "[Service]\nType=exec\nExecStart=/usr/local/bin/registry "+registry+"\n[Install]\nWantedBy=multi-user.target\n")
 	sh(t, m, "systemctl stop registry; systemctl daemon-reload; systemctl enable -q --now busybox-registry warmboot; sync")
 	h.serves(t)
 	isUnder(t, m, "firecracker")
@@ -46,7 +42,7 @@ func TestFirecrackerOnABrokenHost(t *testing.T) {
 		{"no power while it is frozen", func(t *testing.T) { h.cutDuringBuild(t, "Freezing") }},
 		{"no power while the artifact is stored", func(t *testing.T) { h.cutDuringBuild(t, "Checking and storing") }},
 		{"no power in the middle of 20 creates", h.cutDuringCreates},
-		{"a reboot", h.reboot},
+		{"a reboot", func(t *testing.T) { h.comesBack(t, h.reboot) }},
 		{"the disk is full", h.fullDisk},
 		{"the clock is set back", func(t *testing.T) { h.clock(t, -time.Hour) }},
 		{"the clock is set forward", func(t *testing.T) { h.clock(t, time.Hour) }},
@@ -176,8 +172,8 @@ func (h *host) sound(t *testing.T) {
 			running++
 		}
 	}
-	if n := sh(t, h.Machine, "cat /proc/[0-9]*/comm 2>/dev/null | grep -c -x firecracker || true"); n != strconv.Itoa(running) {
-		t.Errorf("%d containers run, and %s Firecrackers", running, n)
+	if n := len(strings.Fields(sh(t, h.Machine, vmms))); n != running {
+		t.Errorf("%d containers run, and %d VMMs", running, n)
 	}
 	for what, line := range map[string]string{
 		"drafts, builds": "ls -d /srv/fc/runtime-snapshots/*/.draft-* /srv/fc/builds/* 2>/dev/null || true",
@@ -356,12 +352,21 @@ func (h *host) removeAll(t *testing.T) {
 
 // reboot restarts the host as its administrator would.
 func (h *host) reboot(t *testing.T) {
-	h.run(t, "always", "--restart", "always", "-p", "8080:80")
-	h.run(t, "no")
+	t.Helper()
 	if err := h.Reboot(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	h.serves(t)
+}
+
+// comesBack lets the host go down and up, and wants what runs on it started again by its restart policy, with what it has written.
+func (h *host) comesBack(t *testing.T, downAndUp func(*testing.T)) {
+	h.run(t, "always", "--restart", "always", "-p", "8080:80")
+	h.run(t, "no")
+	h.run(t, "stopped", "--restart", "unless-stopped")
+	must(t, h.Machine, "warmboot", "stop", "stopped")
+	must(t, h.Machine, "warmboot", "exec", "always", "sh", "-c", "echo kept >/kept; sync")
+	downAndUp(t)
 	eventually(t, 5*time.Minute, "the container that is to run again runs", func() error {
 		if c := h.containers(t)["always"]; c.State != "running" || c.Restarts != 1 {
 			return fmt.Errorf("it is %s: %s", c.State, c.Error)
@@ -369,7 +374,13 @@ func (h *host) reboot(t *testing.T) {
 		return nil
 	})
 	if c := h.containers(t)["no"]; c.State != "stopped" || !strings.Contains(c.Error, "its host was booted again") {
-		t.Errorf("the other is %s: %q", c.State, c.Error)
+		t.Errorf("the one without a policy is %s: %q", c.State, c.Error)
+	}
+	if c := h.containers(t)["stopped"]; c.State != "stopped" {
+		t.Errorf("the one that was stopped by hand is %s", c.State)
+	}
+	if got := must(t, h.Machine, "warmboot", "exec", "always", "cat", "/kept"); got != "kept" {
+		t.Errorf("on its disk is %q", got)
 	}
 	h.sound(t)
 	h.removeAll(t)

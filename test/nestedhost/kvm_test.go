@@ -86,6 +86,14 @@ func TestUnderKVM(t *testing.T) {
 			runTests(t, m, "warmboot/test/crash", "^TestClockJumps$", "WARMBOOT_TEST_CLOCK=1")
 		}},
 		{"warmboot as a user has it", func(t *testing.T, m *nestedhost.Machine) { asAUser(t, m, "qemu") }},
+		{"its host is booted again, and loses its power", func(t *testing.T, m *nestedhost.Machine) {
+			h := &host{m}
+			must(t, m, "systemctl", "enable", "-q", "--now", "warmboot")
+			h.serves(t)
+			h.comesBack(t, h.reboot)
+			sh(t, m, "systemd-run -q --unit=registry registry "+registry)
+			h.comesBack(t, h.cut)
+		}},
 	} {
 		t.Run(step.name, func(t *testing.T) { step.run(t, m) })
 	}
