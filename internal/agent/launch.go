@@ -77,6 +77,7 @@ func (a *Agent) launch(ctx context.Context, m controlplane.MachineSpec) (*launch
 func (l *launch) end(cause error) error {
 	c := l.c
 	if cause == nil {
+		l.slot.Up()
 		l.vm.undo = l.undo.Move()
 		c.mu.Lock()
 		c.live = l.vm

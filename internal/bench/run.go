@@ -215,33 +215,44 @@ func (r *runner) awaitSnapshot(ctx context.Context, id string) (api.Snapshot, er
 	}
 }
 
+// rest is how long the machine is left alone before a sample. The server clears away the one before once nobody has wanted anything for a
+// moment, which is not to fall into the next one's time, ours or the floor's.
+const rest = time.Second
+
 // measure takes all samples. Floor restores take turns with the warm boots, so that whatever else the machine does meets both.
 func (r *runner) measure(ctx context.Context) error {
+	sample := func(take func() (Sample, error), to *[]Sample) error {
+		select {
+		case <-time.After(rest):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		s, err := take()
+		if err == nil {
+			*to = append(*to, s)
+		}
+		return err
+	}
 	for i := range r.Cold {
 		r.step("cold boot %d of %d", i+1, r.Cold)
-		s, err := r.boot(ctx, true)
-		if err != nil {
+		if err := sample(func() (Sample, error) { return r.boot(ctx, true) }, &r.result.Cold); err != nil {
 			return err
 		}
-		r.result.Cold = append(r.result.Cold, s)
 	}
 	for i := range r.Runs {
 		r.step("warm boot %d of %d", i+1, r.Runs)
-		s, err := r.boot(ctx, false)
-		if err != nil {
+		if err := sample(func() (Sample, error) { return r.boot(ctx, false) }, &r.result.Warm); err != nil {
 			return err
 		}
-		r.result.Warm = append(r.result.Warm, s)
-		if d, ok := s.Phase(warmboot.PhaseDisk); ok {
+		if d, ok := r.result.Warm[i].Phase(warmboot.PhaseDisk); ok {
 			r.result.CloneDisk = append(r.result.CloneDisk, d)
 		}
 		if !r.Floor {
 			continue
 		}
-		if s, err = r.floor(ctx); err != nil {
+		if err := sample(func() (Sample, error) { return r.floor(ctx) }, &r.result.Floor); err != nil {
 			return err
 		}
-		r.result.Floor = append(r.result.Floor, s)
 	}
 	if r.Concurrent > 0 {
 		r.step("%d warm boots at once", r.Concurrent)
@@ -280,11 +291,7 @@ func (r *runner) boot(ctx context.Context, cold bool) (Sample, error) {
 // create asks for a container and waits until its Docker has answered.
 func (r *runner) create(ctx context.Context, cold bool) (Sample, api.Container, error) {
 	start := time.Now()
-	id, err := r.api.CreateContainer(ctx, api.CreateContainer{Image: r.Options.Image, Args: []string{"sleep", "100000"}, ColdBoot: cold})
-	if err != nil {
-		return Sample{}, api.Container{}, err
-	}
-	c, err := r.api.WaitContainer(ctx, id, "booted")
+	c, err := r.api.CreateContainerAndWait(ctx, api.CreateContainer{Image: r.Options.Image, Args: []string{"sleep", "100000"}, ColdBoot: cold}, "booted")
 	if err != nil {
 		return Sample{}, api.Container{}, err
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -21,12 +22,13 @@ const nicName = "eth0"
 // a restored machine runs all this for the first time, on an emulated processor whose every new instruction must be
 // translated: a netlink library takes ten times as long for it.
 type nic struct {
-	fd int // any IPv4 socket
+	fd      int         // any IPv4 socket
+	missing atomic.Bool // there was no such interface when it was last read
 }
 
 func openNIC() (*nic, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	return &nic{fd}, os.NewSyscallError("socket", err)
+	return &nic{fd: fd}, os.NewSyscallError("socket", err)
 }
 
 func (n *nic) close() { _ = unix.Close(n.fd) }
@@ -194,8 +196,12 @@ func defaultGateway() (netip.Addr, error) {
 
 // read reads the hardware address and the address of the interface; they are empty where there is none.
 func (n *nic) read() (mac, address string, err error) {
+	// The kernel starts modprobe, twice, whenever it is asked for an interface that it does not know.
+	if n.missing.Load() && !exists("/sys/class/net/"+nicName) {
+		return "", "", nil
+	}
 	hw, err := n.ioctl(unix.SIOCGIFHWADDR, nil)
-	if errors.Is(err, unix.ENODEV) {
+	if n.missing.Store(errors.Is(err, unix.ENODEV)); n.missing.Load() {
 		return "", "", nil
 	}
 	if err != nil {

@@ -250,6 +250,13 @@ func (s *Slot) Limit(e warmboot.Egress, b warmboot.Bandwidth) error {
 	return s.limit(e, b)
 }
 
+// Up says that the slot's microVM is up: whoever waited for it waits no more, and other slots may be made ready.
+func (s *Slot) Up() {
+	if s.tap != nil {
+		s.net.keeper.up(s.tap)
+	}
+}
+
 // Release gives the slot back, when its microVM's process has ended. Its ports are free when this returns. Idempotent.
 func (s *Slot) Release() error {
 	s.mu.Lock()

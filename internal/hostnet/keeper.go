@@ -18,8 +18,8 @@ import (
 	"warmboot/internal/vmm"
 )
 
-// How the keeper waits. It works when nobody has taken or released a slot for a moment, so as not to take the processor away from
-// the very boot that the slot is for; but it does not wait for ever for such a moment.
+// How the keeper waits. It works when nobody has taken or released a slot for a moment and no microVM is on its way up, so as not to take
+// the processor away from the very boot that the slot is for; but it does not wait for ever for such a moment.
 const (
 	quiet     = 500 * time.Millisecond
 	impatient = 5 * time.Second
@@ -43,6 +43,7 @@ type keeper struct {
 	ready  []*tap
 	used   []*tap          // given back, and still to be removed
 	taken  map[string]bool // by link; of adopted ones too
+	coming map[*tap]bool   // handed out, and their microVMs are not up yet
 	closed bool
 	// freed is closed, and made anew, when slots have become ready or numbers free.
 	freed chan struct{}
@@ -58,7 +59,7 @@ type keeper struct {
 func openKeeper(c Config, n *numbers) (_ *keeper, err error) {
 	const op = "open network"
 	k := &keeper{
-		Config: c, numbers: n, taken: map[string]bool{}, freed: make(chan struct{}), wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1),
+		Config: c, numbers: n, taken: map[string]bool{}, coming: map[*tap]bool{}, freed: make(chan struct{}), wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1),
 		rules: newRules(c),
 	}
 	var undo rollback.Stack
@@ -121,7 +122,7 @@ func (k *keeper) get(ctx context.Context) (*tap, error) {
 		if last := len(k.ready) - 1; last >= 0 {
 			s := k.ready[last]
 			k.ready = k.ready[:last]
-			k.taken[s.link] = true
+			k.taken[s.link], k.coming[s] = true, true
 			k.mu.Unlock()
 			k.numbers.rest(-1)
 			k.poke()
@@ -137,7 +138,7 @@ func (k *keeper) get(ctx context.Context) (*tap, error) {
 				return nil, &warmboot.Error{Code: warmboot.Internal, Op: "make network slot", Err: err}
 			}
 			k.mu.Lock()
-			k.taken[s.link] = true
+			k.taken[s.link], k.coming[s] = true, true
 			k.mu.Unlock()
 			k.poke()
 			return s, nil
@@ -220,6 +221,7 @@ func (k *keeper) release(s *tap) error {
 	k.numbers.rest(1)
 	k.mu.Lock()
 	k.used = append(k.used, s)
+	delete(k.coming, s)
 	closed := k.closed
 	k.mu.Unlock()
 	if closed {
@@ -227,6 +229,13 @@ func (k *keeper) release(s *tap) error {
 	}
 	k.poke()
 	return err
+}
+
+// up notes that the microVM in a slot is up.
+func (k *keeper) up(s *tap) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.coming, s)
 }
 
 func (k *keeper) poke() {
@@ -387,6 +396,12 @@ func (k *keeper) settleDown(ctx context.Context) {
 		case <-k.wake:
 			continue
 		case <-time.After(quiet):
+			k.mu.Lock()
+			booting := len(k.coming) > 0
+			k.mu.Unlock()
+			if booting {
+				continue
+			}
 		case <-longest:
 		case <-k.hurry:
 		case <-ctx.Done():
