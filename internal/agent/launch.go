@@ -28,7 +28,8 @@ type launch struct {
 	slot   *hostnet.Slot
 	undo   rollback.Stack
 	phases []warmboot.Phase
-	vm     *microVM // nil before its VMM runs
+	timed  time.Time // where the latest phase ends and the next begins: there is no time between two; zero before the first
+	vm     *microVM  // nil before its VMM runs
 
 	hostname string
 }
@@ -100,10 +101,14 @@ func (l *launch) end(cause error) error {
 // time runs a step and notes how long it took.
 func (l *launch) time(ctx context.Context, name warmboot.PhaseName, step func(context.Context) error) error {
 	start := time.Now()
+	if !l.timed.IsZero() {
+		start = l.timed
+	}
 	ctx, s := span.Start(ctx, "phase: "+string(name))
 	err := step(ctx)
 	s.End(err)
-	l.phases = append(l.phases, warmboot.Phase{Name: name, Duration: time.Since(start)})
+	l.timed = time.Now()
+	l.phases = append(l.phases, warmboot.Phase{Name: name, Duration: l.timed.Sub(start)})
 	return err
 }
 
@@ -123,6 +128,9 @@ func (l *launch) start(ctx context.Context, boot func(context.Context) (vmm.Mach
 	l.vm = newMicroVM(m, l.slot)
 	l.undo.Push("stop machine", func() error { return stopMachine(m) })
 	l.phases = append(l.phases, m.Timings()...)
+	for _, p := range m.Timings() {
+		l.timed = l.timed.Add(p.Duration)
+	}
 	h := m.Handle()
 	return l.c.keep(func(r *record) { r.Handle = &h })
 }

@@ -67,7 +67,8 @@ type Sample struct {
 	// Running is the time from the request to the container's command having started; 0 for a floor sample, which
 	// runs no container, and where nobody waited for it.
 	Running float64 `json:"running_seconds,omitempty"`
-	// Phases are the timed steps, in order. What they do not cover is the control plane's and the network's.
+	// Phases are the timed steps, in order, without time between them. What they do not cover is before and after: the control plane's and the
+	// network's.
 	Phases []api.Phase `json:"phases"`
 }
 
@@ -87,6 +88,16 @@ func (s Sample) Phase(name warmboot.PhaseName) (float64, bool) {
 		}
 	}
 	return 0, false
+}
+
+// Boot is the time from the first step of the boot, the copy of the disk, to Docker's answer: what somebody has to do who has no control plane.
+func (s Sample) Boot() float64 {
+	var sum float64
+	for _, name := range bootPhases {
+		d, _ := s.Phase(name)
+		sum += d
+	}
+	return sum
 }
 
 // Overhead is the control plane's share of the time to Docker's answer: all that is spent neither by the VMM nor by the guest.

@@ -29,6 +29,11 @@ func ready(samples []Sample) []float64 {
 	return collect(samples, func(s Sample) (float64, bool) { return s.Ready, true })
 }
 
+// boots are the samples' times from the first phase on.
+func boots(samples []Sample) []float64 {
+	return collect(samples, func(s Sample) (float64, bool) { return s.Boot(), true })
+}
+
 func collect(samples []Sample, f func(Sample) (float64, bool)) []float64 {
 	var values []float64
 	for _, s := range samples {

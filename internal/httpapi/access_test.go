@@ -708,6 +708,33 @@ func TestOutcomeThatCannotBeWritten(t *testing.T) {
 	}
 }
 
+// TestWaitingIsNoPartOfAChange creates a container and waits for what does not happen: the change has its outcome meanwhile.
+func TestWaitingIsNoPartOfAChange(t *testing.T) {
+	r := newRig(t, nil)
+	waited := make(chan error, 1)
+	go func() {
+		_, err := r.client.CreateContainerAndWait(t.Context(), api.CreateContainer{Name: "web", Image: "debian:trixie"}, "stopped")
+		waited <- err
+	}()
+	r.awaitAudit("create-container", "ok")
+	select {
+	case err := <-waited:
+		t.Fatalf("it was answered before the container stopped: %v", err)
+	default:
+	}
+	if e := r.audit(10)[0]; e.EntityName != "web" || e.EntityID == "" || e.FinishedAt == nil {
+		t.Errorf("%+v", e)
+	}
+	_, err := r.client.WaitContainer(within(t), "web", "started")
+	r.must(err)
+	_, err = r.client.StopContainer(within(t), "web", nil)
+	r.must(err)
+	r.must(<-waited)
+	if all := r.audit(10); all[0].Operation != "stop-container" || all[1].Operation != "create-container" || all[1].Outcome != "ok" {
+		t.Errorf("%+v", all)
+	}
+}
+
 func TestWithoutTokensChangesAreAuditedToo(t *testing.T) {
 	r := newRig(t, func(_ *hosttest.Host, c *httpapi.Config) { c.NoAuth = true })
 	me, err := r.client.Access(t.Context())

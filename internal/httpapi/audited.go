@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"strings"
+	"sync"
 	"unicode"
 
 	"warmboot"
@@ -26,16 +27,20 @@ func (s *server) audited(rule rule, next http.HandlerFunc) http.HandlerFunc {
 		}
 		rec := &recorder{ResponseWriter: w}
 		outcome := string(warmboot.Internal) // of a panic
-		defer func() {
+		end := sync.OnceFunc(func() {
 			if id == "" && q.entity != "" {
 				change.Entity(s.resolve(context.WithoutCancel(r.Context()), rule.entity, q.entity))
 			}
+			if outcome == warmboot.AuditOK && q.repeated {
+				outcome = warmboot.AuditRepeated
+			}
 			change.End(outcome)
-		}()
+		})
+		defer end()
+		// Before the waiting, not when it is over: then somebody waits for the answer.
+		q.made = func() { outcome = warmboot.AuditOK; end() }
 		next(rec, r)
-		if outcome = outcomeOf(q.code, rec.status); outcome == warmboot.AuditOK && q.repeated {
-			outcome = warmboot.AuditRepeated
-		}
+		outcome = outcomeOf(q.code, rec.status)
 	}
 }
 

@@ -68,6 +68,7 @@ func (s *server) containerRoutes(a huma.API) {
 			if err != nil || in.Wait == "" {
 				return o.made(o.id), err
 			}
+			requestOf(ctx).made()
 			cond := controlplane.WaitFor(in.Wait)
 			if in.Wait == string(warmboot.ContainerRunning) {
 				cond = controlplane.WaitStarted

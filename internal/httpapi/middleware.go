@@ -30,6 +30,7 @@ type request struct {
 	secret  string           // that they are known by
 	// What an operation has to say for the audit log.
 	entity   string // id of what it made
+	made     func() // what it was asked to make is made; what is left of the request is to wait for it
 	repeated bool   // it was made by the same request before
 	code     warmboot.Code
 }

@@ -83,6 +83,7 @@ func (s *server) snapshotRoutes(a huma.API) {
 			if err != nil || in.Wait == "" {
 				return o.made(o.id), err
 			}
+			requestOf(ctx).made()
 			snap, err := s.waitBuild(ctx, o.id, in.Timeout)
 			if err != nil {
 				return nil, err
@@ -167,6 +168,7 @@ func (s *server) snapshotRoutes(a huma.API) {
 			case in.Wait == "":
 				return &made[any]{Again: o.again, Body: api.Rebuilding{ID: string(o.id), Message: "Snapshot rebuild initiated"}}, nil
 			}
+			requestOf(ctx).made()
 			snap, err := s.waitBuild(ctx, o.id, in.Timeout)
 			if err != nil {
 				return nil, err
