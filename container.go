@@ -186,7 +186,7 @@ type PortMapping struct {
 	Protocol      Protocol   `json:"protocol"`
 }
 
-// Phase is one timed step of bringing a container up.
+// Phase is one timed step of bringing a container up. There is no time between those up to PhaseDocker.
 type Phase struct {
 	Name     PhaseName     `json:"name"`
 	Duration time.Duration `json:"duration_ns"` // nanoseconds

@@ -223,7 +223,7 @@ func (u *UpdateHost) UnmarshalJSON(text []byte) error {
 	return err
 }
 
-// Phase is one timed step of bringing a container up.
+// Phase is one timed step of bringing a container up. There is no time between those up to docker.
 type Phase struct {
 	Name    string  `json:"name" enum:"disk,vmm,restore,reidentify,boot,docker,pull,start"`
 	Seconds float64 `json:"seconds"`

@@ -34,6 +34,8 @@ type machine struct {
 
 	knock atomic.Bool // before the guest is dialled; see knockPort
 
+	killed atomic.Bool // by us
+
 	busy chan struct{} // holds a value while a command is given
 	stop sync.Mutex
 	gone bool // Stop has released everything
@@ -174,6 +176,7 @@ func (m *machine) kill(ctx context.Context) error {
 	if m.process.Ended() {
 		return nil
 	}
+	m.killed.Store(true)
 	if err := m.process.Signal(unix.SIGKILL); err != nil {
 		return warmboot.Errorf(warmboot.Internal, "stop machine", "process %d: %w", m.handle.PID, err)
 	}
@@ -196,5 +199,9 @@ func (m *machine) drain() {
 func (m *machine) report() {
 	<-m.process.Done()
 	m.drain()
-	m.driver.Log.Debug("Firecracker ended", "machine", m.handle.ID, "pid", m.handle.PID, "how", ending(m.process.State()), "said", process.Lines(m.said.String(), 5))
+	how := ending(m.process.State())
+	if m.killed.Load() {
+		how = "it was stopped"
+	}
+	m.driver.Log.Debug("Firecracker ended", "machine", m.handle.ID, "pid", m.handle.PID, "how", how, "said", process.Lines(m.said.String(), 5))
 }
