@@ -396,8 +396,12 @@ func (h *host) comesBack(t *testing.T, downAndUp func(*testing.T)) {
 func (h *host) fullDisk(t *testing.T) {
 	h.run(t, "before")
 	server := sh(t, h.Machine, "systemctl show -P MainPID warmboot")
-	fill := func(leave int) {
-		sh(t, h.Machine, fmt.Sprintf("sync; rm -f /fill; fallocate -l $(( $(df --output=avail -B1 / | tail -n 1) - %d )) /fill", leave))
+	const room = 64 << 20
+	fill := func() {
+		sh(t, h.Machine, fmt.Sprintf("sync; fallocate -l $(( $(df --output=avail -B1 / | tail -n 1) - %d )) /fill", room))
+	}
+	fillUp := func() { // the last blocks are the file system's own to give, one by one
+		sh(t, h.Machine, "for again in 1 2 3; do cat /dev/zero >>/fill 2>/dev/null || true; sync; done")
 	}
 	noRoom := regexp.MustCompile("no space left|disk is full|MiB free|is free")
 	refused := func(what string, argv ...string) {
@@ -413,10 +417,10 @@ func (h *host) fullDisk(t *testing.T) {
 		}
 	}
 	// With some room: for the database, not for what is asked for.
-	fill(64 << 20)
+	fill()
 	refused("a snapshot", "warmboot", "snapshot", "create")
 	// With none at all.
-	fill(0)
+	fillUp()
 	refused("a container", "warmboot", "run", "-d", "--name", "during", busybox, "sleep", "1000000")
 	if c := h.containers(t)["before"]; c.State != "running" {
 		t.Errorf("the container from before is %+v", c)
