@@ -147,11 +147,7 @@ func (l *launch) reidentify(ctx context.Context, engineID string) error {
 	if err := l.c.keep(func(r *record) { r.EngineID = engineID }); err != nil {
 		return err
 	}
-	g, err := l.vm.reach(ctx)
-	if err != nil {
-		return err
-	}
-	return reidentify(ctx, g, l.slot.Network, machineIdentity(l.c.id, l.hostname, engineID))
+	return l.vm.reidentify(ctx, l.slot.Network, machineIdentity(l.c.id, l.hostname, engineID))
 }
 
 // machineIdentity is what a container's guest is called. It follows from the container's random id, so it is the same again when the

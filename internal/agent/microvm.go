@@ -8,6 +8,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"warmboot"
+	guestv1 "warmboot/gen/guest/v1"
 	"warmboot/internal/guestrpc"
 	"warmboot/internal/hostnet"
 	"warmboot/internal/rollback"
@@ -72,6 +73,26 @@ func (vm *microVM) reach(ctx context.Context) (*guestrpc.Client, error) {
 	}
 	vm.guest = g
 	return g, nil
+}
+
+// reidentify makes the guest a machine of its own. It asks again if the connection is lost meanwhile, as the first to a restored guest may be (see
+// vmm.Machine); for the guest it is the same to be asked twice.
+func (vm *microVM) reidentify(ctx context.Context, n vmm.Network, id *guestv1.Identity) error {
+	for again := false; ; again = true {
+		g, err := vm.reach(ctx)
+		if err != nil {
+			return err
+		}
+		err = reidentify(ctx, g, n, id)
+		if err == nil || again {
+			return err
+		}
+		select {
+		case <-g.Done():
+		default:
+			return err
+		}
+	}
 }
 
 // awaitDocker waits until the guest's Docker answers, and speaks the version of its API from then on.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -101,6 +102,42 @@ func TestMicroVMIsReachedAgain(t *testing.T) {
 	vm.hangUp()
 	if _, err := vm.reach(t.Context()); warmboot.CodeOf(err) != warmboot.Unavailable {
 		t.Errorf("after hanging up: %v", err)
+	}
+}
+
+// TestReidentifyOutlivesALostConnection: what breaks the first connection to a clone does not break the clone.
+func TestReidentifyOutlivesALostConnection(t *testing.T) {
+	t.Parallel()
+	for name, lost := range map[string]int32{"none": 0, "one": 1, "two": 2} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var agents atomic.Int32
+			vm := newMicroVM(startMachine(t, func(conn net.Conn) {
+				session, err := guestrpc.Accept(conn, nil)
+				if err != nil {
+					return
+				}
+				defer session.Close()
+				stream, err := session.AcceptStream()
+				if err != nil {
+					return
+				}
+				req := &guestv1.Request{}
+				if err := guestrpc.ReadMessage(bufio.NewReader(stream), req); err != nil || agents.Add(1) <= lost {
+					return
+				}
+				guestrpc.WriteMessage(stream, &guestv1.Response{Result: &guestv1.Response_Reidentify{Reidentify: &guestv1.ReidentifyResponse{
+					Identity: req.GetReidentify().GetIdentity(), UnixNanos: time.Now().UnixNano(),
+				}}})
+				stream.Close()
+				bufio.NewReader(conn).WriteTo(nowhere{})
+			}), nil)
+			defer vm.hangUp()
+			err := vm.reidentify(t.Context(), vmm.Network{Subnet: netip.MustParsePrefix("10.0.0.0/24")}, machineIdentity(warmboot.NewID(), "web", ""))
+			if (err == nil) != (lost < 2) || agents.Load() != min(lost+1, 2) {
+				t.Errorf("after %d connections: %v", agents.Load(), err)
+			}
+		})
 	}
 }
 

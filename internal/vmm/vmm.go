@@ -45,7 +45,8 @@ type Machine interface {
 	Snapshot(ctx context.Context, opts SnapshotOptions) (Snapshot, error)
 	// DialGuest connects to the guest agent's channel. A machine has one such connection at a time under QEMU: the
 	// caller closes the first before it dials again. The guest may not be listening yet: QEMU connects all the same, and the protocol
-	// above retries; Firecracker connects when the guest listens, within a limit of its own.
+	// above retries; Firecracker connects when the guest listens, within a limit of its own. Under Firecracker before 1.16 the first connection to a
+	// restored guest may break soon after it was made, on a busy host: then another is to be made.
 	DialGuest(ctx context.Context) (net.Conn, error)
 	// Timings tells how long the driver's own steps took: PhaseVMM, and PhaseRestore after a Restore.
 	Timings() []warmboot.Phase

@@ -147,7 +147,16 @@ func (e *env) nothingLeft(t *testing.T, id, path string) {
 }
 
 // ask gives the guest one command and returns its answer.
+// ask asks again if the connection breaks before there is an answer, as the first one to a restored guest may (vmm.Machine).
 func ask(ctx context.Context, m vmm.Machine, command string) (string, error) {
+	answer, err := askOnce(ctx, m, command)
+	if answer == "" && errors.Is(err, io.EOF) {
+		answer, err = askOnce(ctx, m, command)
+	}
+	return answer, err
+}
+
+func askOnce(ctx context.Context, m vmm.Machine, command string) (string, error) {
 	conn, err := m.DialGuest(ctx)
 	if err != nil {
 		return "", err
