@@ -33,11 +33,11 @@ func openSQLite(path string) (write, read *sql.DB, err error) {
 	if err := prepareFile(path); err != nil {
 		return nil, nil, warmboot.Errorf(warmboot.Unavailable, opOpen, "the database %s cannot be used: %w; check the path and who may write there", path, err)
 	}
-	if write, err = sql.Open("sqlite", sqliteDSN(path, true)); err != nil {
+	if write, err = openStatements(sqliteDSN(path, true)); err != nil {
 		return nil, nil, err
 	}
 	write.SetMaxOpenConns(1)
-	if read, err = sql.Open("sqlite", sqliteDSN(path, false)); err != nil {
+	if read, err = openStatements(sqliteDSN(path, false)); err != nil {
 		return nil, nil, errors.Join(err, write.Close())
 	}
 	read.SetMaxOpenConns(8)
