@@ -129,7 +129,7 @@ const (
 	restartGood = 10 * time.Minute
 )
 
-// restart starts a container again in a moment, because its restart policy says so.
+// restart starts a container that ran again in a moment, because its restart policy says so.
 func (s *Service) restart(id warmboot.ID, rebooted bool) {
 	c, err := s.store.UpdateContainer(s.ctx, id, func(c *warmboot.Container) error {
 		if c.StartedAt != nil && c.FinishedAt != nil && c.FinishedAt.Sub(*c.StartedAt) > restartGood {
@@ -138,13 +138,18 @@ func (s *Service) restart(id warmboot.ID, rebooted bool) {
 		return nil
 	})
 	if err == nil {
-		wait := min(restartFirst<<min(c.Restarts, 20), restartMost)
-		s.log.Info(fmt.Sprintf("Container %s is started again in %s: its restart policy is %s", id.Short(), wait, c.Spec.RestartPolicy), "container_id", id)
-		err = s.Queue.Restart(s.ctx, Restart{Container: id, Rebooted: rebooted, Count: c.Restarts}, wait)
+		err = s.restartLater(c, rebooted)
 	}
 	if err != nil && s.ctx.Err() == nil {
 		s.log.Error("A container that should be started again will not be", "container_id", id, "err", err)
 	}
+}
+
+// restartLater has the queue start a container again, after a wait that grows with the number of its restarts.
+func (s *Service) restartLater(c *warmboot.Container, rebooted bool) error {
+	wait := min(restartFirst<<min(c.Restarts, 20), restartMost)
+	s.log.Info(fmt.Sprintf("Container %s is started again in %s: its restart policy is %s", c.ID.Short(), wait, c.Spec.RestartPolicy), "container_id", c.ID)
+	return s.Queue.Restart(s.ctx, Restart{Container: c.ID, Rebooted: rebooted, Count: c.Restarts}, wait)
 }
 
 // RunRestart is the queue's: it starts a container again if its restart policy still wants that.

@@ -2,6 +2,8 @@ package controlplane_test
 
 import (
 	"context"
+	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -294,6 +296,41 @@ func TestAMachineThatDiesComesBackByItsPolicy(t *testing.T) {
 	p.host.Exit(c.ID, 3)
 	if now := p.wait(c.ID, controlplane.WaitStopped); now.ExitCode == nil || *now.ExitCode != 3 || now.ShouldRestart(false) != true {
 		t.Errorf("%+v", now)
+	}
+}
+
+// TestARestartThatFailsIsTriedAgain: what a restart policy has begun it goes on with, as long as it may.
+func TestARestartThatFailsIsTriedAgain(t *testing.T) {
+	var boots atomic.Int32
+	p := newPlane(t, func(h *hosttest.Host, _ *controlplane.Config) {
+		h.OnCold = func(_ context.Context, m controlplane.MachineSpec) error {
+			if n := boots.Add(1); n == 3 || n == 4 || m.Spec.RestartPolicy.Name == warmboot.RestartOnFailure && n > 2 {
+				return errors.New("no memory")
+			}
+			return nil
+		}
+	})
+	always := p.create(controlplane.CreateContainer{Name: "always", Spec: restartPolicy(warmboot.RestartAlways)}) // first
+	limited := restartPolicy(warmboot.RestartOnFailure)
+	limited.RestartPolicy.MaxRetries = 1
+	once := p.create(controlplane.CreateContainer{Name: "once", Spec: limited}) // second
+	p.host.Crash(always.ID)
+	back := eventually(t, "it runs again", func() (*warmboot.Container, bool) {
+		now, err := p.svc.Container(t.Context(), "always")
+		p.must(err)
+		return now, now.State == warmboot.ContainerRunning && now.Restarts > 0
+	})
+	if back.Restarts != 3 || back.Error != "" || boots.Load() != 5 {
+		t.Errorf("after %d boots: %+v", boots.Load(), back)
+	}
+	p.host.Crash(once.ID)
+	failed := eventually(t, "it has failed to run again", func() (*warmboot.Container, bool) {
+		now, err := p.svc.Container(t.Context(), "once")
+		p.must(err)
+		return now, now.State == warmboot.ContainerStopped && now.Restarts == 1
+	})
+	if failed.ShouldRestart(false) || failed.Error != "no memory" {
+		t.Errorf("%+v", failed)
 	}
 }
 

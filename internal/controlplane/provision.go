@@ -194,11 +194,16 @@ func (s *Service) notBroughtUp(h *hold, c *warmboot.Container, cause error) {
 	if s.ctx.Err() != nil {
 		text = "warmboot was asked to end before the container was up; create it again"
 	}
-	if _, err := h.release(func(c *warmboot.Container) error {
+	after, err := h.release(func(c *warmboot.Container) error {
 		now := time.Now().UTC()
 		c.State, c.Error, c.FinishedAt, c.VMID = state, text, &now, ""
 		return nil
-	}); err != nil && warmboot.CodeOf(err) != warmboot.Conflict && warmboot.CodeOf(err) != warmboot.NotFound {
-		log.Error("The failure could not be recorded", "err", err)
+	})
+	// A restart that nobody asked for is nobody's to ask for again; it may have failed only because everything on the host started at once.
+	if err == nil && s.ctx.Err() == nil && state == warmboot.ContainerStopped && after.Restarts > 0 && after.ShouldRestart(false) {
+		err = s.restartLater(after, false)
+	}
+	if err != nil && warmboot.CodeOf(err) != warmboot.Conflict && warmboot.CodeOf(err) != warmboot.NotFound {
+		log.Error("The failure could not be recorded, or the container will not be started again", "err", err)
 	}
 }
