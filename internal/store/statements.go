@@ -10,7 +10,7 @@ import (
 	"modernc.org/sqlite"
 )
 
-// maxStatements is how many statements a connection keeps. We and the job queue have some 150; a list of any length in one makes it another.
+// maxStatements is how many statements a connection keeps: more than we and the job queue have, but a list in one makes it another for each length.
 const maxStatements = 400
 
 // openStatements opens an SQLite database whose connections parse each statement once. Parsing takes SQLite longer than most of our statements.
