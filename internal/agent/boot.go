@@ -28,8 +28,6 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 		return controlplane.Booted{}, warmboot.Errorf(warmboot.CodeOf(err), op, "%w", err)
 	}
 	defer end()
-	ctx, cancel := context.WithTimeout(ctx, a.RestoreTimeout)
-	defer cancel()
 	if m.Image, err = a.images.local(ctx, m.Image); err != nil {
 		return controlplane.Booted{}, err
 	}
@@ -55,6 +53,9 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 		return controlplane.Booted{}, err
 	}
 	l.c.setDisk(data)
+	// The limit is the machine's own: a host that was slow to copy the disk says nothing about the snapshot.
+	ctx, cancel := context.WithTimeout(ctx, a.RestoreTimeout)
+	defer cancel()
 	if err := l.start(ctx, func(ctx context.Context) (vmm.Machine, error) {
 		return a.Driver.Restore(ctx, vmm.Snapshot{
 			MemoryFile: art.File(snapshot.MemoryFile), StateFile: art.File(snapshot.StateFile),
@@ -116,8 +117,6 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 		return controlplane.Booted{}, warmboot.Errorf(warmboot.CodeOf(err), op, "%w", err)
 	}
 	defer end()
-	ctx, cancel := context.WithTimeout(ctx, a.BootTimeout)
-	defer cancel()
 	if m.Image, err = a.images.local(ctx, m.Image); err != nil {
 		return controlplane.Booted{}, err
 	}
@@ -143,6 +142,8 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 	}
 	l.c.setDisk(data)
 	vcpus, memory := a.size(m.Spec)
+	ctx, cancel := context.WithTimeout(ctx, a.BootTimeout) // converting a disk may take longer than any boot
+	defer cancel()
 	if err := l.start(ctx, func(ctx context.Context) (vmm.Machine, error) {
 		return a.Driver.Create(ctx, vmm.Spec{
 			ID: m.VMID, Dir: l.c.vmDir(), VCPUs: vcpus, MemoryMiB: memory,

@@ -112,10 +112,8 @@ func (b *build) freeze(ctx context.Context, id warmboot.ID) error {
 		return warmboot.Errorf(warmboot.CodeOf(err), "build snapshot", "%w", err)
 	}
 	defer end()
-	bctx, cancel := context.WithTimeout(ctx, a.BootTimeout)
-	defer cancel()
 
-	slot, err := a.net.Take(bctx, hostnet.Wants{})
+	slot, err := a.net.Take(ctx, hostnet.Wants{})
 	if err != nil {
 		return err
 	}
@@ -126,12 +124,14 @@ func (b *build) freeze(ctx context.Context, id warmboot.ID) error {
 	}
 	b.undo.Push("remove VMM's directory", func() error { return os.RemoveAll(dir) })
 	owner := a.owner(slot)
-	data, err := a.disks.New(bctx, b.draft.File(snapshot.DataFile), a.DiskBytes, owner)
+	data, err := a.disks.New(ctx, b.draft.File(snapshot.DataFile), a.DiskBytes, owner)
 	if err != nil {
 		return err
 	}
 
 	b.step("Booting " + b.img.Name)
+	bctx, cancel := context.WithTimeout(ctx, a.BootTimeout)
+	defer cancel()
 	start := time.Now()
 	m, err := a.Driver.Create(bctx, vmm.Spec{
 		ID: "build-" + id.Short(), Dir: dir, VCPUs: a.VCPUs, MemoryMiB: a.MemoryMiB,

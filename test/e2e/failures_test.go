@@ -2,9 +2,11 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -288,9 +290,10 @@ func TestInterruptedWork(t *testing.T) {
 		s.nothingLeft(t)
 	})
 
+	var id warmboot.ID
 	t.Run("the VMM is killed during a restore", func(t *testing.T) {
-		id, err := s.svc.BuildSnapshot(t.Context(), s.img.ID)
-		if err != nil {
+		var err error
+		if id, err = s.svc.BuildSnapshot(t.Context(), s.img.ID); err != nil {
 			t.Fatal(err)
 		}
 		await(t, 3*time.Minute, "the snapshot", func() bool {
@@ -308,10 +311,45 @@ func TestInterruptedWork(t *testing.T) {
 		if snap, err := s.svc.Snapshot(t.Context(), id); err != nil || snap.FailureCount != 1 || snap.SuccessCount != 1 || snap.FailureStreak != 0 {
 			t.Errorf("snapshot is %+v, %v", snap, err)
 		}
+	})
+
+	t.Run("the host takes long to copy the disk", func(t *testing.T) {
+		slowDisks(t, s)
+		s.runs(t, "") // nothing is wrong with the snapshot
+		if snap, err := s.svc.Snapshot(t.Context(), id); err != nil || snap.FailureCount != 1 || snap.FailureStreak != 0 {
+			t.Errorf("snapshot is %+v, %v", snap, err)
+		}
 		if err := s.svc.DeleteSnapshot(t.Context(), id); err != nil {
 			t.Error(err)
 		}
 	})
+}
+
+// slowDisks makes the next copy of a disk take longer than a restore may.
+func slowDisks(t *testing.T, s *stack) {
+	t.Helper()
+	made, err := filepath.Glob(filepath.Join(s.root, "disk-templates", "overlay-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(made) == 0 {
+		t.Skip("SKIPPED: this file system has reflinks, and no disk is slow to copy there")
+	}
+	for _, m := range made {
+		if err := os.Remove(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	real, err := exec.LookPath("qemu-img")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	slow := fmt.Sprintf("#!/bin/sh\nsleep %g\nexec %s \"$@\"\n", (restoreTimeout + time.Second).Seconds(), real)
+	if err := os.WriteFile(filepath.Join(dir, "qemu-img"), []byte(slow), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
 // TestDiskFullWhileBuilding builds on a file system that is too small.
