@@ -1,7 +1,7 @@
 # make demo    everything once, on real microVMs: image, snapshot, one cold container, three warm ones
 # make test    every test, the real-VM suite included
 # make build   bin/warmboot and bin/warmboot-guest
-# make e2e-firecracker FIRECRACKER=binary JAILER=binary   the same on a real Firecracker, in a machine with KVM that is made for it
+# make e2e-firecracker FIRECRACKER=binary JAILER=binary [RESULT=file.json]   the same on a real Firecracker, in a machine with KVM that is made for it
 SHELL := /bin/sh
 export CGO_ENABLED ?= 0
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
@@ -43,11 +43,13 @@ e2e-firecracker: deps build
 	@test -n "$(FIRECRACKER)" && test -n "$(JAILER)" || { echo "make e2e-firecracker needs FIRECRACKER=binary and JAILER=binary, those of one release" >&2; exit 1; }
 	image=$$(go run ./test/runtimeimage bin/warmboot-guest) && \
 	WARMBOOT_TEST_NESTED=1 WARMBOOT_TEST_IMAGE=$$image WARMBOOT_TEST_FIRECRACKER=$(abspath $(FIRECRACKER)) WARMBOOT_TEST_JAILER=$(abspath $(JAILER)) \
-		go test -v -count=1 -timeout 180m -run '^TestFirecracker$(only)' ./test/nestedhost
+		go test -v -count=1 -timeout 180m -run '^TestFirecracker$(only)' ./test/nestedhost 2>&1 | \
+		go run ./test/nestedhost/report -firecracker $(FIRECRACKER) -jailer $(JAILER) -warmboot $(VERSION) -o "$(report)"
 
-# The result of a measurement goes where RESULT says.
-RESULT ?= bench-firecracker.json
-bench-firecracker: export WARMBOOT_BENCH_RESULT = $(abspath $(RESULT))
+# What came of the tests, or of a measurement, goes into the file RESULT, as JSON.
+report = $(RESULT)
+bench-firecracker: export WARMBOOT_BENCH_RESULT = $(abspath $(or $(RESULT),bench-firecracker.json))
+bench-firecracker: report =
 bench-firecracker: only = Bench
 bench-firecracker: e2e-firecracker
 

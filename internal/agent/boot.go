@@ -54,9 +54,7 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 	}
 	l.c.setDisk(data)
 	// The limit is the machine's own: a host that was slow to copy the disk says nothing about the snapshot.
-	ctx, cancel := context.WithTimeout(ctx, a.RestoreTimeout)
-	defer cancel()
-	if err := l.start(ctx, func(ctx context.Context) (vmm.Machine, error) {
+	ctx, stop, err := l.start(ctx, a.RestoreTimeout, func(ctx context.Context) (vmm.Machine, error) {
 		return a.Driver.Restore(ctx, vmm.Snapshot{
 			MemoryFile: art.File(snapshot.MemoryFile), StateFile: art.File(snapshot.StateFile),
 			VCPUs: art.Metadata.Fingerprint.VCPUs, MemoryMiB: art.Metadata.Fingerprint.MemoryMiB,
@@ -65,10 +63,10 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 			ID: m.VMID, Dir: l.c.vmDir(), RootDisk: vmm.Disk{Path: m.Image.RootfsPath, Format: vmm.Raw},
 			DataDisk: data, Network: l.slot.Network, Owner: a.owner(l.slot),
 		})
-	}); err != nil {
+	})
+	if err != nil {
 		return controlplane.Booted{}, err
 	}
-	ctx, stop := whileAlive(ctx, l.vm.machine)
 	defer stop()
 	if err := l.time(ctx, warmboot.PhaseReidentify, func(ctx context.Context) error {
 		if err := l.connect(ctx); err != nil {
@@ -142,19 +140,17 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 	}
 	l.c.setDisk(data)
 	vcpus, memory := a.size(m.Spec)
-	ctx, cancel := context.WithTimeout(ctx, a.BootTimeout) // converting a disk may take longer than any boot
-	defer cancel()
-	if err := l.start(ctx, func(ctx context.Context) (vmm.Machine, error) {
+	ctx, stop, err := l.start(ctx, a.BootTimeout, func(ctx context.Context) (vmm.Machine, error) {
 		return a.Driver.Create(ctx, vmm.Spec{
 			ID: m.VMID, Dir: l.c.vmDir(), VCPUs: vcpus, MemoryMiB: memory,
 			Kernel: m.Image.KernelPath, Initrd: m.Image.InitrdPath, KernelArgs: a.KernelArgs,
 			RootDisk: vmm.Disk{Path: m.Image.RootfsPath, Format: vmm.Raw}, DataDisk: data,
 			Network: l.slot.Network, Owner: owner,
 		})
-	}); err != nil {
+	})
+	if err != nil {
 		return controlplane.Booted{}, err
 	}
-	ctx, stop := whileAlive(ctx, l.vm.machine)
 	defer stop()
 	for _, step := range []struct {
 		name warmboot.PhaseName

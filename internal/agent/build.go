@@ -130,10 +130,10 @@ func (b *build) freeze(ctx context.Context, id warmboot.ID) error {
 	}
 
 	b.step("Booting " + b.img.Name)
-	bctx, cancel := context.WithTimeout(ctx, a.BootTimeout)
-	defer cancel()
 	start := time.Now()
-	m, err := a.Driver.Create(bctx, vmm.Spec{
+	starting, cancel := context.WithTimeout(ctx, a.BootTimeout)
+	defer cancel()
+	m, err := a.Driver.Create(starting, vmm.Spec{
 		ID: "build-" + id.Short(), Dir: dir, VCPUs: a.VCPUs, MemoryMiB: a.MemoryMiB,
 		Kernel: b.img.KernelPath, Initrd: b.img.InitrdPath, KernelArgs: a.KernelArgs,
 		RootDisk: vmm.Disk{Path: b.img.RootfsPath, Format: vmm.Raw}, DataDisk: data,
@@ -143,11 +143,11 @@ func (b *build) freeze(ctx context.Context, id warmboot.ID) error {
 		return err
 	}
 	b.undo.Push("stop machine", func() error { return stopMachine(m) })
-	bctx, stop := whileAlive(bctx, m)
+	ctx, stop := whileBooting(ctx, m, start, a.BootTimeout)
 	defer stop()
-	guest, err := b.bootGuest(bctx, m, slot.Network, id, start)
+	guest, err := b.bootGuest(ctx, m, slot.Network, id, start)
 	if err != nil {
-		return bootError(bctx, m, "build snapshot", a.BootTimeout, err)
+		return bootError(ctx, m, "build snapshot", a.BootTimeout, err)
 	}
 	// A connection does not survive the snapshot: there must be none.
 	if err := guest.Close(); err != nil {
@@ -156,13 +156,13 @@ func (b *build) freeze(ctx context.Context, id warmboot.ID) error {
 
 	b.step("Freezing the machine")
 	frozen := time.Now()
-	if err := m.Pause(bctx); err != nil {
+	if err := m.Pause(ctx); err != nil {
 		return err
 	}
-	if _, err := m.Snapshot(bctx, vmm.SnapshotOptions{StateFile: b.draft.File(snapshot.StateFile)}); err != nil {
+	if _, err := m.Snapshot(ctx, vmm.SnapshotOptions{StateFile: b.draft.File(snapshot.StateFile)}); err != nil {
 		return err
 	}
-	if err := m.Stop(bctx, 0); err != nil {
+	if err := m.Stop(ctx, 0); err != nil {
 		return err
 	}
 	b.pause = time.Since(frozen)
@@ -180,7 +180,7 @@ func (b *build) bootGuest(ctx context.Context, m vmm.Machine, n vmm.Network, id 
 		return nil, err
 	}
 	b.step(fmt.Sprintf("Guest agent answered after %s; waiting for Docker", time.Since(start).Round(time.Millisecond)))
-	if _, err := guest.WaitDocker(ctx, b.a.BootTimeout); err != nil {
+	if _, err := guest.WaitDocker(ctx, maxPatience*b.a.BootTimeout); err != nil {
 		return nil, err
 	}
 	b.coldBoot = time.Since(start)

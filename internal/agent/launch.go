@@ -113,9 +113,14 @@ func (l *launch) time(ctx context.Context, name warmboot.PhaseName, step func(co
 }
 
 // start runs a driver's Create or Restore and keeps the machine's handle, so that the machine can be found again from then on. The driver itself
-// tells how long its phases took.
-func (l *launch) start(ctx context.Context, boot func(context.Context) (vmm.Machine, error)) error {
+// tells how long its phases took. With the machine comes the context for what is waited for from its guest: it ends with the machine, or when
+// that has had limit to boot. stop must be called then.
+func (l *launch) start(ctx context.Context, limit time.Duration, boot func(context.Context) (vmm.Machine, error)) (guest context.Context, stop func(), err error) {
+	begin := time.Now()
+	guest = ctx
 	ctx, s := span.Start(ctx, "start VMM", "vmm", l.a.Driver.Name())
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	m, err := boot(ctx)
 	if err == nil {
 		for _, p := range m.Timings() {
@@ -123,7 +128,7 @@ func (l *launch) start(ctx context.Context, boot func(context.Context) (vmm.Mach
 		}
 	}
 	if s.End(err); err != nil {
-		return err
+		return nil, nil, err
 	}
 	l.vm = newMicroVM(m, l.slot)
 	l.undo.Push("stop machine", func() error { return stopMachine(m) })
@@ -132,7 +137,11 @@ func (l *launch) start(ctx context.Context, boot func(context.Context) (vmm.Mach
 		l.timed = l.timed.Add(p.Duration)
 	}
 	h := m.Handle()
-	return l.c.keep(func(r *record) { r.Handle = &h })
+	if err := l.c.keep(func(r *record) { r.Handle = &h }); err != nil {
+		return nil, nil, err
+	}
+	guest, stop = whileBooting(guest, m, begin, limit)
+	return guest, stop, nil
 }
 
 // connect reaches the guest agent.
@@ -195,6 +204,13 @@ func whileAlive(ctx context.Context, m vmm.Machine) (context.Context, context.Ca
 	return ctx, func() { close(stop); cancel(nil) }
 }
 
+// whileBooting is whileAlive with patience.
+func whileBooting(ctx context.Context, m vmm.Machine, begin time.Time, limit time.Duration) (context.Context, context.CancelFunc) {
+	ctx, impatient := patience(ctx, m.Handle().PID, begin, limit)
+	ctx, dead := whileAlive(ctx, m)
+	return ctx, func() { dead(); impatient() }
+}
+
 // died tells whether what failed did so because its machine has ended. A connection to the guest breaks off before the process is gone.
 func died(ctx context.Context, m vmm.Machine) bool {
 	if ctx.Err() == nil {
@@ -232,8 +248,12 @@ func bootError(ctx context.Context, m vmm.Machine, op string, limit time.Duratio
 	switch {
 	case errors.Is(context.Cause(ctx), errVMDied):
 		return warmboot.Errorf(warmboot.Unavailable, op, "the VMM's process ended before Docker answered%s", said)
-	case errors.Is(ctx.Err(), context.DeadlineExceeded), warmboot.CodeOf(err) == warmboot.Timeout: // the guest may be the first whose time is over
-		return warmboot.Errorf(warmboot.Timeout, op, "Docker had not answered after %s (%w)%s", limit, err, said)
+	case errors.Is(context.Cause(ctx), context.DeadlineExceeded), warmboot.CodeOf(err) == warmboot.Timeout: // the guest may be the first whose time is over
+		after := limit.String()
+		if s := starved(m.Handle().PID).Round(time.Second); s > 0 {
+			after += fmt.Sprintf(", and %s in which the host had no processor for it", s)
+		}
+		return warmboot.Errorf(warmboot.Timeout, op, "Docker had not answered after %s (%w)%s", after, err, said)
 	}
 	return err
 }

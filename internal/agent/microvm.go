@@ -61,6 +61,8 @@ func (vm *microVM) reach(ctx context.Context) (*guestrpc.Client, error) {
 	limit := DefaultBootTimeout
 	if vm.guest != nil {
 		limit = reconnectTimeout
+	} else if deadline, ok := ctx.Deadline(); ok {
+		limit = time.Until(deadline) // whoever waits for a boot knows how long
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()

@@ -1,10 +1,13 @@
 package nestedhost_test
 
 import (
+	"bytes"
+	"io"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"testing"
 	"time"
 
@@ -52,11 +55,12 @@ func runTests(t *testing.T, m *nestedhost.Machine, pkg, pattern string, env ...s
 func runTestsFor(t *testing.T, m *nestedhost.Machine, limit time.Duration, pkg, pattern string, env ...string) {
 	t.Helper()
 	binary := "/root/" + path.Base(pkg) + ".test"
+	var said bytes.Buffer
 	compile(t, m, binary, "test", "-c", pkg)
 	code, err := m.Exec(within(t, limit+time.Minute), nestedhost.Command{
 		Argv:   []string{binary, "-test.v", "-test.failfast", "-test.timeout=" + limit.String(), "-test.run=" + pattern},
 		Env:    append(env, vmmtest.ImageVar+"="+remoteImage, vmmtest.AcceleratorVar+"=kvm"),
-		Stdout: t.Output(), Stderr: t.Output(),
+		Stdout: io.MultiWriter(t.Output(), &said), Stderr: t.Output(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -64,7 +68,19 @@ func runTestsFor(t *testing.T, m *nestedhost.Machine, limit time.Duration, pkg, 
 	if code != 0 {
 		t.Errorf("the tests of %s ended with %d", pkg, code)
 	}
+	for _, line := range skips.FindAllString(said.String(), -1) {
+		t.Errorf("the tests of %s: %s", pkg, line)
+	}
+	if !passes.Match(said.Bytes()) {
+		t.Errorf("of %s no test has run", pkg)
+	}
 }
+
+// What `go test -v` prints, and what our tests say when they leave something out without being skipped.
+var (
+	skips  = regexp.MustCompile(`(?m)^.*(--- SKIP|SKIPPED:).*$`)
+	passes = regexp.MustCompile(`(?m)^--- PASS`)
+)
 
 // TestUnderKVM runs, in one machine, what needs KVM.
 func TestUnderKVM(t *testing.T) {

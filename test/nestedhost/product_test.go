@@ -35,7 +35,14 @@ func asAUser(t *testing.T, m *nestedhost.Machine, vmm string) {
 	})
 	doctor := sh(t, m, "warmboot doctor || true")
 	t.Logf("$ warmboot doctor\n%s", doctor)
-	for _, want := range []string{"KVM", "a kernel boots under "} {
+	wanted := []string{"✓ KVM                  a kernel boots under "}
+	if vmm == "firecracker" {
+		wanted = append(wanted, "✓ jailer  ", "✓ microVMs run under   Firecracker ", "✓ cgroup v2  ", "✓ runtime image  ", "✓ network slots        microVMs get TAPs")
+	}
+	if strings.Contains(doctor, "✗") {
+		t.Error("doctor says that something fails")
+	}
+	for _, want := range wanted {
 		if !strings.Contains(doctor, want) {
 			t.Errorf("doctor does not say %q", want)
 		}
