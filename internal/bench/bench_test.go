@@ -79,6 +79,9 @@ func TestOverheadIsWhatNeitherVMMNorGuestSpent(t *testing.T) {
 	if got := s.Overhead(); math.Abs(got-0.015) > 1e-9 {
 		t.Errorf("Overhead() = %v, want 0.015", got)
 	}
+	if boot, restore := s.Boot(), s.VMMToDocker(); math.Abs(boot-0.29) > 1e-9 || math.Abs(restore-0.285) > 1e-9 {
+		t.Errorf("Boot() = %v, want 0.29; VMMToDocker() = %v, want 0.285", boot, restore)
+	}
 }
 
 func TestTable(t *testing.T) {
@@ -170,7 +173,7 @@ func example() Result {
 		f := 1 + float64(i*i)/800
 		r.Warm = append(r.Warm, Sample{Ready: 0.232 * f, Running: 4.1 * f,
 			Phases: phases("disk", 0.007*f, "vmm", 0.041*f, "restore", 0.014*f, "reidentify", 0.098*f, "docker", 0.062*f, "pull", 1.9*f, "start", 1.968*f)})
-		r.Floor = append(r.Floor, Sample{Ready: 0.171 * f, Phases: phases("disk", 0.006*f, "vmm", 0.039*f, "restore", 0.012*f, "docker", 0.114*f)})
+		r.Floor = append(r.Floor, Sample{Ready: 0.185 * f, Phases: phases("disk", 0.02*f, "vmm", 0.039*f, "restore", 0.012*f, "docker", 0.114*f)})
 	}
 	for i := range 5 {
 		f := 1 + float64(i)/50

@@ -34,6 +34,11 @@ func boots(samples []Sample) []float64 {
 	return collect(samples, func(s Sample) (float64, bool) { return s.Boot(), true })
 }
 
+// vmmToDocker are the samples' times from the start of the VMM on.
+func vmmToDocker(samples []Sample) []float64 {
+	return collect(samples, func(s Sample) (float64, bool) { return s.VMMToDocker(), true })
+}
+
 func collect(samples []Sample, f func(Sample) (float64, bool)) []float64 {
 	var values []float64
 	for _, s := range samples {

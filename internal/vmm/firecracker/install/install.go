@@ -35,7 +35,8 @@ const Version = "v1.15.1"
 // deleted, lie on a disk that allows no programs, and be another one for each server of a machine.
 const Dir = "/usr/local/lib/warmboot/firecracker"
 
-// The archive that is published, and its digest as its makers publish it beside it (…tgz.sha256.txt).
+// The archive that is published, and its digest as its makers publish it beside it (…tgz.sha256.txt). TestThePublishedDigest asks them. Without a
+// network there are others who have taken it from there: https://github.com/bencherdev/bencher, plus/bencher_runner/build.rs, and see ADR 23.
 const (
 	archiveURL    = "https://github.com/firecracker-microvm/firecracker/releases/download/" + Version + "/firecracker-" + Version + "-x86_64.tgz"
 	archiveSHA256 = "d4a32ab2322d887ca1bc4a4e7afa9cc35393e6362dfc2b3becb389d362e4275a"

@@ -7,13 +7,16 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -545,4 +548,44 @@ func TestWhereItMayNotBe(t *testing.T) {
 	_, _, err := Install(t.Context(), Config{Dir: filepath.Join(file, "below")})
 	wantCode(t, err, warmboot.Internal, "not a directory")
 	wantCode(t, failure(&fs.PathError{Op: "mkdir", Path: Dir, Err: syscall.EACCES}), warmboot.Denied, "run it as root", Dir)
+}
+
+// downloadVar makes the test that follows ask the makers themselves.
+const downloadVar = "WARMBOOT_TEST_DOWNLOAD"
+
+// A digit that is wrong in archiveSHA256 would keep everybody from installing anything, and no test without a network can tell.
+func TestThePublishedDigest(t *testing.T) {
+	if os.Getenv(downloadVar) != "1" {
+		t.Skipf("SKIPPED: whether the pinned checksum is the published one: it downloads the real release; where %s can be reached, set %s=1", archiveURL, downloadVar)
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, archiveURL+".sha256.txt", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(io.LimitReader(res.Body, 4096))
+	if err := errors.Join(err, res.Body.Close()); err != nil || res.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v", req.URL, res.Status, err)
+	}
+	// sha256sum's format, with the archive's name.
+	if published := strings.Fields(string(text)); len(published) != 2 || published[0] != archiveSHA256 || strings.TrimPrefix(published[1], "*") != filepath.Base(archiveURL) {
+		t.Fatalf("published is %q, and archiveSHA256 is %s", text, archiveSHA256)
+	}
+	binary, _, err := Install(ctx, Config{Dir: filepath.Join(t.TempDir(), "firecracker"), Client: client})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"firecracker": "Firecracker " + Version, "jailer": "Jailer " + Version} {
+		if out, err := exec.CommandContext(ctx, filepath.Join(filepath.Dir(binary), name), "--version").Output(); err != nil || !strings.HasPrefix(string(out), want) {
+			t.Errorf("%s --version: %q, %v", name, out, err)
+		}
+	}
 }
