@@ -71,7 +71,7 @@ func (m *machine) LimitCPU(cpus float64) error {
 	if err == nil || jail.unlimited && errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	return warmboot.Errorf(warmboot.Internal, op, "machine %s could not be held to %g CPUs by its cgroup, and a limit was asked for: %w", m.handle.ID, cpus, err)
+	return warmboot.Errorf(warmboot.Internal, op, "machine %s could not be held to %g CPUs: %w; its cgroup must be there, and writable", m.handle.ID, cpus, err)
 }
 
 func (m *machine) Pause(ctx context.Context) error {
