@@ -79,6 +79,9 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 	if err := l.time(ctx, warmboot.PhaseDocker, l.vm.awaitDocker); err != nil {
 		return controlplane.Booted{}, bootError(ctx, l.vm.machine, op, a.RestoreTimeout, err)
 	}
+	if err := limitCPU(l.vm.machine, m.Spec); err != nil {
+		return controlplane.Booted{}, err
+	}
 	return controlplane.Booted{Phases: l.phases}, nil
 }
 
@@ -164,6 +167,9 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 			return controlplane.Booted{}, bootError(ctx, l.vm.machine, op, a.BootTimeout, err)
 		}
 	}
+	if err := limitCPU(l.vm.machine, m.Spec); err != nil {
+		return controlplane.Booted{}, err
+	}
 	return controlplane.Booted{Phases: l.phases}, nil
 }
 
@@ -193,6 +199,23 @@ func (l *launch) readable(ctx context.Context, d vmm.Disk, owner vmm.Owner) (vmm
 // size is the microVM's that a container needs: never smaller than the default, which is also a snapshot's.
 func (a *Agent) size(s warmboot.ContainerSpec) (vcpus, memoryMiB int) {
 	return max(a.VCPUs, int(math.Ceil(s.CPULimit))), max(a.MemoryMiB, s.MemoryLimitMB)
+}
+
+// cpuHeadroom is how many CPUs a machine may use besides those of its container's limit. To that the guest's own Docker holds the container, and the
+// machine's limit is for when the guest no longer does what we say. Until then Docker, the guest agent and the VMM do their work in the
+// headroom: without it a container that uses all that it may would get less for their sake, and one with a hundredth of a CPU, which is the least that
+// Docker takes, could hardly be stopped in order.
+const cpuHeadroom = 0.1
+
+// limitCPU holds a machine whose Docker has answered to its container's limit, on the host, where the VMM can do that. Only now: a boot may take what the
+// machine has, so that a container with a small limit boots as fast as any. Images are pulled, commands run and Docker is stopped within the limit. It is
+// the machine's as long as it lives, and so needs nothing more when the machine is taken charge of again.
+func limitCPU(m vmm.Machine, s warmboot.ContainerSpec) error {
+	limiter, ok := m.(vmm.CPULimiter)
+	if !ok || s.CPULimit == 0 {
+		return nil
+	}
+	return limiter.LimitCPU(s.CPULimit + cpuHeadroom)
 }
 
 // own gives a file to a VMM's user.

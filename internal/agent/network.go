@@ -54,7 +54,8 @@ func networkOf(s warmboot.ContainerSpec) hostnet.Wants {
 	return w
 }
 
-// owner is the user that the VMM in a slot runs as. Slot 0 has the id after the shared group's.
+// owner is the user that the VMM in a slot runs as. Slot 0 has the id after the shared group's. The group is for reading snapshots; what is one
+// container's is closed to it (docs/adr/0020-jailer.md).
 func (a *Agent) owner(slot *hostnet.Slot) vmm.Owner {
 	if os.Geteuid() != 0 {
 		return vmm.Owner{}

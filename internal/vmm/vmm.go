@@ -64,6 +64,14 @@ type MemoryReclaimer interface {
 	Reclaim(ctx context.Context, mib int) (int, error)
 }
 
+// CPULimiter is a Machine that its host can hold to less than its CPUs. The guest has no say in that, nor any means to tell.
+type CPULimiter interface {
+	// LimitCPU lets the machine, its VMM included, use so many CPUs from now on: a fraction at will, and never more than it has. That holds as
+	// long as the machine does, whoever takes charge of it. An error means that it is not held to that. It is none where whoever set up the driver has
+	// asked for machines without limits.
+	LimitCPU(cpus float64) error
+}
+
 // ConsoleKeeper is a Machine that also keeps the end of what the guest's kernel has printed.
 type ConsoleKeeper interface {
 	// Console is that text; empty if nothing was printed, or if an earlier process of ours was the one to read it.

@@ -304,7 +304,7 @@ func changed(t *testing.T, s *server, _ api.Image) {
 	}
 	s.must("stop", "after")
 	port := strings.Split(freeAddr(t), ":")[1]
-	if _, stderr, code := s.warmboot("update", "-m", "768m", "--cpus", "2", "-p", port+":8080", "after"); code != 0 || !strings.Contains(stderr, "from the next start on") {
+	if _, stderr, code := s.warmboot("update", "-m", "768m", "--cpus", "1.5", "-p", port+":8080", "after"); code != 0 || !strings.Contains(stderr, "from the next start on") {
 		t.Errorf("update: exit code %d, %q", code, stderr)
 	}
 	s.must("start", "after")
@@ -314,8 +314,14 @@ func changed(t *testing.T, s *server, _ api.Image) {
 	if got := fetch(t, "http://127.0.0.1:"+port+"/"); got != "after\n" {
 		t.Errorf("the published port answered %q", got)
 	}
-	if out := s.must("exec", "after", "sh", "-c", "nproc; cat /sys/fs/cgroup/cpu.max; ping -c 1 -W 1 $(hostname) | grep -c from; cat /etc/hostname"); out != "2\n200000 100000\n1\nafter" {
+	if out := s.must("exec", "after", "sh", "-c", "nproc; cat /sys/fs/cgroup/cpu.max; ping -c 1 -W 1 $(hostname) | grep -c from; cat /etc/hostname"); out != "2\n150000 100000\n1\nafter" {
 		t.Errorf("the container says %q", out)
+	}
+	if onFirecracker { // which the host holds to it as well
+		file := filepath.Join("/sys/fs/cgroup/warmboot", container(t, s, "after").VMID, "cpu.max")
+		if got, err := os.ReadFile(file); strings.TrimSpace(string(got)) != "160000 100000" {
+			t.Errorf("%s is %q, %v", file, got, err)
+		}
 	}
 
 	// Docker in the microVM is told of the restart policy while the container runs.

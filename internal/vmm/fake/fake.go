@@ -37,6 +37,7 @@ const (
 	StepSnapshot Step = "snapshot"
 	StepDial     Step = "dial"
 	StepStop     Step = "stop" // the machine is stopped even so
+	StepLimitCPU Step = "limit CPU of"
 )
 
 // Config is what a Driver needs. Every field may be zero.

@@ -31,7 +31,10 @@ type machine struct {
 	conns  map[net.Conn]bool // nil once the machine has ended
 }
 
-var _ vmm.Machine = (*machine)(nil)
+var (
+	_ vmm.Machine    = (*machine)(nil)
+	_ vmm.CPULimiter = (*machine)(nil)
+)
 
 func (m *machine) Handle() vmm.Handle        { return m.handle }
 func (m *machine) Timings() []warmboot.Phase { return m.timings }
@@ -86,6 +89,15 @@ func (m *machine) Snapshot(ctx context.Context, opts vmm.SnapshotOptions) (vmm.S
 		MemoryFile: m.spec.MemoryFile, StateFile: opts.StateFile, VCPUs: m.spec.VCPUs, MemoryMiB: m.spec.MemoryMiB,
 		Kernel: m.spec.Kernel, Initrd: m.spec.Initrd, KernelArgs: m.spec.KernelArgs,
 	}, nil
+}
+
+// LimitCPU notes the limit. Nothing is held to it.
+func (m *machine) LimitCPU(cpus float64) error {
+	if err := m.step(context.Background(), StepLimitCPU); err != nil {
+		return err
+	}
+	m.state.limitCPU(min(cpus, float64(m.spec.VCPUs)))
+	return nil
 }
 
 // DialGuest connects to the guest. The connection is a real socket, so that it has room for words that the guest has

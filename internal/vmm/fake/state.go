@@ -16,6 +16,7 @@ type State struct {
 	ended   bool
 	ran     time.Duration // until since
 	since   time.Time     // when it last began to run
+	cpus    float64
 }
 
 func newState(m *machine, memory []byte, uptime time.Duration) *State {
@@ -45,6 +46,19 @@ func (s *State) Run(f func(memory []byte)) bool {
 func (s *State) Uptime() time.Duration {
 	uptime, _ := s.clock()
 	return uptime
+}
+
+// CPULimit is how many CPUs the machine has been limited to, 0 if it has not.
+func (s *State) CPULimit() float64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cpus
+}
+
+func (s *State) limitCPU(cpus float64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cpus = cpus
 }
 
 // PowerOff ends the machine from inside.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,21 +34,30 @@ type limit struct{ file, value string }
 const (
 	// cpuPeriod is the kernel's own, in microseconds.
 	cpuPeriod = 100_000
+	// cpuLeast is the least of a period that the kernel takes for a limit.
+	cpuLeast = 1_000
 	// maxThreads is far more than Firecracker has besides its CPUs' threads, and too few to be a burden.
 	maxThreads = 64
 )
 
-// limits are what a machine may use of the host. It may have its CPUs in full, and Firecracker's own work is done in that time.
+// limits are what a machine may use of the host. It may have its CPUs in full, and Firecracker's own work is done in that time. A container may get less
+// once its machine is up (limitCPU), but not less memory: it never needs more than its guest has.
 func limits(spec vmm.Spec) []limit {
 	memory := spec.MemoryMiB + memoryOverhead(spec.MemoryMiB)
 	if spec.MemoryFile != "" {
 		memory += spec.MemoryMiB // it is written there, and if that is memory too, then it counts twice
 	}
 	return []limit{
-		{"cpu.max", fmt.Sprintf("%d %d", spec.VCPUs*cpuPeriod, cpuPeriod)},
+		cpuLimit(spec, float64(spec.VCPUs)),
 		{"memory.max", strconv.Itoa(memory << 20)},
 		{"pids.max", strconv.Itoa(spec.VCPUs + maxThreads)},
 	}
+}
+
+// cpuLimit is so many CPUs of those that a machine has.
+func cpuLimit(spec vmm.Spec, cpus float64) limit {
+	quota := math.Round(min(cpus, float64(spec.VCPUs)) * cpuPeriod)
+	return limit{"cpu.max", fmt.Sprintf("%d %d", max(int(quota), cpuLeast), cpuPeriod)}
 }
 
 // memoryOverhead is how many MiB a machine may use besides its guest's memory, for a guest of so many. It uses 7 or 8: 3 for the copy of
@@ -212,6 +222,19 @@ func openLimited(path string, limits []limit) (*os.File, error) {
 		}
 	}
 	return os.Open(path)
+}
+
+// limitCPU changes the limit of a machine that runs. It is an fs.ErrNotExist if the machine has no group.
+func (c *cgroups) limitCPU(spec vmm.Spec, cpus float64) error {
+	root, err := hierarchy()
+	if err != nil {
+		return err
+	}
+	if root == "" {
+		return fmt.Errorf("there is no cgroup v2 here: %w", fs.ErrNotExist)
+	}
+	l := cpuLimit(spec, cpus)
+	return writeFile(filepath.Join(root, c.name, spec.ID, l.file), l.value)
 }
 
 // emptyLimit is how long killed processes may take to be gone.

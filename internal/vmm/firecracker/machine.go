@@ -3,6 +3,7 @@ package firecracker
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -45,6 +46,7 @@ var (
 	_ vmm.Machine         = (*machine)(nil)
 	_ vmm.ConsoleKeeper   = (*machine)(nil)
 	_ vmm.MemoryReclaimer = (*machine)(nil)
+	_ vmm.CPULimiter      = (*machine)(nil)
 )
 
 func (m *machine) Handle() vmm.Handle        { return m.handle }
@@ -54,6 +56,23 @@ func (m *machine) Done() <-chan struct{}     { return m.process.Done() }
 // Console is the end of what the guest's kernel has printed, for finding out why a boot failed. It is kept in memory by the process
 // that started the machine; after Recover there is none.
 func (m *machine) Console() string { return m.console.String() }
+
+// LimitCPU lowers what the machine's cgroup may use. A process that is not in a jail has none.
+func (m *machine) LimitCPU(cpus float64) error {
+	const op = "limit CPU of machine"
+	if cpus <= 0 {
+		return warmboot.Errorf(warmboot.Invalid, op, "machine %s cannot run on %g CPUs", m.handle.ID, cpus)
+	}
+	if !m.kept.Jailed {
+		return nil
+	}
+	jail := m.driver.jail
+	err := jail.cgroups.limitCPU(m.kept.Spec, cpus)
+	if err == nil || jail.unlimited && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return warmboot.Errorf(warmboot.Internal, op, "machine %s could not be held to %g CPUs: %w; its cgroup must be there, and writable", m.handle.ID, cpus, err)
+}
 
 func (m *machine) Pause(ctx context.Context) error {
 	return m.command(ctx, "pause machine", func(c *Client) error { return c.Pause(ctx) })
