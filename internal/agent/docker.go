@@ -316,7 +316,7 @@ func (a *Agent) stopDocker(ctx context.Context, c *container, vm *microVM, grace
 	log := a.Log.With("container_id", c.id)
 	seconds := int(grace.Round(time.Second).Seconds())
 	if _, err := vm.docker.ContainerStop(ctx, ociContainer, client.ContainerStopOptions{Timeout: &seconds}); err != nil && !cerrdefs.IsNotFound(err) {
-		log.Warn("The container could not be stopped in good order", "err", err)
+		log.Warn("The container could not be stopped in good order", "err", brief{err})
 	}
 	code := -1
 	if res, err := vm.docker.ContainerInspect(ctx, ociContainer, client.ContainerInspectOptions{}); err == nil && res.Container.State != nil && !res.Container.State.Running {

@@ -272,7 +272,7 @@ func TestFramesThatClaimMuch(t *testing.T) {
 	}
 }
 
-func TestLogsWithoutEndAreNotSaved(t *testing.T) {
+func TestNoMoreLogsAreSavedThanThereIsRoomFor(t *testing.T) {
 	long := strings.Repeat("a", 1000) + "\n"
 	for name, repeated := range map[string]string{
 		"lines":                   whole(1, "2026-01-24T12:00:00Z "+long),
@@ -282,7 +282,13 @@ func TestLogsWithoutEndAreNotSaved(t *testing.T) {
 		"what JSON makes longest": whole(1, "\x00\x00\x00\x00"),
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := startDocker(t, func(conn *net.UnixConn, _ *http.Request) { flood(conn, answered, repeated) })
+			d := startDocker(t, func(conn *net.UnixConn, _ *http.Request) {
+				repeated := strings.Repeat(repeated, 1+(64<<10)/len(repeated))
+				_, err := io.WriteString(conn, answered)
+				for sent := 0; sent < 4*savedBytes && err == nil; sent += len(repeated) { // not without end: a fault is not to fill the disk
+					_, err = io.WriteString(conn, repeated)
+				}
+			})
 			c := &container{dir: t.TempDir()}
 			if err := inBounds(t, func(ctx context.Context) error { return saveLogs(ctx, d, c) }); err != nil {
 				t.Fatal(err)
