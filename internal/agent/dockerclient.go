@@ -102,12 +102,14 @@ type boundedWire struct{ *http.Transport }
 
 func (w boundedWire) RoundTrip(req *http.Request) (*http.Response, error) {
 	res, err := w.Transport.RoundTrip(req)
-	if err != nil || res.StatusCode == http.StatusSwitchingProtocols {
-		return res, err
+	if err != nil {
+		return nil, err
 	}
 	limit := int64(answerLimit)
 	switch path := req.URL.Path; {
-	case res.StatusCode >= http.StatusBadRequest:
+	case res.StatusCode == http.StatusSwitchingProtocols && req.Header.Get("Upgrade") != "":
+		return res, nil
+	case res.StatusCode < http.StatusOK, res.StatusCode >= http.StatusBadRequest:
 		limit = refusalLimit
 	case strings.HasSuffix(path, "/containers/"+ociContainer+"/logs"):
 		return res, nil // its reader takes it in pieces
@@ -118,7 +120,7 @@ func (w boundedWire) RoundTrip(req *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// boundedBody is an answer's body that fails behind its limit.
+// boundedBody is an answer's body that fails behind its limit, and is closed then: Docker's client does not close what it cannot read.
 type boundedBody struct {
 	io.ReadCloser
 	req         *http.Request
@@ -128,6 +130,7 @@ type boundedBody struct {
 func (b *boundedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if b.left -= int64(n); b.left < 0 {
+		_ = b.Close()
 		return 0, fmt.Errorf("docker in the microVM answered %s %s with more than %d bytes", b.req.Method, b.req.URL.Path, b.limit)
 	}
 	return n, err

@@ -182,7 +182,7 @@ func saveLogs(ctx context.Context, d *dockerClient, c *container) error {
 func copyLines(w io.Writer, r *logReader) error {
 	for size := 0; ; {
 		l, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
