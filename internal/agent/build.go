@@ -195,7 +195,7 @@ func (b *build) bootGuest(ctx context.Context, m vmm.Machine, n vmm.Network, id 
 	for _, s := range q.GetSteps() {
 		b.a.Log.Debug("Quiesced", "snapshot_id", id, "step", s)
 	}
-	b.dockerVersion = q.GetDockerVersion()
+	b.dockerVersion = guestrpc.Brief(q.GetDockerVersion())
 	return guest, nil
 }
 

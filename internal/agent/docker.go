@@ -18,6 +18,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/controlplane"
+	"warmboot/internal/guestrpc"
 	"warmboot/internal/telemetry/span"
 )
 
@@ -202,16 +203,8 @@ func (a *Agent) pull(ctx context.Context, vm *microVM, image string, auth *contr
 		return pullError(ctx, image, host, err)
 	}
 	defer res.Close()
-	for msg, err := range res.JSONMessages(ctx) {
-		if err == nil && msg.Error != nil {
-			err = msg.Error
-		}
-		if err != nil {
-			return pullError(ctx, image, host, err)
-		}
-		if msg.Status != "" && msg.ID == "" {
-			step(msg.Status)
-		}
+	if err := followPull(res, step); err != nil {
+		return pullError(ctx, image, host, err)
 	}
 	return nil
 }
@@ -259,7 +252,7 @@ func pullError(ctx context.Context, image, host string, err error) error {
 	case strings.Contains(text, "no space left"):
 		advice = "the image does not fit on the container's disk, or the host's disk is full"
 	}
-	return &warmboot.Error{Code: warmboot.ImagePull, Op: "pull image " + image, Msg: advice, Err: err}
+	return &warmboot.Error{Code: warmboot.ImagePull, Op: "pull image " + image, Msg: advice, Err: brief{err}}
 }
 
 // dockerError keeps apart what the caller asked for wrongly and what went wrong by itself.
@@ -276,8 +269,14 @@ func dockerError(op string, err error) error {
 	case cerrdefs.IsConflict(err):
 		code = warmboot.Conflict
 	}
-	return &warmboot.Error{Code: code, Op: op, Err: err}
+	return &warmboot.Error{Code: code, Op: op, Err: brief{err}}
 }
+
+// brief is an error in a guest's words.
+type brief struct{ error }
+
+func (b brief) Error() string { return guestrpc.Brief(b.error.Error()) }
+func (b brief) Unwrap() error { return b.error }
 
 // StopContainer lets the command end within grace, keeps its logs, shuts the machine down and keeps its disk. Idempotent; a
 // container without a machine is stopped already. It returns the command's exit code, -1 if it is not known.
@@ -317,7 +316,7 @@ func (a *Agent) stopDocker(ctx context.Context, c *container, vm *microVM, grace
 	log := a.Log.With("container_id", c.id)
 	seconds := int(grace.Round(time.Second).Seconds())
 	if _, err := vm.docker.ContainerStop(ctx, ociContainer, client.ContainerStopOptions{Timeout: &seconds}); err != nil && !cerrdefs.IsNotFound(err) {
-		log.Warn("The container could not be stopped in good order", "err", err)
+		log.Warn("The container could not be stopped in good order", "err", brief{err})
 	}
 	code := -1
 	if res, err := vm.docker.ContainerInspect(ctx, ociContainer, client.ContainerInspectOptions{}); err == nil && res.Container.State != nil && !res.Container.State.Running {

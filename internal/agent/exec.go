@@ -6,7 +6,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/client"
 
 	"warmboot"
@@ -35,21 +34,29 @@ func (a *Agent) Exec(ctx context.Context, id warmboot.ID, spec controlplane.Exec
 	if err != nil {
 		return nil, dockerError("exec", err)
 	}
-	// The session outlives the call that asked for it; Close ends it.
-	conn, err := vm.docker.ExecAttach(context.WithoutCancel(ctx), created.ID, client.ExecAttachOptions{TTY: spec.TTY})
+	s, err := startExec(ctx, vm.docker, created.ID, spec.TTY)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// startExec starts a command that Docker has created. The session outlives ctx; Close ends it.
+func startExec(ctx context.Context, d *dockerClient, id string, tty bool) (*execSession, error) {
+	conn, err := d.attach(ctx, id, tty)
 	if err != nil {
 		return nil, dockerError("exec", err)
 	}
-	s := &execSession{docker: vm.docker, id: created.ID, conn: conn.HijackedResponse, output: make(chan execOutput), closed: make(chan struct{})}
-	go s.copyOutput(spec.TTY)
+	s := &execSession{docker: d, id: id, conn: conn, output: make(chan execOutput), closed: make(chan struct{})}
+	go s.copyOutput(tty)
 	return s, nil
 }
 
 // execSession is a command that runs in a guest's Docker.
 type execSession struct {
-	docker *client.Client
+	docker *dockerClient
 	id     string
-	conn   client.HijackedResponse
+	conn   duplex
 	output chan execOutput
 	err    error // why output ended; set before output is closed
 	closed chan struct{}
@@ -66,10 +73,10 @@ func (s *execSession) copyOutput(tty bool) {
 	defer close(s.output)
 	stdout := execWriter{s, "stdout"}
 	if tty {
-		_, s.err = io.Copy(stdout, s.conn.Reader)
+		_, s.err = io.Copy(stdout, s.conn)
 		return
 	}
-	_, s.err = stdcopy.StdCopy(stdout, execWriter{s, "stderr"}, s.conn.Reader)
+	s.err = splitOutput(stdout, execWriter{s, "stderr"}, s.conn)
 }
 
 type execWriter struct {
@@ -91,7 +98,7 @@ func (s *execSession) Stdin() io.WriteCloser { return execStdin{s} }
 
 type execStdin struct{ s *execSession }
 
-func (w execStdin) Write(p []byte) (int, error) { return w.s.conn.Conn.Write(p) }
+func (w execStdin) Write(p []byte) (int, error) { return w.s.conn.Write(p) }
 func (w execStdin) Close() error                { return w.s.conn.CloseWrite() }
 
 // Next gives the next piece of output; io.EOF when the command has ended and all its output is out.

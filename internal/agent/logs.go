@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -14,16 +15,21 @@ import (
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
-	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/client"
 
 	"warmboot"
 	"warmboot/internal/controlplane"
 )
 
-// logFile keeps the output of a container whose microVM is gone: JSON lines, oldest first. Docker keeps no more than 10 MB of
-// it in the guest, so it is no larger here.
+// logFile keeps the output of a container whose microVM is gone: JSON lines, oldest first.
 const logFile = "log.jsonl"
+
+// Docker in our images keeps 10 MB of output in the guest, which are at most 150,000 lines, and all of it is kept here. These are for a guest that
+// says more: an image of an operator's own whose Docker keeps all, of which the last lines are asked for, and a hostile guest that gives no heed.
+const (
+	savedLines = 200_000
+	savedBytes = 32 << 20 // of logFile
+)
 
 // Logs streams the command's output, oldest first; of a stopped container too.
 func (a *Agent) Logs(ctx context.Context, id warmboot.ID, opts controlplane.LogOptions) (controlplane.LogReader, error) {
@@ -39,7 +45,7 @@ func (a *Agent) Logs(ctx context.Context, id warmboot.ID, opts controlplane.LogO
 }
 
 // dockerLogs reads the output from the guest's Docker.
-func dockerLogs(ctx context.Context, d *client.Client, opts controlplane.LogOptions) (*logReader, error) {
+func dockerLogs(ctx context.Context, d *dockerClient, opts controlplane.LogOptions) (*logReader, error) {
 	tail := "all"
 	if opts.Tail >= 0 {
 		tail = strconv.Itoa(opts.Tail)
@@ -70,7 +76,7 @@ func dockerLogs(ctx context.Context, d *client.Client, opts controlplane.LogOpti
 			}}
 		}
 		stdout, stderr := send("stdout"), send("stderr")
-		_, err := stdcopy.StdCopy(stdout, stderr, raw)
+		err := splitOutput(stdout, stderr, raw)
 		done <- errors.Join(err, stdout.flush(), stderr.flush())
 		close(lines)
 	}()
@@ -114,19 +120,22 @@ type lineWriter struct {
 }
 
 func (w *lineWriter) Write(p []byte) (int, error) {
+	searched := len(w.rest) // a guest that writes byte by byte has not all of it searched every time
 	w.rest = append(w.rest, p...)
 	for {
-		end := bytes.IndexByte(w.rest, '\n') + 1
-		if end == 0 && len(w.rest) < maxLogLine {
+		end := bytes.IndexByte(w.rest[searched:], '\n') + 1
+		switch {
+		case end > 0:
+			end += searched
+		case len(w.rest) < maxLogLine:
 			return len(p), nil
-		}
-		if end == 0 {
+		default:
 			end = maxLogLine
 		}
 		if err := w.emitLine(w.rest[:end]); err != nil {
 			return 0, err
 		}
-		w.rest = w.rest[end:]
+		w.rest, searched = w.rest[end:], 0
 	}
 }
 
@@ -147,9 +156,10 @@ func (w *lineWriter) emitLine(line []byte) error {
 	return w.emit(l)
 }
 
-// saveLogs writes a container's output to the host before its microVM goes.
-func saveLogs(ctx context.Context, d *client.Client, c *container) error {
-	r, err := dockerLogs(ctx, d, controlplane.LogOptions{Tail: -1})
+// saveLogs writes a container's output to the host before its microVM goes. Where that would be more than savedBytes it ends early, and says so in
+// its last line.
+func saveLogs(ctx context.Context, d *dockerClient, c *container) error {
+	r, err := dockerLogs(ctx, d, controlplane.LogOptions{Tail: savedLines})
 	if err != nil {
 		return err
 	}
@@ -161,23 +171,36 @@ func saveLogs(ctx context.Context, d *client.Client, c *container) error {
 	}
 	defer f.Close()
 	buf := bufio.NewWriter(f)
-	enc := json.NewEncoder(buf)
-	for {
-		l, err := r.Next()
-		if err == io.EOF {
-			break
-		}
-		if err == nil {
-			err = enc.Encode(l)
-		}
-		if err != nil {
-			return errors.Join(err, os.Remove(tmp))
-		}
-	}
-	if err := errors.Join(buf.Flush(), f.Sync()); err != nil {
+	err = copyLines(buf, r)
+	if err := errors.Join(err, buf.Flush(), f.Sync()); err != nil {
 		return errors.Join(err, os.Remove(tmp))
 	}
 	return os.Rename(tmp, filepath.Join(c.dir, logFile))
+}
+
+// copyLines writes lines as JSON, at most savedBytes of them and one that says so.
+func copyLines(w io.Writer, r *logReader) error {
+	for size := 0; ; {
+		l, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		text, err := json.Marshal(l)
+		if err != nil {
+			return err
+		}
+		size += len(text) + 1
+		if size > savedBytes {
+			l.Stream, l.Text = "stderr", fmt.Sprintf("warmboot: the output was cut here: no more than %d MiB of it are kept\n", savedBytes>>20)
+			return json.NewEncoder(w).Encode(l)
+		}
+		if _, err := w.Write(append(text, '\n')); err != nil {
+			return err
+		}
+	}
 }
 
 // savedLogs reads what saveLogs wrote. A container that never ran has nothing.

@@ -5,8 +5,6 @@ import (
 	"net"
 	"time"
 
-	"github.com/moby/moby/client"
-
 	"warmboot"
 	guestv1 "warmboot/gen/guest/v1"
 	"warmboot/internal/guestrpc"
@@ -19,7 +17,7 @@ import (
 type microVM struct {
 	machine vmm.Machine
 	slot    *hostnet.Slot
-	docker  *client.Client  // speaks through whatever connection there is to the guest
+	docker  *dockerClient   // speaks through whatever connection there is to the guest
 	undo    *rollback.Stack // ends the machine and gives back what it took; its disk stays
 	unwatch func()          // ends the wait for the command's end; nil before the command is started
 
@@ -111,19 +109,15 @@ func (vm *microVM) awaitDocker(ctx context.Context) error {
 	if err != nil || vm.docker != nil {
 		return err
 	}
-	vm.docker, err = client.New(
-		client.WithHost("http://docker.invalid"), // never resolved: the dialer below ignores it
-		client.WithDialContext(func(ctx context.Context, _, _ string) (net.Conn, error) {
-			g, err := vm.reach(ctx)
-			if err != nil {
-				return nil, err
-			}
-			return g.DialDocker(ctx)
-		}),
-		client.WithAPIVersion(res.GetApiVersion()),
-	)
+	vm.docker, err = newDockerClient(func(ctx context.Context) (net.Conn, error) {
+		g, err := vm.reach(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return g.DialDocker(ctx)
+	}, res.GetApiVersion())
 	if err != nil {
-		return &warmboot.Error{Code: warmboot.Internal, Op: "speak to Docker", Err: err}
+		return &warmboot.Error{Code: warmboot.Internal, Op: "speak to Docker", Msg: guestrpc.Brief(err.Error())}
 	}
 	return nil
 }

@@ -3,9 +3,13 @@ package agent
 import (
 	"bufio"
 	"context"
+	"errors"
+	"io"
 	"net"
+	"net/http"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -177,6 +181,66 @@ func TestNobodyWaitsForAMuteAgent(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestACommandThroughTheTunnel: its input ends before its output, through all that lies between the agent and a guest's Docker.
+func TestACommandThroughTheTunnel(t *testing.T) {
+	t.Parallel()
+	vm := newMicroVM(startMachine(t, func(conn net.Conn) {
+		session, err := guestrpc.Accept(conn, nil)
+		if err != nil {
+			return
+		}
+		defer session.Close()
+		for {
+			stream, err := session.AcceptStream()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer stream.Close()
+				r, req := bufio.NewReader(stream), &guestv1.Request{}
+				if guestrpc.ReadMessage(r, req) != nil {
+					return
+				}
+				if req.GetTunnel() == nil {
+					guestrpc.WriteMessage(stream, &guestv1.Response{Result: &guestv1.Response_WaitDocker{WaitDocker: &guestv1.WaitDockerResponse{ApiVersion: "1.45"}}})
+					return
+				}
+				guestrpc.WriteMessage(stream, &guestv1.Response{Result: &guestv1.Response_Tunnel{Tunnel: &guestv1.TunnelResponse{}}})
+				in := bufio.NewReader(&guestrpc.ChunkReader{R: r})
+				start, err := http.ReadRequest(in)
+				if err != nil {
+					return
+				}
+				io.Copy(io.Discard, start.Body)
+				io.WriteString(stream, upgraded)
+				text, _ := io.ReadAll(in)
+				io.WriteString(stream, whole(1, strings.ToUpper(string(text))))
+			}()
+		}
+	}), nil)
+	defer vm.hangUp()
+	if err := vm.awaitDocker(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s, err := startExec(t.Context(), vm.docker, "x", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := io.WriteString(s.Stdin(), "input"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Stdin().Close(); err != nil {
+		t.Fatal(err)
+	}
+	if stream, data, err := s.Next(); stream != "stdout" || string(data) != "INPUT" || err != nil {
+		t.Errorf("%s %q, error %v", stream, data, err)
+	}
+	if _, _, err := s.Next(); !errors.Is(err, io.EOF) {
+		t.Errorf("the end is %v", err)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/controlplane"
+	"warmboot/internal/guestrpc"
 )
 
 // exits are the ends of containers that the control plane is still to be told of. The zero value is ready.
@@ -109,6 +110,10 @@ func (a *Agent) waitExit(ctx context.Context, vm *microVM, id warmboot.ID) (int,
 		}
 		if err == nil { // Docker has started it again
 			losses = 0
+			select {
+			case <-time.After(againPause):
+			case <-ctx.Done():
+			}
 			continue
 		}
 		if cerrdefs.IsNotFound(err) {
@@ -137,6 +142,9 @@ const (
 	// cuts it.
 	maxLosses  = 5
 	steadyWait = time.Minute
+	// againPause is between two questions for the end of a command. Docker pauses as long before it starts one again; a hostile guest
+	// that answers without end does not.
+	againPause = 100 * time.Millisecond
 )
 
 // regain waits until a Docker to which the connection was lost, which cause tells, answers again.
@@ -164,11 +172,11 @@ func waitOnce(ctx context.Context, vm *microVM) (code int, ended bool, err error
 	select {
 	case res := <-wait.Result:
 		if res.Error != nil {
-			return -1, false, errors.New(res.Error.Message)
+			return -1, false, errors.New(guestrpc.Brief(res.Error.Message))
 		}
 		code = int(res.StatusCode)
 	case err := <-wait.Error:
-		return -1, false, err
+		return -1, false, brief{err} // it may be the whole answer
 	case <-ctx.Done():
 		return -1, false, ctx.Err()
 	}

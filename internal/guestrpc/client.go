@@ -134,14 +134,9 @@ func gone(op string, err error) error {
 
 // failure turns what the guest reports into an Error. A guest is not trusted to invent codes, nor to be brief.
 func failure(op string, f *guestv1.Failure) error {
-	const maxText = 4096
 	code := warmboot.Code(f.GetCode())
 	if code.Outcome() == warmboot.Internal.Outcome() {
 		code = warmboot.Internal
 	}
-	text := f.GetMessage()
-	if len(text) > maxText {
-		text = text[:maxText] + "…"
-	}
-	return &warmboot.Error{Code: code, Op: op, Msg: "in the guest: " + text}
+	return &warmboot.Error{Code: code, Op: op, Msg: "in the guest: " + Brief(f.GetMessage())}
 }
