@@ -121,8 +121,18 @@ func rigWith(t testing.TB, version string, c Config) *rig {
 	}
 	caps := f.caps
 	caps.Binary = c.Binary
-	r.found = &found{caps, release}
+	r.found = foundAs(t, caps, release)
 	return r
+}
+
+// foundAs is what a driver knows that has found the binary in caps as it is now.
+func foundAs(t testing.TB, caps vmm.Capabilities, release Release) *found {
+	t.Helper()
+	file, err := identify(caps.Binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &found{caps, release, file}
 }
 
 func (r *rig) create(t testing.TB, ctx context.Context, change func(*vmm.Spec)) (vmm.Machine, error) {

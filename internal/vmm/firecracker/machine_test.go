@@ -26,6 +26,7 @@ import (
 	"warmboot/internal/snapshot"
 	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/firecracker/standin"
+	"warmboot/internal/vmm/probe"
 	"warmboot/internal/vmm/process"
 )
 
@@ -496,7 +497,7 @@ func TestMachineOutlivesUs(t *testing.T) {
 			t.Fatal(err)
 		}
 		d := newDriver(Config{Unjailed: !jailing(), Unlimited: !limitable(), Binary: h.Binary})
-		d.found = &found{h.Caps, Release{1, 15, 1}}
+		d.found = foundAs(t, h.Caps, Release{1, 15, 1})
 		m, err := d.Restore(t.Context(), h.Snap, h.Opts)
 		if err != nil {
 			t.Fatal(err)
@@ -544,7 +545,7 @@ func TestRecoverAfterAnUpgrade(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, standin.Profile{Version: "1.12.1"})
 	first := r.mustRestore(t)
-	r.found = &found{r.found.caps, Release{1, 17, 0}}
+	r.found = foundAs(t, r.found.caps, Release{1, 17, 0})
 	m, err := r.Recover(t.Context(), first.Handle())
 	if err != nil {
 		t.Fatal(err)
@@ -616,6 +617,68 @@ func TestProbe(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(os.TempDir(), "warmboot-kvm-*")); len(left) > 0 {
 		t.Logf("another probe may be running: %v", left)
 	}
+}
+
+// A binary that is replaced while the driver is in use is not taken for the one that was found, however it was replaced; the same one again is.
+func TestBinaryIsReplaced(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, standin.Profile{Version: "1.15.1"})
+	content, err := os.ReadFile(r.Binary)
+	must(t, err)
+	install := func(content []byte) {
+		t.Helper()
+		syscall.ForkLock.RLock() // see standin.InstallJailed
+		defer syscall.ForkLock.RUnlock()
+		must(t, os.WriteFile(r.Binary+".new", content, 0o755), os.Rename(r.Binary+".new", r.Binary))
+	}
+	install(append(content, ' '))
+	caps := r.found.caps
+	caps.BinaryDigest, err = probe.FileDigest(r.Binary)
+	must(t, err)
+	r.found = foundAs(t, caps, r.found.release)
+	works := func(when string) {
+		t.Helper()
+		m := r.mustRestore(t)
+		mustAsk(t, m, "read", "7")
+		must(t, m.Stop(t.Context(), 0))
+		if now, err := r.Probe(t.Context()); err != nil || now != caps {
+			t.Errorf("%s: found %+v, %v", when, now, err)
+		}
+	}
+	refused := func(when string) {
+		t.Helper()
+		_, err := r.restore(t, t.Context(), nil)
+		wantError(t, err, warmboot.Unavailable, "restart warmboot")
+		_, err = r.create(t, t.Context(), nil)
+		wantError(t, err, warmboot.Unavailable, "restart warmboot")
+		if now, err := r.Probe(t.Context()); warmboot.CodeOf(err) != warmboot.Unavailable {
+			t.Errorf("%s: found %+v, %v", when, now, err)
+		}
+	}
+	works("at first")
+	install(append(content, ' '))
+	works("the same again")
+	install(append(content, ' ', ' '))
+	refused("another")
+	must(t, os.Remove(r.Binary))
+	refused("none")
+	install(append(content, ' '))
+	works("the old one is back")
+
+	// In place, of the same size, and as if it were as old.
+	before, err := os.Stat(r.Binary)
+	must(t, err)
+	func() {
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+		f, err := os.OpenFile(r.Binary, os.O_WRONLY, 0)
+		must(t, err)
+		defer f.Close()
+		_, err = f.WriteAt([]byte("\n"), before.Size()-1)
+		must(t, err)
+	}()
+	must(t, os.Chtimes(r.Binary, before.ModTime(), before.ModTime()))
+	refused("changed in place")
 }
 
 func TestProbeFails(t *testing.T) {

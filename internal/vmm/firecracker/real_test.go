@@ -43,7 +43,7 @@ func rigOf(t testing.TB, config Config) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.found = &found{vmm.Capabilities{Driver: driverName, Version: release.String(), Binary: binary, BinaryDigest: digest, SnapshotVersion: format}, release}
+	d.found = foundAs(t, vmm.Capabilities{Driver: driverName, Version: release.String(), Binary: binary, BinaryDigest: digest, SnapshotVersion: format}, release)
 	r := &rig{Driver: d, dir: shared(t)}
 	r.spec = machineSpec(t, r.dir)
 	if config.Unjailed {
