@@ -39,7 +39,7 @@ func TestAllInJails(t *testing.T) {
 func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: only root can make jails")
+		t.Skip("SKIPPED: only root can make jails and network namespaces")
 	}
 }
 

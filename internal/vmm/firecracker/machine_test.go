@@ -23,6 +23,7 @@ import (
 	"warmboot"
 	"warmboot/internal/guest"
 	"warmboot/internal/kernel/kerneltest"
+	"warmboot/internal/netns"
 	"warmboot/internal/snapshot"
 	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/firecracker/standin"
@@ -202,21 +203,30 @@ func TestConfinement(t *testing.T) {
 	}
 }
 
+// withTAP makes a TAP in a namespace of its own for the rig's machines. Where they are not jailed they run as root, because /dev/net/tun need not be
+// for everybody; in a jail they have one of their own.
+func (r *rig) withTAP(t *testing.T) vmm.Network {
+	t.Helper()
+	needRoot(t)
+	ns, err := netns.New()
+	must(t, err)
+	t.Cleanup(func() { ns.Close() })
+	must(t, netns.In(ns, func() error { return netns.MakeTAP("tap0", owner.UID) }))
+	if r.Unjailed {
+		r.spec.Owner = vmm.Owner{}
+	}
+	return vmm.Network{TAP: "tap0", Namespace: netns.Path(ns), MAC: "02:11:22:33:44:55"}
+}
+
 // A machine's process runs in the network namespace that its TAP is in, and nothing else of ours does.
 func TestNetwork(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: only root can make network namespaces")
 	}
-	// The namespace lives as long as this process. It has "lo" and nothing else, which will do as the TAP of the stand-in.
-	holder := exec.Command("sleep", "1000")
-	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	if err := holder.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = holder.Process.Kill(); _ = holder.Wait() }()
-	namespace := fmt.Sprintf("/proc/%d/ns/net", holder.Process.Pid)
-	want, err := os.Readlink(namespace)
+	r := newRig(t, standin.Profile{Version: "1.15.1"})
+	network := r.withTAP(t)
+	want, err := os.Readlink(network.Namespace)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,10 +234,7 @@ func TestNetwork(t *testing.T) {
 	if err != nil || ours == want {
 		t.Fatalf("%s and %s, %v", ours, want, err)
 	}
-	r := newRig(t, standin.Profile{Version: "1.15.1"})
-	m, err := r.create(t, t.Context(), func(s *vmm.Spec) {
-		s.Network = vmm.Network{TAP: "lo", Namespace: namespace, MAC: "02:11:22:33:44:55"}
-	})
+	m, err := r.create(t, t.Context(), func(s *vmm.Spec) { s.Network = network })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +252,7 @@ func TestNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	clone, err := r.restore(t, t.Context(), func(s *vmm.Snapshot, o *vmm.RestoreOptions) {
-		*s, o.Network = withNIC, vmm.Network{TAP: "lo", Namespace: namespace}
+		*s, o.Network = withNIC, network
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -254,9 +261,13 @@ func TestNetwork(t *testing.T) {
 	if got, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", clone.Handle().PID)); got != want {
 		t.Errorf("the clone runs in %s, want %s", got, want)
 	}
+	if err := clone.Stop(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	r.spec.Owner = owner // root would get a TAP that is not there
 	for name, n := range map[string]vmm.Network{
-		"no TAP": {TAP: "no-such-tap", Namespace: namespace}, "no namespace": {TAP: "lo", Namespace: "/no/such/namespace"},
-		"no network namespace": {TAP: "lo", Namespace: "/proc/self/ns/uts"}, "wrong MAC": {TAP: "lo", MAC: "02:11"},
+		"no TAP": {TAP: "no-such-tap", Namespace: network.Namespace}, "no namespace": {TAP: "tap0", Namespace: "/no/such/namespace"}, "no interface": {TAP: "lo", Namespace: network.Namespace},
+		"no network namespace": {TAP: "tap0", Namespace: "/proc/self/ns/uts"}, "wrong MAC": {TAP: "tap0", MAC: "02:11"},
 	} {
 		if _, err := r.create(t, t.Context(), func(s *vmm.Spec) { s.Network = n }); err == nil {
 			t.Errorf("%s: it starts", name)
@@ -310,6 +321,11 @@ func TestReclaim(t *testing.T) {
 	}
 	before := resident()
 	reclaimer := m.(vmm.MemoryReclaimer)
+	if got, err := reclaimer.Reclaim(t.Context(), 96); got != 0 || err != nil {
+		t.Errorf("of a guest that uses all of its memory %d MiB were reclaimed, %v", got, err)
+	}
+	mustAsk(t, m, "read", "1")
+	mustAsk(t, m, "release", "ok")
 	if got, err := reclaimer.Reclaim(t.Context(), 96); got != 96 || err != nil {
 		t.Errorf("reclaimed %d MiB, %v", got, err)
 	}

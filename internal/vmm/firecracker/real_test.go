@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -206,6 +207,17 @@ func realNetwork(t *testing.T, r *rig) {
 	}
 	if got, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", clone.Handle().PID)); got != want {
 		t.Errorf("it is in %s, want %s (%v)", got, want, err)
+	}
+	// The TAP is the clone's now, and nobody else's.
+	_, err = r.restore(t, t.Context(), func(s *vmm.Snapshot, o *vmm.RestoreOptions) { *s, o.Network = snap, network })
+	wantError(t, err, warmboot.Conflict, "its TAP")
+	_, err = r.create(t, t.Context(), func(s *vmm.Spec) { s.Network = network })
+	wantError(t, err, warmboot.Conflict, "its TAP")
+	if err := clone.Stop(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.restore(t, t.Context(), func(s *vmm.Snapshot, o *vmm.RestoreOptions) { *s, o.Network = snap, network }); err != nil {
+		t.Errorf("a TAP that is free again: %v", err)
 	}
 }
 
@@ -407,19 +419,23 @@ func TestRealMemoryOverhead(t *testing.T) {
 	}
 }
 
-// everyCall makes each configuring call with every field. Those that the release has are known to it, and those that are held back from it are
-// not.
+// everyCall makes each configuring call with every field and every value. Those that the release has are known to it, and those that are held back from it are
+// not. Then it makes those of the client.
 func everyCall(t *testing.T, r *rig) {
 	spec := r.spec
 	spec.ID, spec.Dir = r.place(t)
 	paths := strings.NewReplacer("/drives/{}", "/drives/root", "/network-interfaces/{}", "/network-interfaces/eth0")
+	// isForeign tells whether a release has refused a call, or a field or value in it, because it does not know it.
+	isForeign := func(refused *Refusal) bool {
+		return refused != nil && slices.ContainsFunc([]string{"unknown field", "unknown variant", "missing field", "Invalid request method"}, func(s string) bool { return strings.Contains(refused.Fault, s) })
+	}
 	ran, held := 0, 0
 	_, err := r.launch(t.Context(), "try calls", r.found, spec, false, func(ctx context.Context, c *Client, _ names) error {
 		for call, whole := range full {
 			if call == "PUT /actions" || call == "PUT /snapshot/load" {
 				continue // they would start something, or end everything
 			}
-			for _, one := range oneByOne(t, whole) {
+			for _, one := range append(oneByOne(t, whole), newer[call]...) {
 				text, err := json.Marshal(one)
 				if err != nil {
 					return err
@@ -432,7 +448,7 @@ func everyCall(t *testing.T, r *rig) {
 				if err != nil && !errors.As(err, &refused) {
 					return err
 				}
-				foreign := refused != nil && (strings.Contains(refused.Fault, "unknown field") || strings.Contains(refused.Fault, "missing field") || strings.Contains(refused.Fault, "Invalid request method"))
+				foreign := isForeign(refused)
 				if call == "PUT /metrics" {
 					foreign = !known // the one body in which foreign fields are overlooked; they would do nothing
 				}
@@ -442,6 +458,16 @@ func everyCall(t *testing.T, r *rig) {
 				if ran++; !known {
 					held++
 				}
+			}
+		}
+		for name, one := range calls {
+			if name == "Start" || name == "LoadSnapshot" {
+				continue
+			}
+			err := one.make(ctx, c)
+			var refused *Refusal
+			if err != nil && !errors.As(err, &refused) || isForeign(refused) {
+				t.Errorf("%s: %v", name, err)
 			}
 		}
 		return errors.New("that was all")
