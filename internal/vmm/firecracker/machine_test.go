@@ -39,10 +39,13 @@ var mutants = map[string]struct {
 	faults standin.Faults
 	caught string // the test of the suite that fails
 }{
-	"shares memory":    {standin.Faults{SharedMemory: true}, "ClonesAreAlikeAndPrivate"},
-	"pauses not":       {standin.Faults{Restless: true}, "BootPauseFreeze"},
-	"loads any state":  {standin.Faults{AnyState: true}, "RestoreFails/half_a_state"},
-	"refuses to pause": {standin.Faults{Calls: map[string]standin.Fault{"PATCH /vm": {Refuse: "no"}}}, "BootPauseFreeze"},
+	"shares memory":     {standin.Faults{SharedMemory: true}, "ClonesAreAlikeAndPrivate"},
+	"pauses not":        {standin.Faults{Restless: true}, "BootPauseFreeze"},
+	"loads any state":   {standin.Faults{AnyState: true}, "RestoreFails/half_a_state"},
+	"refuses to pause":  {standin.Faults{Calls: map[string]standin.Fault{"PATCH /vm": {Refuse: "no"}}}, "BootPauseFreeze"},
+	"breaks the first":  {standin.Faults{FirstBreaks: true}, "ClonesAreAlikeAndPrivate"},
+	"yields no memory":  {standin.Faults{Stubborn: true}, "Reclaim"},
+	"only says it does": {standin.Faults{Hollow: true}, "Reclaim"},
 }
 
 // A suite that cannot fail proves nothing.
@@ -71,7 +74,7 @@ func TestConformanceOfMutant(t *testing.T) {
 	if !ok {
 		t.Fatalf("there is no mutant %q", name)
 	}
-	conformance(t, standin.Profile{Version: "1.15.1", Faults: mutant.faults})
+	conformance(t, standin.Profile{Version: "1.16.2", Faults: mutant.faults})
 }
 
 // Of a guest's memory only what it has used takes space.

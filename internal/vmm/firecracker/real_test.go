@@ -232,11 +232,21 @@ func TestRealConformance(t *testing.T) {
 	}
 	kernel := vmmtest.Kernel(t)
 	dir := shared(t)
-	initrd := vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...)
-	for _, config := range realConfigs(t) {
+	initrd := vmmtest.Initrd(t, dir, vmmtest.Modules(t, dir)...)
+	configs := realConfigs(t)
+	for i, config := range configs {
+		// One of each binary has a balloon.
+		balloon := 0
+		if i+1 == len(configs) || configs[i+1].Binary != config.Binary {
+			config.Balloon, balloon = true, 256
+		}
 		t.Run(nameOf(config), func(t *testing.T) {
 			config.ProbeKernel, config.StateDir = kernel, t.TempDir()
 			caps, err := newDriver(config).Probe(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			release, err := ParseRelease(caps.Version)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -249,10 +259,12 @@ func TestRealConformance(t *testing.T) {
 					spec.KernelArgs = strings.Fields(os.Getenv(kernelArgsVar))
 					return spec
 				},
-				Kill:         func(t *testing.T, _ vmm.Driver, m vmm.Machine) { kill(t, m.Handle().PID) },
-				Alive:        func(t *testing.T, _ vmm.Driver, id string) bool { return find(t, config.Binary, id) != 0 },
-				NoForwards:   true,
-				NoBareResume: caps.Version == "1.16.0" || caps.Version == "1.16.1",
+				Kill:          func(t *testing.T, _ vmm.Driver, m vmm.Machine) { kill(t, m.Handle().PID) },
+				Alive:         func(t *testing.T, _ vmm.Driver, id string) bool { return find(t, config.Binary, id) != 0 },
+				NoForwards:    true,
+				NoBareResume:  caps.Version == "1.16.0" || caps.Version == "1.16.1",
+				FirstMayBreak: needsKnock(release),
+				BalloonMiB:    balloon,
 			})
 		})
 	}
@@ -283,7 +295,7 @@ func TestRealMachineOutlivesUs(t *testing.T) {
 	}
 	dir := shared(t)
 	spec := machineSpec(t, dir)
-	spec.Kernel, spec.Initrd, spec.MemoryMiB = vmmtest.Kernel(t), vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...), 128
+	spec.Kernel, spec.Initrd, spec.MemoryMiB = vmmtest.Kernel(t), vmmtest.Initrd(t, dir, vmmtest.Modules(t, dir)...), 128
 	spec.KernelArgs = append(strings.Fields(os.Getenv(kernelArgsVar)), "ignore_loglevel")
 	r := &rig{Driver: newDriver(safestConfig(t)), dir: dir}
 	spec.ID, spec.Dir = r.place(t)
@@ -329,7 +341,7 @@ func TestRealMemoryOverhead(t *testing.T) {
 		t.Skip("SKIPPED: needs cgroup v2 with the controllers cpu, memory and pids, and a Firecracker that can be jailed")
 	}
 	dir := shared(t)
-	initrd := vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...)
+	initrd := vmmtest.Initrd(t, dir, vmmtest.Modules(t, dir)...)
 	config.ProbeKernel, config.StateDir = kernel, t.TempDir()
 	r := &rig{Driver: newDriver(config), dir: dir, spec: machineSpec(t, dir)}
 	r.spec.Kernel, r.spec.Initrd, r.spec.KernelArgs = kernel, initrd, strings.Fields(os.Getenv(kernelArgsVar))
