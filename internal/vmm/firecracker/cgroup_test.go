@@ -140,7 +140,7 @@ func TestRealCPULimit(t *testing.T) {
 		t.Skip("SKIPPED: needs cgroup v2 with the controllers cpu, memory and pids, and a Firecracker that can be jailed")
 	}
 	dir := shared(t)
-	initrd := vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...)
+	initrd := vmmtest.Initrd(t, dir, vmmtest.Modules(t, dir)...)
 	config.ProbeKernel, config.StateDir = kernel, t.TempDir()
 	r := &rig{Driver: newDriver(config), dir: dir, spec: machineSpec(t, dir)}
 	r.spec.Kernel, r.spec.Initrd, r.spec.KernelArgs, r.spec.MemoryMiB = kernel, initrd, strings.Fields(os.Getenv(kernelArgsVar)), 128

@@ -121,8 +121,18 @@ func rigWith(t testing.TB, version string, c Config) *rig {
 	}
 	caps := f.caps
 	caps.Binary = c.Binary
-	r.found = &found{caps, release}
+	r.found = foundAs(t, caps, release)
 	return r
+}
+
+// foundAs is what a driver knows that has found the binary in caps as it is now.
+func foundAs(t testing.TB, caps vmm.Capabilities, release Release) *found {
+	t.Helper()
+	file, err := identify(caps.Binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &found{caps, release, file}
 }
 
 func (r *rig) create(t testing.TB, ctx context.Context, change func(*vmm.Spec)) (vmm.Machine, error) {
@@ -240,7 +250,8 @@ func within(t *testing.T, limit time.Duration, f func()) {
 
 func TestProcessDiesAtEachCall(t *testing.T) {
 	t.Parallel()
-	creating := []string{"PUT /machine-config", "PUT /boot-source", "PUT /drives/root", "PUT /drives/data", "PUT /vsock", "PUT /entropy", "PUT /actions"}
+	creating := []string{"PUT /machine-config", "PUT /boot-source", "PUT /drives/root", "PUT /drives/data", "PUT /network-interfaces/eth0", "PUT /vsock", "PUT /entropy",
+		"PUT /balloon", "PUT /actions"}
 	for status, c := range map[int]struct {
 		code warmboot.Code
 		says string
@@ -253,8 +264,13 @@ func TestProcessDiesAtEachCall(t *testing.T) {
 			t.Run(fmt.Sprintf("create/%s/%d", call, status), func(t *testing.T) {
 				t.Parallel()
 				r := newRig(t, standin.Profile{Version: "1.15.1", Faults: standin.Faults{Calls: map[string]standin.Fault{call: {Exit: status}}}})
+				r.Balloon = true
 				within(t, 20*time.Second, func() {
-					_, err := r.create(t, t.Context(), nil)
+					_, err := r.create(t, t.Context(), func(s *vmm.Spec) {
+						if call == "PUT /network-interfaces/eth0" {
+							s.Network.TAP = "tap0" // the process dies before it looks
+						}
+					})
 					wantError(t, err, c.code, c.says)
 				})
 			})
@@ -272,8 +288,23 @@ func TestProcessDiesAtEachCall(t *testing.T) {
 
 func TestRunningProcessDies(t *testing.T) {
 	t.Parallel()
+	reclaim := func(ctx context.Context, m vmm.Machine) error {
+		got, err := m.(vmm.MemoryReclaimer).Reclaim(ctx, 16)
+		if got != 0 {
+			t.Errorf("a dead machine does without %d MiB", got)
+		}
+		return err
+	}
 	for call, do := range map[string]func(context.Context, vmm.Machine) error{
 		"PATCH /vm": func(ctx context.Context, m vmm.Machine) error { return m.Pause(ctx) },
+		"PATCH /vm 2": func(ctx context.Context, m vmm.Machine) error {
+			if err := m.Pause(ctx); err != nil {
+				return err
+			}
+			return m.Resume(ctx)
+		},
+		"PATCH /balloon":          reclaim,
+		"GET /balloon/statistics": reclaim,
 		"GET /": func(ctx context.Context, m vmm.Machine) error {
 			_, err := m.Snapshot(ctx, vmm.SnapshotOptions{StateFile: m.Handle().Dir + ".state"})
 			return err
@@ -288,18 +319,86 @@ func TestRunningProcessDies(t *testing.T) {
 	} {
 		t.Run(call, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t, standin.Profile{Version: "1.16.2", Faults: standin.Faults{Calls: map[string]standin.Fault{call: {Exit: -1}}}})
-			m, err := r.create(t, t.Context(), nil)
+			fault := standin.Fault{Exit: -1}
+			name, second := strings.CutSuffix(call, " 2")
+			if second {
+				fault.Nth = 2
+			}
+			r := newRig(t, standin.Profile{Version: "1.16.2", Faults: standin.Faults{Calls: map[string]standin.Fault{name: fault}}})
+			r.Balloon = true
+			m, err := r.create(t, t.Context(), func(s *vmm.Spec) { s.MemoryMiB = 96 })
 			if err != nil {
 				t.Fatal(err)
 			}
-			wantError(t, do(t.Context(), m), warmboot.Unavailable, "has ended")
+			within(t, 20*time.Second, func() { wantError(t, do(t.Context(), m), warmboot.Unavailable, "has ended") })
 			<-m.Done()
 			if _, err := os.Stat(m.Handle().Dir + ".state"); err == nil {
 				t.Error("the state file is left")
 			}
 		})
 	}
+}
+
+// A process that dies when its guest is to be asked to go down is what was wanted, and is not waited for.
+func TestProcessDiesWhenItIsStopped(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, standin.Profile{Version: "1.16.2", Faults: standin.Faults{Calls: map[string]standin.Fault{"PUT /actions": {Nth: 2, Exit: exitSIGSEGV}}}})
+	m, err := r.create(t, t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	within(t, 20*time.Second, func() {
+		if err := m.Stop(t.Context(), time.Minute); err != nil {
+			t.Error(err)
+		}
+	})
+	if how := ending(m.(*machine).process.State()); !strings.Contains(how, "crashed") {
+		t.Errorf("it ended: %s", how)
+	}
+}
+
+// Of two machines with one TAP only the first starts, whether the other boots or is restored.
+func TestTAPIsBusy(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, standin.Profile{Version: "1.15.1"})
+	network := r.withTAP(t)
+	snapshot := func(m vmm.Machine) vmm.Snapshot {
+		t.Helper()
+		must(t, m.Pause(t.Context()))
+		snap, err := m.Snapshot(t.Context(), vmm.SnapshotOptions{StateFile: m.Handle().Dir + ".state"})
+		must(t, err)
+		return snap
+	}
+	create := func() (vmm.Machine, error) {
+		return r.create(t, t.Context(), func(s *vmm.Spec) { s.Network = network })
+	}
+	first, err := create()
+	must(t, err)
+	snap := snapshot(first)
+	restore := func() (vmm.Machine, error) {
+		return r.restore(t, t.Context(), func(s *vmm.Snapshot, o *vmm.RestoreOptions) { *s, o.Network = snap, network })
+	}
+	busy := func() {
+		t.Helper()
+		within(t, 20*time.Second, func() {
+			_, err := create()
+			wantError(t, err, warmboot.Conflict, "its TAP")
+			_, err = restore()
+			wantError(t, err, warmboot.Conflict, "its TAP")
+		})
+	}
+	busy()
+	must(t, first.Stop(t.Context(), 0))
+	clone, err := restore()
+	must(t, err)
+	mustAsk(t, clone, "ping", "pong")
+	busy()
+	mustAsk(t, clone, "ping", "pong") // and has not been harmed
+	kill(t, clone.Handle().PID)
+	<-clone.Done()
+	again, err := create() // whatever ended the first, its TAP is free
+	must(t, err)
+	mustAsk(t, again, "ping", "pong")
 }
 
 func TestSocketNeverAppears(t *testing.T) {
@@ -500,8 +599,9 @@ func TestGuestTakesConnectionsInTheEnd(t *testing.T) {
 		"refused":       {Vsock: standin.VsockFaults{Refuse: 5}},
 		"reset":         {Vsock: standin.VsockFaults{Reset: 5}},
 		"silent":        {Vsock: standin.VsockFaults{Silent: 1}},
+		"cut":           {Vsock: standin.VsockFaults{Cut: 5}},
 		"late":          {Vsock: standin.VsockFaults{Late: 600 * time.Millisecond}},
-		"all of it":     {Vsock: standin.VsockFaults{Refuse: 2, Reset: 2, Silent: 1, Late: 100 * time.Millisecond}},
+		"all of it":     {Vsock: standin.VsockFaults{Refuse: 2, Reset: 2, Silent: 1, Cut: 2, Late: 100 * time.Millisecond}},
 		"slow to boot":  {BootTime: 700 * time.Millisecond},
 		"wrong, a time": {Vsock: standin.VsockFaults{Refuse: 1}},
 	} {
@@ -527,7 +627,11 @@ func TestGuestNeverTakesAConnection(t *testing.T) {
 		"refused":  {standin.VsockFaults{Refuse: 1 << 30}, "does not listen"},
 		"reset":    {standin.VsockFaults{Reset: 1 << 30}, ""},
 		"silent":   {standin.VsockFaults{Silent: 1 << 30}, "did not take a connection"},
+		"cut":      {standin.VsockFaults{Cut: 1 << 30}, `breaks off after \"O\"`},
 		"greeting": {standin.VsockFaults{Greeting: "HELLO\n"}, `greets with \"HELLO\"`},
+		"garbage":  {standin.VsockFaults{Greeting: "OK 1 and more\n"}, `greets with \"OK 1 and more\"`},
+		"binary":   {standin.VsockFaults{Greeting: "OK \x00\x01\n"}, `greets with \"OK \\x00\\x01\"`},
+		"too long": {standin.VsockFaults{Greeting: "OK 1073741824000\n"}, `greets with \"OK 1073741824000\"`},
 		"number":   {standin.VsockFaults{Greeting: "OK twelve\n"}, `greets with \"OK twelve\"`},
 		"endless":  {standin.VsockFaults{Greeting: strings.Repeat("OK ", 1<<20)}, "greets with"},
 	} {

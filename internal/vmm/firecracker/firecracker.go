@@ -80,6 +80,7 @@ type Driver struct {
 type found struct {
 	caps    vmm.Capabilities
 	release Release
+	file    identity // of the binary
 }
 
 var _ vmm.Driver = (*Driver)(nil)

@@ -84,7 +84,7 @@ func limitable() bool {
 func conformance(t *testing.T, p standin.Profile) {
 	dir := shared(t)
 	config := configFor(t, p)
-	config.StateDir = t.TempDir()
+	config.StateDir, config.Balloon = t.TempDir(), true
 	vmmtest.Run(t, vmmtest.Suite{
 		New:        func(*testing.T) vmm.Driver { return newDriver(config) },
 		Again:      func(*testing.T, vmm.Driver) vmm.Driver { return newDriver(config) },
@@ -92,6 +92,7 @@ func conformance(t *testing.T, p standin.Profile) {
 		Kill:       func(t *testing.T, _ vmm.Driver, m vmm.Machine) { kill(t, m.Handle().PID) },
 		Alive:      func(t *testing.T, _ vmm.Driver, id string) bool { return find(t, config.Binary, id) != 0 },
 		NoForwards: true,
+		BalloonMiB: 160,
 	})
 }
 

@@ -128,8 +128,10 @@ func greet(conn io.ReadWriter, port int) error {
 	}
 	var line []byte
 	for b := make([]byte, 1); ; {
-		if _, err := io.ReadFull(conn, b); errors.Is(err, io.EOF) {
+		if _, err := io.ReadFull(conn, b); errors.Is(err, io.EOF) && len(line) == 0 {
 			return errNotListening
+		} else if err != nil && len(line) > 0 {
+			return fmt.Errorf("the VMM's greeting breaks off after %q: %w", line, err)
 		} else if err != nil {
 			return err
 		}

@@ -39,7 +39,7 @@ func TestAllInJails(t *testing.T) {
 func needRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: only root can make jails")
+		t.Skip("SKIPPED: only root can make jails and network namespaces")
 	}
 }
 
@@ -207,7 +207,10 @@ func TestJailFails(t *testing.T) {
 		},
 			code: warmboot.Unavailable, says: "no such file"},
 		"needs libraries": {change: func(r *rig, _ *vmm.Snapshot, _ *vmm.RestoreOptions) {
-			r.jail.jailer, r.found.caps.Binary = filepath.Join(filepath.Dir(r.Binary), "jailer"), "/bin/sleep"
+			r.jail.jailer = filepath.Join(filepath.Dir(r.Binary), "jailer")
+			caps := r.found.caps
+			caps.Binary = "/bin/sleep"
+			r.found = foundAs(t, caps, r.found.release)
 		}, code: warmboot.Unavailable, says: "needs libraries"},
 		"no user": {change: func(_ *rig, _ *vmm.Snapshot, o *vmm.RestoreOptions) { o.Owner = vmm.Owner{} }, code: warmboot.Invalid, says: "no user of its own"},
 		"root":    {change: func(_ *rig, _ *vmm.Snapshot, o *vmm.RestoreOptions) { o.Owner = vmm.Owner{GID: 1} }, code: warmboot.Invalid, says: "no user of its own"},

@@ -23,9 +23,11 @@ import (
 	"warmboot"
 	"warmboot/internal/guest"
 	"warmboot/internal/kernel/kerneltest"
+	"warmboot/internal/netns"
 	"warmboot/internal/snapshot"
 	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/firecracker/standin"
+	"warmboot/internal/vmm/probe"
 	"warmboot/internal/vmm/process"
 )
 
@@ -37,10 +39,13 @@ var mutants = map[string]struct {
 	faults standin.Faults
 	caught string // the test of the suite that fails
 }{
-	"shares memory":    {standin.Faults{SharedMemory: true}, "ClonesAreAlikeAndPrivate"},
-	"pauses not":       {standin.Faults{Restless: true}, "BootPauseFreeze"},
-	"loads any state":  {standin.Faults{AnyState: true}, "RestoreFails/half_a_state"},
-	"refuses to pause": {standin.Faults{Calls: map[string]standin.Fault{"PATCH /vm": {Refuse: "no"}}}, "BootPauseFreeze"},
+	"shares memory":     {standin.Faults{SharedMemory: true}, "ClonesAreAlikeAndPrivate"},
+	"pauses not":        {standin.Faults{Restless: true}, "BootPauseFreeze"},
+	"loads any state":   {standin.Faults{AnyState: true}, "RestoreFails/half_a_state"},
+	"refuses to pause":  {standin.Faults{Calls: map[string]standin.Fault{"PATCH /vm": {Refuse: "no"}}}, "BootPauseFreeze"},
+	"breaks the first":  {standin.Faults{FirstBreaks: true}, "ClonesAreAlikeAndPrivate"},
+	"yields no memory":  {standin.Faults{Stubborn: true}, "Reclaim"},
+	"only says it does": {standin.Faults{Hollow: true}, "Reclaim"},
 }
 
 // A suite that cannot fail proves nothing.
@@ -69,7 +74,7 @@ func TestConformanceOfMutant(t *testing.T) {
 	if !ok {
 		t.Fatalf("there is no mutant %q", name)
 	}
-	conformance(t, standin.Profile{Version: "1.15.1", Faults: mutant.faults})
+	conformance(t, standin.Profile{Version: "1.16.2", Faults: mutant.faults})
 }
 
 // Of a guest's memory only what it has used takes space.
@@ -201,21 +206,30 @@ func TestConfinement(t *testing.T) {
 	}
 }
 
+// withTAP makes a TAP in a namespace of its own for the rig's machines. Where they are not jailed they run as root, because /dev/net/tun need not be
+// for everybody; in a jail they have one of their own.
+func (r *rig) withTAP(t *testing.T) vmm.Network {
+	t.Helper()
+	needRoot(t)
+	ns, err := netns.New()
+	must(t, err)
+	t.Cleanup(func() { ns.Close() })
+	must(t, netns.In(ns, func() error { return netns.MakeTAP("tap0", owner.UID) }))
+	if r.Unjailed {
+		r.spec.Owner = vmm.Owner{}
+	}
+	return vmm.Network{TAP: "tap0", Namespace: netns.Path(ns), MAC: "02:11:22:33:44:55"}
+}
+
 // A machine's process runs in the network namespace that its TAP is in, and nothing else of ours does.
 func TestNetwork(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: only root can make network namespaces")
 	}
-	// The namespace lives as long as this process. It has "lo" and nothing else, which will do as the TAP of the stand-in.
-	holder := exec.Command("sleep", "1000")
-	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
-	if err := holder.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = holder.Process.Kill(); _ = holder.Wait() }()
-	namespace := fmt.Sprintf("/proc/%d/ns/net", holder.Process.Pid)
-	want, err := os.Readlink(namespace)
+	r := newRig(t, standin.Profile{Version: "1.15.1"})
+	network := r.withTAP(t)
+	want, err := os.Readlink(network.Namespace)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,10 +237,7 @@ func TestNetwork(t *testing.T) {
 	if err != nil || ours == want {
 		t.Fatalf("%s and %s, %v", ours, want, err)
 	}
-	r := newRig(t, standin.Profile{Version: "1.15.1"})
-	m, err := r.create(t, t.Context(), func(s *vmm.Spec) {
-		s.Network = vmm.Network{TAP: "lo", Namespace: namespace, MAC: "02:11:22:33:44:55"}
-	})
+	m, err := r.create(t, t.Context(), func(s *vmm.Spec) { s.Network = network })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,7 +255,7 @@ func TestNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	clone, err := r.restore(t, t.Context(), func(s *vmm.Snapshot, o *vmm.RestoreOptions) {
-		*s, o.Network = withNIC, vmm.Network{TAP: "lo", Namespace: namespace}
+		*s, o.Network = withNIC, network
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -253,9 +264,13 @@ func TestNetwork(t *testing.T) {
 	if got, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", clone.Handle().PID)); got != want {
 		t.Errorf("the clone runs in %s, want %s", got, want)
 	}
+	if err := clone.Stop(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	r.spec.Owner = owner // root would get a TAP that is not there
 	for name, n := range map[string]vmm.Network{
-		"no TAP": {TAP: "no-such-tap", Namespace: namespace}, "no namespace": {TAP: "lo", Namespace: "/no/such/namespace"},
-		"no network namespace": {TAP: "lo", Namespace: "/proc/self/ns/uts"}, "wrong MAC": {TAP: "lo", MAC: "02:11"},
+		"no TAP": {TAP: "no-such-tap", Namespace: network.Namespace}, "no namespace": {TAP: "tap0", Namespace: "/no/such/namespace"}, "no interface": {TAP: "lo", Namespace: network.Namespace},
+		"no network namespace": {TAP: "tap0", Namespace: "/proc/self/ns/uts"}, "wrong MAC": {TAP: "tap0", MAC: "02:11"},
 	} {
 		if _, err := r.create(t, t.Context(), func(s *vmm.Spec) { s.Network = n }); err == nil {
 			t.Errorf("%s: it starts", name)
@@ -309,6 +324,11 @@ func TestReclaim(t *testing.T) {
 	}
 	before := resident()
 	reclaimer := m.(vmm.MemoryReclaimer)
+	if got, err := reclaimer.Reclaim(t.Context(), 96); got != 0 || err != nil {
+		t.Errorf("of a guest that uses all of its memory %d MiB were reclaimed, %v", got, err)
+	}
+	mustAsk(t, m, "read", "1")
+	mustAsk(t, m, "release", "ok")
 	if got, err := reclaimer.Reclaim(t.Context(), 96); got != 96 || err != nil {
 		t.Errorf("reclaimed %d MiB, %v", got, err)
 	}
@@ -496,7 +516,7 @@ func TestMachineOutlivesUs(t *testing.T) {
 			t.Fatal(err)
 		}
 		d := newDriver(Config{Unjailed: !jailing(), Unlimited: !limitable(), Binary: h.Binary})
-		d.found = &found{h.Caps, Release{1, 15, 1}}
+		d.found = foundAs(t, h.Caps, Release{1, 15, 1})
 		m, err := d.Restore(t.Context(), h.Snap, h.Opts)
 		if err != nil {
 			t.Fatal(err)
@@ -544,7 +564,7 @@ func TestRecoverAfterAnUpgrade(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, standin.Profile{Version: "1.12.1"})
 	first := r.mustRestore(t)
-	r.found = &found{r.found.caps, Release{1, 17, 0}}
+	r.found = foundAs(t, r.found.caps, Release{1, 17, 0})
 	m, err := r.Recover(t.Context(), first.Handle())
 	if err != nil {
 		t.Fatal(err)
@@ -616,6 +636,68 @@ func TestProbe(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(os.TempDir(), "warmboot-kvm-*")); len(left) > 0 {
 		t.Logf("another probe may be running: %v", left)
 	}
+}
+
+// A binary that is replaced while the driver is in use is not taken for the one that was found, however it was replaced; the same one again is.
+func TestBinaryIsReplaced(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, standin.Profile{Version: "1.15.1"})
+	content, err := os.ReadFile(r.Binary)
+	must(t, err)
+	install := func(content []byte) {
+		t.Helper()
+		syscall.ForkLock.RLock() // see standin.InstallJailed
+		defer syscall.ForkLock.RUnlock()
+		must(t, os.WriteFile(r.Binary+".new", content, 0o755), os.Rename(r.Binary+".new", r.Binary))
+	}
+	install(append(content, ' '))
+	caps := r.found.caps
+	caps.BinaryDigest, err = probe.FileDigest(r.Binary)
+	must(t, err)
+	r.found = foundAs(t, caps, r.found.release)
+	works := func(when string) {
+		t.Helper()
+		m := r.mustRestore(t)
+		mustAsk(t, m, "read", "7")
+		must(t, m.Stop(t.Context(), 0))
+		if now, err := r.Probe(t.Context()); err != nil || now != caps {
+			t.Errorf("%s: found %+v, %v", when, now, err)
+		}
+	}
+	refused := func(when string) {
+		t.Helper()
+		_, err := r.restore(t, t.Context(), nil)
+		wantError(t, err, warmboot.Unavailable, "restart warmboot")
+		_, err = r.create(t, t.Context(), nil)
+		wantError(t, err, warmboot.Unavailable, "restart warmboot")
+		if now, err := r.Probe(t.Context()); warmboot.CodeOf(err) != warmboot.Unavailable {
+			t.Errorf("%s: found %+v, %v", when, now, err)
+		}
+	}
+	works("at first")
+	install(append(content, ' '))
+	works("the same again")
+	install(append(content, ' ', ' '))
+	refused("another")
+	must(t, os.Remove(r.Binary))
+	refused("none")
+	install(append(content, ' '))
+	works("the old one is back")
+
+	// In place, of the same size, and as if it were as old.
+	before, err := os.Stat(r.Binary)
+	must(t, err)
+	func() {
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+		f, err := os.OpenFile(r.Binary, os.O_WRONLY, 0)
+		must(t, err)
+		defer f.Close()
+		_, err = f.WriteAt([]byte("\n"), before.Size()-1)
+		must(t, err)
+	}()
+	must(t, os.Chtimes(r.Binary, before.ModTime(), before.ModTime()))
+	refused("changed in place")
 }
 
 func TestProbeFails(t *testing.T) {

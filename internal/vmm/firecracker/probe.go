@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"warmboot"
@@ -46,7 +47,7 @@ func (d *Driver) probe(ctx context.Context) (*found, error) {
 	d.probing.Lock()
 	defer d.probing.Unlock()
 	if d.found != nil {
-		return d.found, nil
+		return d.found, d.found.check(op)
 	}
 	binary, err := probe.Binary(op, d.Binary, "install it from https://github.com/firecracker-microvm/firecracker/releases")
 	if err != nil {
@@ -56,6 +57,10 @@ func (d *Driver) probe(ctx context.Context) (*found, error) {
 		if err := d.jail.check(op, binary); err != nil {
 			return nil, err
 		}
+	}
+	now, err := identify(binary) // before it is asked: whatever is put in its place meanwhile is noticed
+	if err != nil {
+		return nil, vmm.FileError(op, err)
 	}
 	stamp, err := probe.Stamp(op, binary, "2", layout, d.SeccompFilter, d.Unjailed)
 	if err != nil {
@@ -83,8 +88,46 @@ func (d *Driver) probe(ctx context.Context) (*found, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.found = &found{a.Found, release}
+	d.found = &found{a.Found, release, now}
 	return d.found, nil
+}
+
+// identity is another after every change of a file.
+type identity struct {
+	device, inode     uint64
+	size              int64
+	modified, changed syscall.Timespec
+}
+
+func identify(path string) (identity, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return identity{}, err
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	return identity{st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim}, nil
+}
+
+// check sees that the binary is still what was found. Whoever uses the driver judges snapshots by what Probe has told, so a binary that has come
+// in its place is not started under its name.
+func (f *found) check(op string) error {
+	binary := f.caps.Binary
+	now, err := identify(binary)
+	if err != nil {
+		return warmboot.Errorf(warmboot.Unavailable, op, "Firecracker is gone from where it was found: %w; put %s back, or restart warmboot, which looks for another", err, f.release)
+	}
+	if now == f.file {
+		return nil
+	}
+	digest, err := probe.FileDigest(binary)
+	if err != nil {
+		return warmboot.Errorf(warmboot.Unavailable, op, "%w", err)
+	}
+	if digest != f.caps.BinaryDigest {
+		return warmboot.Errorf(warmboot.Unavailable, op, "%s is not the Firecracker %s any more that was there when warmboot started; restart warmboot, which rebuilds its snapshots if it must, or put the old one back", binary, f.release)
+	}
+	f.file = now // it has been linked, or the same has been installed again
+	return nil
 }
 
 // ask finds out everything anew. why, unless empty, is why Firecracker cannot be used; certain is false if that may be another next time.
@@ -149,7 +192,7 @@ func (d *Driver) tryKVM(ctx context.Context, caps vmm.Capabilities, release Rele
 			return "KVM was not tried: there is no kernel in /boot to try it with; install one, as with `apt-get install linux-image-amd64`", false
 		}
 	}
-	if err := d.bootOnce(ctx, &found{caps, release}, kernel); err != nil {
+	if err := d.bootOnce(ctx, &found{caps: caps, release: release}, kernel); err != nil {
 		// Too slow may only be that the host has much to do now.
 		return fmt.Sprintf("Firecracker needs KVM, and KVM does not work here: %v", err), warmboot.CodeOf(err) != warmboot.Timeout
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -43,7 +44,7 @@ func rigOf(t testing.TB, config Config) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.found = &found{vmm.Capabilities{Driver: driverName, Version: release.String(), Binary: binary, BinaryDigest: digest, SnapshotVersion: format}, release}
+	d.found = foundAs(t, vmm.Capabilities{Driver: driverName, Version: release.String(), Binary: binary, BinaryDigest: digest, SnapshotVersion: format}, release)
 	r := &rig{Driver: d, dir: shared(t)}
 	r.spec = machineSpec(t, r.dir)
 	if config.Unjailed {
@@ -207,6 +208,17 @@ func realNetwork(t *testing.T, r *rig) {
 	if got, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", clone.Handle().PID)); got != want {
 		t.Errorf("it is in %s, want %s (%v)", got, want, err)
 	}
+	// The TAP is the clone's now, and nobody else's.
+	_, err = r.restore(t, t.Context(), func(s *vmm.Snapshot, o *vmm.RestoreOptions) { *s, o.Network = snap, network })
+	wantError(t, err, warmboot.Conflict, "its TAP")
+	_, err = r.create(t, t.Context(), func(s *vmm.Spec) { s.Network = network })
+	wantError(t, err, warmboot.Conflict, "its TAP")
+	if err := clone.Stop(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.restore(t, t.Context(), func(s *vmm.Snapshot, o *vmm.RestoreOptions) { *s, o.Network = snap, network }); err != nil {
+		t.Errorf("a TAP that is free again: %v", err)
+	}
 }
 
 // kernelArgsVar names the environment variable with arguments for the guests' kernel, as an emulated host may need.
@@ -220,11 +232,21 @@ func TestRealConformance(t *testing.T) {
 	}
 	kernel := vmmtest.Kernel(t)
 	dir := shared(t)
-	initrd := vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...)
-	for _, config := range realConfigs(t) {
+	initrd := vmmtest.Initrd(t, dir, vmmtest.Modules(t, dir)...)
+	configs := realConfigs(t)
+	for i, config := range configs {
+		// One of each binary has a balloon.
+		balloon := 0
+		if i+1 == len(configs) || configs[i+1].Binary != config.Binary {
+			config.Balloon, balloon = true, 256
+		}
 		t.Run(nameOf(config), func(t *testing.T) {
 			config.ProbeKernel, config.StateDir = kernel, t.TempDir()
 			caps, err := newDriver(config).Probe(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			release, err := ParseRelease(caps.Version)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -237,10 +259,12 @@ func TestRealConformance(t *testing.T) {
 					spec.KernelArgs = strings.Fields(os.Getenv(kernelArgsVar))
 					return spec
 				},
-				Kill:         func(t *testing.T, _ vmm.Driver, m vmm.Machine) { kill(t, m.Handle().PID) },
-				Alive:        func(t *testing.T, _ vmm.Driver, id string) bool { return find(t, config.Binary, id) != 0 },
-				NoForwards:   true,
-				NoBareResume: caps.Version == "1.16.0" || caps.Version == "1.16.1",
+				Kill:          func(t *testing.T, _ vmm.Driver, m vmm.Machine) { kill(t, m.Handle().PID) },
+				Alive:         func(t *testing.T, _ vmm.Driver, id string) bool { return find(t, config.Binary, id) != 0 },
+				NoForwards:    true,
+				NoBareResume:  caps.Version == "1.16.0" || caps.Version == "1.16.1",
+				FirstMayBreak: needsKnock(release),
+				BalloonMiB:    balloon,
 			})
 		})
 	}
@@ -271,7 +295,7 @@ func TestRealMachineOutlivesUs(t *testing.T) {
 	}
 	dir := shared(t)
 	spec := machineSpec(t, dir)
-	spec.Kernel, spec.Initrd, spec.MemoryMiB = vmmtest.Kernel(t), vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...), 128
+	spec.Kernel, spec.Initrd, spec.MemoryMiB = vmmtest.Kernel(t), vmmtest.Initrd(t, dir, vmmtest.Modules(t, dir)...), 128
 	spec.KernelArgs = append(strings.Fields(os.Getenv(kernelArgsVar)), "ignore_loglevel")
 	r := &rig{Driver: newDriver(safestConfig(t)), dir: dir}
 	spec.ID, spec.Dir = r.place(t)
@@ -317,7 +341,7 @@ func TestRealMemoryOverhead(t *testing.T) {
 		t.Skip("SKIPPED: needs cgroup v2 with the controllers cpu, memory and pids, and a Firecracker that can be jailed")
 	}
 	dir := shared(t)
-	initrd := vmmtest.Initrd(t, dir, vmmtest.VsockModules(t, dir)...)
+	initrd := vmmtest.Initrd(t, dir, vmmtest.Modules(t, dir)...)
 	config.ProbeKernel, config.StateDir = kernel, t.TempDir()
 	r := &rig{Driver: newDriver(config), dir: dir, spec: machineSpec(t, dir)}
 	r.spec.Kernel, r.spec.Initrd, r.spec.KernelArgs = kernel, initrd, strings.Fields(os.Getenv(kernelArgsVar))
@@ -407,19 +431,23 @@ func TestRealMemoryOverhead(t *testing.T) {
 	}
 }
 
-// everyCall makes each configuring call with every field. Those that the release has are known to it, and those that are held back from it are
-// not.
+// everyCall makes each configuring call with every field and every value. Those that the release has are known to it, and those that are held back from it are
+// not. Then it makes those of the client.
 func everyCall(t *testing.T, r *rig) {
 	spec := r.spec
 	spec.ID, spec.Dir = r.place(t)
 	paths := strings.NewReplacer("/drives/{}", "/drives/root", "/network-interfaces/{}", "/network-interfaces/eth0")
+	// isForeign tells whether a release has refused a call, or a field or value in it, because it does not know it.
+	isForeign := func(refused *Refusal) bool {
+		return refused != nil && slices.ContainsFunc([]string{"unknown field", "unknown variant", "missing field", "Invalid request method"}, func(s string) bool { return strings.Contains(refused.Fault, s) })
+	}
 	ran, held := 0, 0
 	_, err := r.launch(t.Context(), "try calls", r.found, spec, false, func(ctx context.Context, c *Client, _ names) error {
 		for call, whole := range full {
 			if call == "PUT /actions" || call == "PUT /snapshot/load" {
 				continue // they would start something, or end everything
 			}
-			for _, one := range oneByOne(t, whole) {
+			for _, one := range append(oneByOne(t, whole), newer[call]...) {
 				text, err := json.Marshal(one)
 				if err != nil {
 					return err
@@ -432,7 +460,7 @@ func everyCall(t *testing.T, r *rig) {
 				if err != nil && !errors.As(err, &refused) {
 					return err
 				}
-				foreign := refused != nil && (strings.Contains(refused.Fault, "unknown field") || strings.Contains(refused.Fault, "missing field") || strings.Contains(refused.Fault, "Invalid request method"))
+				foreign := isForeign(refused)
 				if call == "PUT /metrics" {
 					foreign = !known // the one body in which foreign fields are overlooked; they would do nothing
 				}
@@ -442,6 +470,16 @@ func everyCall(t *testing.T, r *rig) {
 				if ran++; !known {
 					held++
 				}
+			}
+		}
+		for name, one := range calls {
+			if name == "Start" || name == "LoadSnapshot" {
+				continue
+			}
+			err := one.make(ctx, c)
+			var refused *Refusal
+			if err != nil && !errors.As(err, &refused) || isForeign(refused) {
+				t.Errorf("%s: %v", name, err)
 			}
 		}
 		return errors.New("that was all")

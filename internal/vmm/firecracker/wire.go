@@ -10,7 +10,8 @@ import (
 
 // The bodies of the API's requests, as far as the driver has a use for them. Firecracker refuses a body with a field that it does not
 // know, so a field that not every release has says in its `since` tag which have it (see Release.knows), and encode never sends it
-// to another. A field that may be left out is left out when it is zero.
+// to another. So it is with a value that came later than its field, which is in the field's `value` tag, before the releases that have it. A
+// field that may be left out is left out when it is zero.
 
 // BootSource is what a machine boots.
 type BootSource struct {
@@ -36,12 +37,12 @@ type MachineConfig struct {
 	SMT             bool   `json:"smt,omitempty"`
 	CPUTemplate     string `json:"cpu_template,omitempty"`
 	TrackDirtyPages bool   `json:"track_dirty_pages,omitempty"`
-	HugePages       string `json:"huge_pages,omitempty"` // "None", "2M", or "Transparent" from 1.17
+	HugePages       string `json:"huge_pages,omitempty" value:"Transparent 1.17"` // "None", "2M" or "Transparent"
 }
 
 // CPUConfig is a custom CPU template. Its lists are passed through.
 type CPUConfig struct {
-	KVMCapabilities []string          `json:"kvm_capabilities,omitempty"`
+	KVMCapabilities []string          `json:"kvm_capabilities,omitempty"` // in the published descriptions from 1.12 on, but all releases take it
 	CPUIDModifiers  []json.RawMessage `json:"cpuid_modifiers,omitempty"`
 	MSRModifiers    []json.RawMessage `json:"msr_modifiers,omitempty"`
 }
@@ -190,7 +191,7 @@ func encode(op string, r Release, body any) ([]byte, error) {
 	return text, nil
 }
 
-// unknownField finds a field that is set although the release does not have it.
+// unknownField finds a field that is set although the release does not have it, or not with that value.
 func unknownField(r Release, v reflect.Value) (name, since string) {
 	switch v.Kind() {
 	case reflect.Pointer, reflect.Interface:
@@ -210,9 +211,12 @@ func unknownField(r Release, v reflect.Value) (name, since string) {
 			if v.Field(i).IsZero() && strings.Contains(field.Tag.Get("json"), ",omitempty") {
 				continue
 			}
+			name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 			if since := field.Tag.Get("since"); !r.knows(since) {
-				name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 				return name, since
+			}
+			if value, since, ok := strings.Cut(field.Tag.Get("value"), " "); ok && v.Field(i).String() == value && !r.knows(since) {
+				return name + " " + value, since
 			}
 			if name, since := unknownField(r, v.Field(i)); name != "" {
 				return name, since

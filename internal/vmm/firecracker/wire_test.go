@@ -41,6 +41,12 @@ var full = map[string]any{
 		&VsockOverride{"other.sock"}, true, "None"},
 }
 
+// newer are requests with values that came later than their fields.
+var newer = map[string][]any{
+	"PUT /machine-config": {MachineConfig{VCPUCount: 1, MemSizeMiB: 128, HugePages: "Transparent"}},
+	"PUT /snapshot/load":  {SnapshotLoad{SnapshotPath: "state", MemBackend: MemBackend{"File", "memory"}, HugePages: "Transparent"}},
+}
+
 // The driver's table of what releases know and the stand-in's were written one without the other. Whatever encode lets through is accepted,
 // and whatever it holds back would have been refused.
 func TestNoReleaseSeesAFieldThatItDoesNotKnow(t *testing.T) {
@@ -52,7 +58,7 @@ func TestNoReleaseSeesAFieldThatItDoesNotKnow(t *testing.T) {
 			t.Fatal(err)
 		}
 		for call, whole := range full {
-			for _, one := range oneByOne(t, whole) {
+			for _, one := range append(oneByOne(t, whole), newer[call]...) {
 				text, err := encode(call, r, one)
 				if err == nil {
 					if err := standin.Accepts(version, call, text); err != nil && (call != "PUT /serial" || r.knows("1.14")) {
@@ -103,6 +109,23 @@ func oneByOne(t *testing.T, whole any) []any {
 		all = append(all, one.Interface())
 	}
 	return all
+}
+
+// Only the value that came later is held back.
+func TestGateLooksAtValues(t *testing.T) {
+	t.Parallel()
+	for value, since := range map[string]string{"": "1.7.0", "None": "1.7.0", "2M": "1.7.0", "Transparent": "1.17.0"} {
+		for _, version := range releases {
+			r, err := ParseRelease(version)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = encode("PUT /machine-config", r, MachineConfig{VCPUCount: 1, MemSizeMiB: 128, HugePages: value})
+			if held := warmboot.CodeOf(err) == warmboot.Unavailable && strings.Contains(err.Error(), "huge_pages "+value); held == r.knows(since) {
+				t.Errorf("%s is sent huge pages %q: %v", r, value, err)
+			}
+		}
+	}
 }
 
 // A field inside a list or behind a pointer is found as well.

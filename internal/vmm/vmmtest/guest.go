@@ -89,14 +89,15 @@ func Initrd(t *testing.T, dir string, modules ...string) string {
 	return path
 }
 
-// vsockModules are the modules of a distribution's kernel by which a Firecracker guest finds its vsock device, in the order to load them.
-var vsockModules = []string{
+// modules are those of a distribution's kernel by which a Firecracker guest finds its vsock device and its balloon, in the order to load them.
+var modules = []string{
 	"drivers/virtio/virtio_mmio.ko", "net/vmw_vsock/vsock.ko",
 	"net/vmw_vsock/vmw_vsock_virtio_transport_common.ko", "net/vmw_vsock/vmw_vsock_virtio_transport.ko",
+	"drivers/virtio/virtio_balloon.ko",
 }
 
-// VsockModules takes those modules out of Image's root disk into dir and returns their paths.
-func VsockModules(t *testing.T, dir string) []string {
+// Modules takes what a Firecracker guest needs of its kernel's modules out of Image's root disk into dir and returns their paths.
+func Modules(t *testing.T, dir string) []string {
 	t.Helper()
 	disk := filepath.Join(Image(t), "rootfs.ext4")
 	debugfs := func(command string) string {
@@ -115,7 +116,7 @@ func VsockModules(t *testing.T, dir string) []string {
 		}
 	}
 	var paths []string
-	for _, m := range vsockModules {
+	for _, m := range modules {
 		found := false
 		for _, suffix := range []string{"", ".xz", ".zst"} {
 			to := filepath.Join(dir, filepath.Base(m)+suffix)

@@ -40,6 +40,12 @@ type Suite struct {
 	NoForwards bool
 	// NoBareResume says that the VMM's release has a known fault: after a pause without a snapshot its guest is not reached any more.
 	NoBareResume bool
+	// FirstMayBreak says that the VMM's release has a known fault: the first connection to a restored guest may break soon after it was
+	// made, as DialGuest says.
+	FirstMayBreak bool
+	// BalloonMiB is the memory of a machine to take memory back from, at least 128. 0 says that the driver's machines are not made for that,
+	// and if they are vmm.MemoryReclaimers they say so too.
+	BalloonMiB int
 }
 
 // limit is for one step of a machine under emulation on a busy host, a boot included.
@@ -57,6 +63,7 @@ func Run(t *testing.T, s Suite) {
 		return // nothing below can work without a snapshot
 	}
 	t.Run("ClonesAreAlikeAndPrivate", e.clones)
+	t.Run("Reclaim", e.reclaim)
 	t.Run("Recover", e.recover)
 	t.Run("RecoverDead", e.recoverDead)
 	t.Run("Kill", e.kill)
@@ -109,10 +116,12 @@ func (e *env) place(t *testing.T) (id, path string) {
 }
 
 // restore starts a clone and makes sure that it is gone at the end of the test.
-func (e *env) restore(t *testing.T) vmm.Machine {
+func (e *env) restore(t *testing.T) vmm.Machine { t.Helper(); return e.restoreFrom(t, e.snap) }
+
+func (e *env) restoreFrom(t *testing.T, snap vmm.Snapshot) vmm.Machine {
 	t.Helper()
 	id, path := e.place(t)
-	m, err := e.driver.Restore(e.context(t), e.snap, vmm.RestoreOptions{
+	m, err := e.driver.Restore(e.context(t), snap, vmm.RestoreOptions{
 		ID: id, Dir: path, RootDisk: e.spec.RootDisk, DataDisk: e.spec.DataDisk, Network: e.spec.Network, Owner: e.spec.Owner})
 	if err != nil {
 		t.Fatal(err)
@@ -147,12 +156,12 @@ func (e *env) nothingLeft(t *testing.T, id, path string) {
 	}
 }
 
-// ask gives the guest one command and returns its answer. Of a restored Firecracker it asks again if the connection breaks before there is
-// one, as the first may (vmm.Machine); all commands may be given twice.
-func ask(ctx context.Context, m vmm.Machine, command string) (string, error) {
+// ask gives the guest one command and returns its answer. Where the first connection to a restored guest may break before there is one it
+// asks again; all commands may be given twice.
+func (e *env) ask(ctx context.Context, m vmm.Machine, command string) (string, error) {
 	answer, err := askOnce(ctx, m, command)
 	restored := slices.ContainsFunc(m.Timings(), func(p warmboot.Phase) bool { return p.Name == warmboot.PhaseRestore })
-	if answer == "" && errors.Is(err, io.EOF) && restored && m.Handle().Driver == "firecracker" {
+	if answer == "" && errors.Is(err, io.EOF) && restored && e.FirstMayBreak {
 		answer, err = askOnce(ctx, m, command)
 	}
 	return answer, err
@@ -174,11 +183,11 @@ func askOnce(ctx context.Context, m vmm.Machine, command string) (string, error)
 	return strings.TrimSpace(answer), err
 }
 
-func mustAsk(t *testing.T, m vmm.Machine, command, want string) string {
+func (e *env) mustAsk(t *testing.T, m vmm.Machine, command, want string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	got, err := ask(ctx, m, command)
+	got, err := e.ask(ctx, m, command)
 	if err != nil {
 		if k, ok := m.(vmm.ConsoleKeeper); ok {
 			said := k.Console()
@@ -192,9 +201,12 @@ func mustAsk(t *testing.T, m vmm.Machine, command, want string) string {
 	return got
 }
 
-func counter(t *testing.T, m vmm.Machine) int {
+func (e *env) counter(t *testing.T, m vmm.Machine) int { t.Helper(); return e.number(t, m, "counter") }
+
+// number is the answer to a command, which is one.
+func (e *env) number(t *testing.T, m vmm.Machine, command string) int {
 	t.Helper()
-	n, err := strconv.Atoi(mustAsk(t, m, "counter", ""))
+	n, err := strconv.Atoi(e.mustAsk(t, m, command, ""))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,9 +267,9 @@ func (e *env) freeze(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.stopAtEnd(t, m)
-	mustAsk(t, m, "ping", "pong")
+	e.mustAsk(t, m, "ping", "pong")
 	t.Logf("boot to the guest's first answer: %v; %v", time.Since(start), m.Timings())
-	mustAsk(t, m, fmt.Sprintf("fill %d 7", filled), "ok")
+	e.mustAsk(t, m, fmt.Sprintf("fill %d 7", filled), "ok")
 
 	stateFile := filepath.Join(e.dir, "state")
 	_, err = m.Snapshot(ctx, vmm.SnapshotOptions{StateFile: stateFile})
@@ -312,7 +324,7 @@ func (e *env) freeze(t *testing.T) {
 func (e *env) pause(t *testing.T, ctx context.Context, m vmm.Machine) {
 	t.Helper()
 	const pause = 600 * time.Millisecond
-	before := counter(t, m)
+	before := e.counter(t, m)
 	for range 2 { // both are idempotent
 		if err := m.Pause(ctx); err != nil {
 			t.Fatal(err)
@@ -320,7 +332,7 @@ func (e *env) pause(t *testing.T, ctx context.Context, m vmm.Machine) {
 	}
 	short, cancel := context.WithTimeout(ctx, pause)
 	defer cancel()
-	if answer, err := ask(short, m, "ping"); err == nil {
+	if answer, err := e.ask(short, m, "ping"); err == nil {
 		t.Errorf("a paused guest answers %q", answer)
 	}
 	for range 2 {
@@ -328,7 +340,7 @@ func (e *env) pause(t *testing.T, ctx context.Context, m vmm.Machine) {
 			t.Fatal(err)
 		}
 	}
-	if ran := time.Duration(counter(t, m)-before) * time.Millisecond; ran < 0 || ran > pause*3/4 {
+	if ran := time.Duration(e.counter(t, m)-before) * time.Millisecond; ran < 0 || ran > pause*3/4 {
 		t.Errorf("the guest's loop went on for %v in a pause of %v", ran, pause)
 	}
 }
@@ -349,7 +361,7 @@ func (e *env) clones(t *testing.T) {
 				{fmt.Sprintf("fill %d %d", filled, 100+i), "ok"},
 				{"read", strconv.Itoa(100 + i)}, // and nobody else's
 			} {
-				if got, err := ask(ctx, m, step[0]); err != nil || got != step[1] {
+				if got, err := e.ask(ctx, m, step[0]); err != nil || got != step[1] {
 					t.Errorf("clone %d: %s: %q, %v, want %q", i, step[0], got, err, step[1])
 				}
 			}
@@ -361,7 +373,7 @@ func (e *env) clones(t *testing.T) {
 	}
 	start := time.Now()
 	m := e.restore(t)
-	mustAsk(t, m, "ping", "pong")
+	e.mustAsk(t, m, "ping", "pong")
 	t.Logf("restore to the guest's first answer: %v; %v", time.Since(start), m.Timings())
 	var phases []warmboot.PhaseName
 	for _, p := range m.Timings() {
@@ -377,9 +389,93 @@ func (e *env) clones(t *testing.T) {
 	wantCode(t, err, warmboot.Invalid) // its memory is in no file
 }
 
+// reclaim takes memory back from guests that have used and freed it: one that has booted, and one that was restored.
+func (e *env) reclaim(t *testing.T) {
+	if e.BalloonMiB == 0 {
+		r, ok := e.restore(t).(vmm.MemoryReclaimer)
+		if !ok {
+			t.Skipf("SKIPPED: %s takes no memory back from its machines", e.driver.Name())
+		}
+		_, err := r.Reclaim(e.context(t), 0)
+		wantCode(t, err, warmboot.Conflict)
+		return
+	}
+	spec := e.spec
+	spec.MemoryMiB = e.BalloonMiB
+	spec.ID, spec.Dir = e.place(t)
+	spec.MemoryFile = spec.Dir + ".memory"
+	m, err := e.driver.Create(e.context(t), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.stopAtEnd(t, m)
+	e.reclaimFrom(t, m)
+	if err := m.Pause(e.context(t)); err != nil {
+		t.Fatal(err)
+	}
+	snap, err := m.Snapshot(e.context(t), vmm.SnapshotOptions{StateFile: spec.Dir + ".state"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Stop(e.context(t), 0); err != nil {
+		t.Fatal(err)
+	}
+	e.reclaimFrom(t, e.restoreFrom(t, snap))
+}
+
+// reclaimFrom takes so much from a guest that it must be memory which it has used: then the guest has less, the VMM's process has become smaller,
+// and what is given back can be used again.
+func (e *env) reclaimFrom(t *testing.T, m vmm.Machine) {
+	t.Helper()
+	r, ok := m.(vmm.MemoryReclaimer)
+	if !ok {
+		t.Fatalf("%s takes no memory back from its machines", e.driver.Name())
+	}
+	ctx := e.context(t)
+	mib := e.BalloonMiB - 96 // a guest needs some to go on
+	e.mustAsk(t, m, fmt.Sprintf("fill %d 5", e.BalloonMiB/2), "ok")
+	used := resident(t, m.Handle().PID)
+	e.mustAsk(t, m, "release", "ok")
+	free := e.number(t, m, "free")
+	got, err := r.Reclaim(ctx, mib)
+	if err != nil || got != mib {
+		t.Errorf("reclaimed %d MiB of %d: %v", got, mib, err)
+	}
+	left, size := e.number(t, m, "free"), resident(t, m.Handle().PID)
+	t.Logf("reclaimed %d MiB: the guest has %d MiB free and had %d, the process has %d MiB and had %d", got, left, free, size, used)
+	if left > free-mib*3/4 {
+		t.Errorf("the guest has %d MiB free and had %d, though it does without %d", left, free, mib)
+	}
+	if size > used-e.BalloonMiB/8 {
+		t.Errorf("the process has %d MiB and had %d, though its guest does without %d", size, used, mib)
+	}
+	if got, err := r.Reclaim(ctx, 0); err != nil || got != 0 {
+		t.Errorf("gave back all but %d MiB: %v", got, err)
+	}
+	if again := e.number(t, m, "free"); again < free-mib/4 {
+		t.Errorf("the guest has %d MiB free and had %d, though all was given back", again, free)
+	}
+	e.mustAsk(t, m, fmt.Sprintf("fill %d 6", e.BalloonMiB/2), "ok")
+	e.mustAsk(t, m, "read", "6")
+}
+
+// resident is how much of a process is in the host's memory, in MiB.
+func resident(t *testing.T, pid int) int {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all, pages int
+	if _, err := fmt.Sscan(string(text), &all, &pages); err != nil {
+		t.Fatal(err)
+	}
+	return pages * os.Getpagesize() >> 20
+}
+
 func (e *env) recover(t *testing.T) {
 	first := e.restore(t)
-	mustAsk(t, first, "fill 1 9", "ok")
+	e.mustAsk(t, first, "fill 1 9", "ok")
 	ctx := e.context(t)
 	m, err := e.Again(t, e.driver).Recover(ctx, first.Handle())
 	if err != nil {
@@ -388,12 +484,12 @@ func (e *env) recover(t *testing.T) {
 	if m.Handle() != first.Handle() {
 		t.Errorf("the handle became %+v, was %+v", m.Handle(), first.Handle())
 	}
-	mustAsk(t, m, "read", "9")
+	e.mustAsk(t, m, "read", "9")
 	if err := errors.Join(m.Pause(ctx), m.Resume(ctx)); err != nil {
 		t.Error(err)
 	}
 	if !e.NoBareResume {
-		mustAsk(t, m, "ping", "pong")
+		e.mustAsk(t, m, "ping", "pong")
 	}
 	if err := m.Stop(ctx, 0); err != nil {
 		t.Fatal(err)
@@ -422,7 +518,7 @@ func (e *env) recoverDead(t *testing.T) {
 
 func (e *env) kill(t *testing.T) {
 	m := e.restore(t)
-	mustAsk(t, m, "ping", "pong")
+	e.mustAsk(t, m, "ping", "pong")
 	ctx := e.context(t)
 	conn, err := m.DialGuest(ctx)
 	if err != nil {
@@ -449,7 +545,7 @@ func (e *env) kill(t *testing.T) {
 func (e *env) poweroff(t *testing.T) {
 	m := e.restore(t)
 	ctx := e.context(t)
-	if answer, err := ask(ctx, m, "poweroff"); err == nil {
+	if answer, err := e.ask(ctx, m, "poweroff"); err == nil {
 		t.Errorf("a guest that powers off answers %q", answer)
 	}
 	select {

@@ -21,7 +21,8 @@ type api struct {
 	release release
 	faults  map[string]Fault
 
-	one sync.Mutex
+	one  sync.Mutex
+	made map[string]int // how often each call has been made
 }
 
 // serve never ends, but the process does.
@@ -61,6 +62,9 @@ func (a *api) answer(conn net.Conn, req *http.Request) bool {
 	defer a.one.Unlock()
 	call := req.Method + " " + req.URL.Path
 	f := a.faults[call]
+	if a.made[call]++; f.Nth != 0 && f.Nth != a.made[call] {
+		f = Fault{}
+	}
 	switch {
 	case f.Exit != 0 && !f.After:
 		end(f.Exit)

@@ -40,6 +40,7 @@ func (g guest) alive() bool { return bytes.HasPrefix(g, []byte(guestMagic)) }
 
 func (g guest) word(at int) int        { return int(binary.LittleEndian.Uint64(g[at:])) }
 func (g guest) setWord(at, v int)      { binary.LittleEndian.PutUint64(g[at:], uint64(v)) }
+func (g guest) filled() int            { return g.word(filledAt) }
 func (g guest) uptime() time.Duration  { return time.Duration(g.word(uptimeAt)) }
 func (g guest) tick(ran time.Duration) { g.setWord(uptimeAt, g.word(uptimeAt)+int(ran)) }
 
@@ -86,9 +87,17 @@ func (m *machine) command(command string) string {
 		return fmt.Sprint(m.uptime().Milliseconds())
 	case "poweroff":
 		return ""
+	case "release":
+		g.setWord(filledAt, 0)
+		return "ok"
+	case "free":
+		if m.profile.Faults.Hollow {
+			return fmt.Sprint(m.unused())
+		}
+		return fmt.Sprint(m.unused() - m.given())
 	case "read":
 		first := g[fillAt]
-		for _, b := range g[fillAt : fillAt+g.word(filledAt)<<20] {
+		for _, b := range g[fillAt : fillAt+g.filled()<<20] {
 			if b != first {
 				return "-1"
 			}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,14 +28,17 @@ type machine struct {
 	drives  map[string]*os.File
 	listen  *net.UnixListener // of vsock
 	memory  []byte
-	metrics bool
+	taps    map[string]*os.File // by the interface's id
+	metrics int                 // a file descriptor, or 0
+	serial  int                 // a file descriptor: of the guest's console
 
-	mu      sync.Mutex
-	changed *sync.Cond // of state
-	state   string     // as the API tells it
-	since   time.Time  // when it last began to run
-	frozen  bool       // a snapshot has been made in this pause
-	deaf    bool
+	mu       sync.Mutex
+	changed  *sync.Cond // of state
+	state    string     // as the API tells it
+	since    time.Time  // when it last began to run
+	frozen   bool       // a snapshot has been made in this pause
+	deaf     bool
+	restored bool
 	// unsettled: the first connection to the restored guest is lost, as it can be with older releases; here it always is.
 	unsettled bool
 	conns     map[net.Conn]bool // to the guest
@@ -91,8 +95,8 @@ const (
 )
 
 func newMachine(p Profile, r release, id string, api *sync.Mutex) *machine {
-	m := &machine{profile: p, api: api, release: r, id: id, state: notStarted, drives: map[string]*os.File{}, conns: map[net.Conn]bool{},
-		config: config{VCPUs: 1, MemoryMiB: 128}}
+	m := &machine{profile: p, api: api, release: r, id: id, state: notStarted, drives: map[string]*os.File{}, taps: map[string]*os.File{}, conns: map[net.Conn]bool{},
+		serial: unix.Stdout, config: config{VCPUs: 1, MemoryMiB: 128}}
 	m.changed = sync.NewCond(&m.mu)
 	return m
 }
@@ -154,16 +158,20 @@ func (m *machine) do(call, id string, body []byte) (any, error) {
 }
 
 // put takes a part of a machine that has not started.
-func (m *machine) put(call, id string, body []byte) error {
+func (m *machine) put(call, id string, body []byte) (err error) {
 	switch call {
 	case "PUT /metrics":
-		if m.metrics {
+		if m.metrics != 0 {
 			return errors.New("metrics error: cannot initialize the metrics system: it is already")
 		}
-		m.metrics = true
-		return nil
-	case "PUT /logger", "PUT /serial":
-		return nil
+		m.metrics, err = output(body, "metrics_path", 0)
+		return err
+	case "PUT /logger":
+		_, err = output(body, "log_path", 0) // nothing is logged
+		return err
+	case "PUT /serial":
+		m.serial, err = output(body, "serial_out_path", unix.Stdout)
+		return err
 	case "PUT /cpu-config":
 		m.config.CPUTemplate = true // it does not keep a snapshot from being loaded
 		return nil
@@ -239,8 +247,9 @@ func (m *machine) put(call, id string, body []byte) error {
 				return err
 			}
 		}
-		if err := tap(n.Host); err != nil {
-			return fmt.Errorf("network config error: %w", err)
+		m.config.Network = slices.DeleteFunc(m.config.Network, func(other iface) bool { return other.ID == id })
+		if err := m.attach(n); err != nil {
+			return fmt.Errorf("could not create the network device: %w", err)
 		}
 		m.config.Network = append(m.config.Network, n)
 	case "PUT /vsock":
@@ -289,12 +298,44 @@ func (m *machine) open(d drive) error {
 	return nil
 }
 
-// tap sees that there is such an interface, in the network namespace of this process.
-func tap(name string) error {
-	if _, err := net.InterfaceByName(name); err != nil {
-		return fmt.Errorf("open tap device failed: %w", err)
+// attach takes a network interface's TAP, in the network namespace of this process, for as long as the machine lives. Nobody else can have it
+// then. One that is not there is made, if this process may.
+func (m *machine) attach(n iface) error {
+	if old := m.taps[n.ID]; old != nil {
+		old.Close()
+		delete(m.taps, n.ID)
 	}
+	request, err := unix.NewIfreq(n.Host)
+	if err != nil {
+		return errors.New("open tap device failed: invalid interface name")
+	}
+	request.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open tap device failed: couldn't open /dev/net/tun: %w", rust(err))
+	}
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
+		_ = unix.Close(fd)
+		return fmt.Errorf("open tap device failed: error while creating ifreq structure: %w. invalid TUN/TAP backend provided by %s", rust(err), n.Host)
+	}
+	m.taps[n.ID] = os.NewFile(uintptr(fd), n.Host)
 	return nil
+}
+
+// output opens the file that a body names for something to be written to; without a name it is the default. Older releases make no such file.
+func output(body []byte, field string, byDefault int) (fd int, err error) {
+	var b map[string]any
+	if err := json.Unmarshal(body, &b); err != nil {
+		return 0, err
+	}
+	path, _ := b[field].(string)
+	if path == "" {
+		return byDefault, nil
+	}
+	if fd, err = unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err != nil {
+		return 0, fmt.Errorf("cannot open %s: %w", field, rust(err))
+	}
+	return fd, nil
 }
 
 func (m *machine) bind() error {
@@ -323,6 +364,9 @@ func (m *machine) action(body []byte, started bool) error {
 		return fmt.Errorf("unknown variant %q", a.Type)
 	case !started:
 		return errBefore
+	case a.Type == "FlushMetrics" && m.metrics != 0:
+		_, err := unix.Write(m.metrics, []byte("{}\n"))
+		return err
 	case a.Type == "SendCtrlAltDel" && !m.profile.Faults.Stubborn:
 		go func() {
 			m.when(func() {})
@@ -383,7 +427,7 @@ func (m *machine) bootGuest() {
 // well; when only nobody does, the line is lost.
 func (m *machine) print(line string) {
 	// Not by fmt: Go would wait until there is room.
-	if _, err := unix.Write(1, []byte("[    0.000000] "+line+"\r\n")); errors.Is(err, unix.EPIPE) {
+	if _, err := unix.Write(m.serial, []byte("[    0.000000] "+line+"\r\n")); errors.Is(err, unix.EPIPE) {
 		m.mu.Lock()
 		select {}
 	}
@@ -446,39 +490,49 @@ func (m *machine) setState(body []byte) error {
 	return nil
 }
 
-// inflate sets the balloon; the guest gives up the end of its memory, but for what it needs.
+// inflate sets the balloon; the guest gives up memory that it does not use, and first what it has used before: that lies at the beginning.
 func (m *machine) inflate(body []byte) error {
 	b := m.config.Balloon
 	if b == nil {
 		return errors.New("balloon error: no balloon device found")
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if err := json.Unmarshal(body, b); err != nil {
 		return err
 	}
 	if b.AmountMiB > m.config.MemoryMiB {
 		return errors.New("balloon error: too many pages are requested")
 	}
-	if given := m.given(); given > 0 {
-		if err := unix.Madvise(m.memory[(m.config.MemoryMiB-given)<<20:], unix.MADV_DONTNEED); err != nil {
+	if given := m.given(); given > 0 && !m.profile.Faults.Hollow {
+		unused := m.memory[fillAt+guestOf(m.memory).filled()<<20:]
+		if err := unix.Madvise(unused[:given<<20], unix.MADV_DONTNEED); err != nil {
 			return rust(err)
 		}
 	}
 	return nil
 }
 
-// given is how many MiB the guest does without.
+// given is how many MiB the guest does without. It takes back what it comes to need, as deflate_on_oom lets it. Runs with the lock.
 func (m *machine) given() int {
-	if m.profile.Faults.Stubborn {
+	if m.profile.Faults.Stubborn || m.config.Balloon == nil {
 		return 0
 	}
-	return min(m.config.Balloon.AmountMiB, m.config.MemoryMiB-needed)
+	return min(m.config.Balloon.AmountMiB, m.unused())
+}
+
+// unused is how many MiB the guest has no use for, those included that it does without. Runs with the lock.
+func (m *machine) unused() int {
+	return max(0, m.config.MemoryMiB-needed-guestOf(m.memory).filled())
 }
 
 func (m *machine) balloonStats() map[string]int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	given := m.given()
 	return map[string]int{
 		"target_pages": m.config.Balloon.AmountMiB << 8, "actual_pages": given << 8,
 		"target_mib": m.config.Balloon.AmountMiB, "actual_mib": given,
-		"free_memory": (m.config.MemoryMiB - given - needed) << 20, "total_memory": (m.config.MemoryMiB - given) << 20,
+		"free_memory": (m.unused() - given) << 20, "total_memory": (m.config.MemoryMiB - given) << 20,
 	}
 }

@@ -69,7 +69,7 @@ func run(p Profile, args []string) int {
 	if err != nil {
 		return bad(exitError, "cannot open the API socket %s: %v", options["--api-sock"], err)
 	}
-	a := &api{release: r, faults: p.Faults.Calls}
+	a := &api{release: r, faults: p.Faults.Calls, made: map[string]int{}}
 	a.vm = newMachine(p, r, options["--id"], &a.one)
 	return a.serve(l)
 }

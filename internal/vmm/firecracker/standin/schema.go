@@ -12,12 +12,17 @@ type field struct {
 	required bool
 	has      func(release) bool
 	object   []field // what is in it, if it is an object or a list of objects
+	only     values  // what it may say, if that is checked here
 }
 
-func need(name string) field { return field{name, true, always, nil} }
+// values are those that a field may have, and which releases know them.
+type values map[string]func(release) bool
+
+func need(name string) field { return field{name, true, always, nil, nil} }
 func may(name string, has func(release) bool, object ...field) field {
-	return field{name, false, has, object}
+	return field{name, false, has, object, nil}
 }
+func (f field) of(v values) field { f.only = v; return f }
 
 var (
 	bucket  = []field{need("size"), may("one_time_burst", always), need("refill_time")}
@@ -29,8 +34,9 @@ var bodies = map[string][]field{
 	"PUT /boot-source": {need("kernel_image_path"), may("initrd_path", always), may("boot_args", always)},
 	"PUT /drives/{}": {need("drive_id"), may("partuuid", always), need("is_root_device"), may("cache_type", always), may("is_read_only", always),
 		may("path_on_host", always), may("rate_limiter", always, limiter...), may("io_engine", always), may("socket", always)},
-	"PUT /machine-config": {need("vcpu_count"), need("mem_size_mib"), may("smt", always), may("cpu_template", always), may("track_dirty_pages", always), may("huge_pages", always)},
-	"PUT /cpu-config":     {may("kvm_capabilities", always), may("cpuid_modifiers", always), may("msr_modifiers", always)},
+	"PUT /machine-config": {need("vcpu_count"), need("mem_size_mib"), may("smt", always), may("cpu_template", always), may("track_dirty_pages", always),
+		may("huge_pages", always).of(values{"None": always, "2M": always, "Transparent": from(17)})},
+	"PUT /cpu-config": {may("kvm_capabilities", always), may("cpuid_modifiers", always), may("msr_modifiers", always)},
 	"PUT /network-interfaces/{}": {need("iface_id"), need("host_dev_name"), may("guest_mac", always), may("mtu", from(16)),
 		may("rx_rate_limiter", always, limiter...), may("tx_rate_limiter", always, limiter...)},
 	"PUT /vsock":   {may("vsock_id", always), need("guest_cid"), need("uds_path")},
@@ -49,7 +55,7 @@ var bodies = map[string][]field{
 		may("mem_backend", always, need("backend_path"), need("backend_type")),
 		may("enable_diff_snapshots", always), may("track_dirty_pages", from(13)), may("resume_vm", always),
 		may("network_overrides", from(12), need("iface_id"), need("host_dev_name")), may("vsock_override", from(16), need("uds_path")),
-		may("clock_realtime", realtime), may("huge_pages", from(17))},
+		may("clock_realtime", realtime), may("huge_pages", from(17)).of(values{"Snapshot": always, "None": always, "2M": always, "Transparent": always})},
 }
 
 // readers are the calls without a body.
@@ -82,6 +88,12 @@ func check(r release, fields []field, text []byte) error {
 		i := slices.IndexFunc(fields, func(f field) bool { return f.name == name && f.has(r) })
 		if i < 0 {
 			return fmt.Errorf("the json body cannot be deserialized: unknown field `%s`", name)
+		}
+		if only := fields[i].only; only != nil {
+			var text string
+			if json.Unmarshal(value, &text) != nil || only[text] == nil || !only[text](r) {
+				return fmt.Errorf("the json body cannot be deserialized: unknown variant `%s`", value)
+			}
 		}
 		if fields[i].object != nil && string(value) != "null" {
 			if err := check(r, fields[i].object, value); err != nil {

@@ -99,7 +99,7 @@ func (m *machine) load(body []byte) error {
 	}
 	m.mu.Lock()
 	m.state = paused
-	m.frozen, m.unsettled = true, !m.release.from(16, 0)
+	m.frozen, m.restored, m.unsettled = true, true, !m.release.from(16, 0)
 	m.mu.Unlock()
 	go m.wake()
 	if l.Resume {
@@ -145,7 +145,7 @@ func (m *machine) restore(stateFile, memoryFile string, network []iface, overrid
 		}
 	}
 	for _, n := range m.config.Network {
-		if err := tap(n.Host); err != nil {
+		if err := m.attach(n); err != nil {
 			return fmt.Errorf("failed to build microVM from snapshot: failed to restore devices: %w", err)
 		}
 	}

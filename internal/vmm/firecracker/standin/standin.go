@@ -55,6 +55,8 @@ type Faults struct {
 
 	// What no Firecracker does, to see that a test would notice.
 	SharedMemory bool // a restored machine writes to its snapshot's memory file
+	FirstBreaks  bool // the first connection to a restored guest breaks when the guest has taken it, as in no release from 1.16 on
+	Hollow       bool // the balloon tells of memory that the guest still has
 	Restless     bool // a paused machine goes on
 	AnyState     bool // a damaged state file is loaded as if it were empty
 }
@@ -70,6 +72,7 @@ func Accepts(version, call string, body []byte) error {
 
 // Fault is what goes wrong with one call.
 type Fault struct {
+	Nth    int    // when it is made this many times, counted from 1; 0: each time
 	Refuse string // the call is refused with this message; a refused load ends the process
 	Exit   int    // the process ends with this status instead of answering, killed if negative
 	After  bool   // it does so after answering
@@ -83,6 +86,7 @@ type VsockFaults struct {
 	Refuse   int           // the guest does not listen
 	Reset    int           // the connection ends as soon as it has been taken, before anything is said
 	Silent   int           // nothing is ever said
+	Cut      int           // the connection ends in the middle of OK
 	Late     time.Duration // until the guest takes a connection
 	Greeting string        // is said instead of OK and the number
 	Flood    bool          // the guest sends without end

@@ -1,6 +1,7 @@
 package standin
 
 import (
+	"bufio"
 	"bytes"
 	"fmt"
 	"io"
@@ -35,7 +36,7 @@ func (m *machine) serveVsock() {
 func (m *machine) connect(conn net.Conn, n int, deaf bool) {
 	defer conn.Close()
 	f := m.profile.Faults.Vsock
-	reset, silent := f.Refuse+f.Reset, f.Refuse+f.Reset+f.Silent
+	reset, silent, cut := f.Refuse+f.Reset, f.Refuse+f.Reset+f.Silent, f.Refuse+f.Reset+f.Silent+f.Cut
 	if n >= f.Refuse && n < reset {
 		return
 	}
@@ -45,6 +46,13 @@ func (m *machine) connect(conn net.Conn, n int, deaf bool) {
 		return
 	case n >= reset && n < silent, deaf:
 		_, _ = conn.Read(make([]byte, 1)) // until the host gives up
+		return
+	case n >= silent && n < cut:
+		_, _ = io.WriteString(conn, "O")
+		return
+	case m.restored && n == 0 && m.profile.Faults.FirstBreaks:
+		_, _ = io.WriteString(conn, fmt.Sprintf("OK %d\n", firstLocalPort))
+		_, _ = bufio.NewReader(conn).ReadString('\n') // else the host would find a reset, and not an end
 		return
 	case m.unsettled && n == 0:
 		// The guest has taken it, and drops it with the connections of its former life. Its own end is told nothing.

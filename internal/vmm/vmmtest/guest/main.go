@@ -5,7 +5,9 @@
 //	ping         pong
 //	counter      how often a loop in the guest has gone round, once a millisecond
 //	fill N BYTE  N MiB of memory are set to BYTE
-//	read         the byte that the memory was last set to, after checking all of it; -1 if it is not all the same
+//	read         the byte that the memory was last set to, after checking all of it; -1 if it is not all the same, or released
+//	release      the memory is the kernel's again: ok
+//	free         how many MiB the kernel has free
 //	poweroff     the machine is powered off
 package main
 
@@ -17,6 +19,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -151,6 +154,18 @@ func (g *guest) do(command string) (any, error) {
 		return g.counter.Load(), nil
 	case command == "poweroff":
 		return nil, errPoweroff
+	case command == "release":
+		g.memory = nil
+		debug.FreeOSMemory()
+		return "ok", nil
+	case command == "free":
+		var s unix.Sysinfo_t
+		if err := unix.Sysinfo(&s); err != nil {
+			return err, nil
+		}
+		return s.Freeram * uint64(s.Unit) >> 20, nil
+	case command == "read" && len(g.memory) == 0:
+		return -1, nil
 	case command == "read":
 		for _, b := range g.memory {
 			if b != g.memory[0] {
