@@ -44,11 +44,11 @@ func TestFirecrackerOnABrokenHost(t *testing.T) {
 		{"a reboot while the machine to freeze boots", func(t *testing.T) { h.downDuringBuild(t, "Booting", h.reboot) }},
 		{"no power while the artifact is stored", func(t *testing.T) { h.downDuringBuild(t, storing, h.cut) }},
 		{"no power in the middle of 20 creates", func(t *testing.T) { h.downDuringCreates(t, h.cut) }},
-		{"a reboot in the middle of 20 creates", func(t *testing.T) { h.downDuringCreates(t, h.reboot) }},
 		{"a reboot", func(t *testing.T) { h.comesBack(t, h.reboot) }},
 		{"the disk is full", h.fullDisk},
 		{"the clock is set back", func(t *testing.T) { h.clock(t, -time.Hour) }},
 		{"the clock is set forward", func(t *testing.T) { h.clock(t, time.Hour) }},
+		{"a reboot in the middle of 20 creates", func(t *testing.T) { h.downDuringCreates(t, h.reboot) }},
 		{"nothing is left", h.nothingLeft},
 	} {
 		if !t.Run(step.name, func(t *testing.T) {
