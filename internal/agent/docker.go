@@ -198,12 +198,7 @@ func (a *Agent) pull(ctx context.Context, vm *microVM, image string, auth *contr
 		}
 	}
 	step("Pulling " + image)
-	res, err := vm.docker.ImagePull(ctx, reference.TagNameOnly(ref).String(), opts)
-	if err != nil {
-		return pullError(ctx, image, host, err)
-	}
-	defer res.Close()
-	if err := followPull(res, step); err != nil {
+	if err := pullImage(ctx, vm.docker, reference.TagNameOnly(ref).String(), opts, step); err != nil {
 		return pullError(ctx, image, host, err)
 	}
 	return nil
@@ -249,6 +244,8 @@ func pullError(ctx context.Context, image, host string, err error) error {
 		advice = fmt.Sprintf("registry %s speaks HTTP without TLS; if you trust the network to it, allow it with `warmboot serve --plain-http-registry %s`", host, host)
 	case strings.Contains(text, "connection refused") || strings.Contains(text, "no such host") || strings.Contains(text, "i/o timeout"):
 		advice = "registry " + host + " cannot be reached from the microVM"
+	case brokeOff(err):
+		advice = "the connection to registry " + host + " breaks off again and again"
 	case strings.Contains(text, "no space left"):
 		advice = "the image does not fit on the container's disk, or the host's disk is full"
 	}

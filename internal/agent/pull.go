@@ -1,11 +1,16 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"strings"
+	"time"
 
 	"github.com/moby/moby/api/types/jsonstream"
+	"github.com/moby/moby/client"
 
 	"warmboot/internal/guestrpc"
 )
@@ -16,6 +21,56 @@ const (
 )
 
 var errPullMessage = errors.New("docker in the microVM sent a message about the pull that is longer than any of Docker's")
+
+// A pull that breaks off is begun again: Docker has kept the layers that came.
+const (
+	pullAttempts = 3
+	pullPause    = 2 * time.Second // before the second; it doubles
+)
+
+// pullImage lets a guest's Docker fetch an image, as often as it takes but for pullAttempts.
+func pullImage(ctx context.Context, d *dockerClient, image string, opts client.ImagePullOptions, step func(string)) error {
+	pause := pullPause
+	for attempt := 1; ; attempt++ {
+		err := pullOnce(ctx, d, image, opts, step)
+		if err == nil || attempt == pullAttempts || !brokeOff(err) {
+			return err
+		}
+		step(fmt.Sprintf("The pull broke off (%s); it is tried again in %v", brief{err}, pause))
+		select {
+		case <-time.After(pause):
+			pause *= 2
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), err)
+		}
+	}
+}
+
+// brokeOff tells a connection that was lost, to the registry or to Docker, from an answer. What Docker says of the one to the registry is text.
+func brokeOff(err error) bool {
+	if errors.Is(err, errPullMessage) {
+		return false
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return true
+	}
+	text := err.Error()
+	for _, end := range []string{"EOF", "connection reset by peer", "broken pipe", "TLS handshake timeout"} {
+		if strings.HasSuffix(text, end) {
+			return true
+		}
+	}
+	return false
+}
+
+func pullOnce(ctx context.Context, d *dockerClient, image string, opts client.ImagePullOptions, step func(string)) error {
+	res, err := d.ImagePull(ctx, image, opts)
+	if err != nil {
+		return err
+	}
+	defer res.Close()
+	return followPull(res, step)
+}
 
 // followPull reads what Docker tells of a pull, to its end, and passes on what is about all of it. The error is why the pull failed.
 func followPull(messages io.Reader, step func(string)) error {
