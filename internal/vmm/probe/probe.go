@@ -52,8 +52,9 @@ func Stamp(op, binary string, more ...any) (string, error) {
 	if kvm, err := os.Stat(process.KVMDevice); err == nil {
 		device = fmt.Sprint(kvm.Mode(), kvm.Sys().(*syscall.Stat_t).Gid)
 	}
-	return fmt.Sprintf("%s %s %d %d %d %q %q", strings.TrimSpace(string(boot)), binary, info.Sys().(*syscall.Stat_t).Ino,
-		info.Size(), info.ModTime().UnixNano(), device, fmt.Sprint(more...)), nil
+	st := info.Sys().(*syscall.Stat_t)
+	return fmt.Sprintf("%s %s %d %d %d %q %q", strings.TrimSpace(string(boot)), binary, st.Ino,
+		st.Size, st.Ctim.Nano(), device, fmt.Sprint(more...)), nil // the time of the last change is the one that nobody can set
 }
 
 // Recall returns the answer that Keep wrote to file, if it has this stamp.
