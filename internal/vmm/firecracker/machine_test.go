@@ -592,6 +592,19 @@ func TestProbe(t *testing.T) {
 	t.Parallel()
 	c := configFor(t, standin.Profile{Version: "1.16.1"})
 	c.StateDir = filepath.Join(shared(t), "vmm")
+	// anew puts the same binary in its place; at first it may be linked to that of all tests, and change with every link.
+	anew := func() {
+		t.Helper()
+		copied := c.Binary + ".copy"
+		content, err := os.ReadFile(c.Binary)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.WriteFile(copied, content, 0o755), os.Rename(copied, c.Binary)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	anew()
 	caps, err := newDriver(c).Probe(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -620,15 +633,7 @@ func TestProbe(t *testing.T) {
 	if again, err := newDriver(c).Probe(t.Context()); c.Unjailed && (err != nil || again != caps) { // else the profile is in the binary
 		t.Errorf("the second time: %+v, %v", again, err)
 	}
-	later := time.Now().Add(time.Hour)
-	copied := c.Binary + ".copy" // the file may be linked to the test binary
-	content, err := os.ReadFile(c.Binary)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(os.WriteFile(copied, content, 0o755), os.Rename(copied, c.Binary), os.Chtimes(c.Binary, later, later)); err != nil {
-		t.Fatal(err)
-	}
+	anew()
 	for range 2 { // the second time it is remembered
 		_, err = newDriver(c).Probe(t.Context())
 		wantError(t, err, warmboot.Unavailable, "KVM internal error")
