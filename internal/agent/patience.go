@@ -23,18 +23,14 @@ func patience(ctx context.Context, pid int, start time.Time, limit time.Duration
 	ctx, cancelAtLatest := context.WithDeadline(ctx, start.Add(maxPatience*limit))
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
-		for {
-			left := time.Until(start.Add(limit + starved(pid)))
-			if left <= 0 {
-				cancel(context.DeadlineExceeded)
-				return
-			}
+		for left := time.Until(start.Add(limit)); left > 0; left = time.Until(start.Add(limit + starved(pid))) {
 			select {
 			case <-time.After(left):
 			case <-ctx.Done():
 				return
 			}
 		}
+		cancel(context.DeadlineExceeded)
 	}()
 	return ctx, func() { cancel(nil); cancelAtLatest() }
 }
