@@ -8,8 +8,6 @@ package main
 import (
 	"bufio"
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -22,6 +20,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"warmboot/internal/vmm/probe"
 )
 
 // Report is the result's form.
@@ -99,7 +99,7 @@ func (r *Report) run(in io.Reader, out io.Writer, firecracker, jailer, path stri
 	return nil
 }
 
-// ended is a line that says how a test has ended; within another one's output it is indented, with a file and a line before it or without. failed is
+// ended is a line that says how a test has ended; within another one's output it is indented. failed is
 // what go test says besides, where a test's binary does not live to say it.
 var (
 	ended  = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP): (\S+) \(([\d.]+)s\)$`)
@@ -149,16 +149,8 @@ func inspect(binary string) (Binary, error) {
 	if err != nil {
 		return Binary{}, err
 	}
-	f, err := os.Open(binary)
-	if err != nil {
-		return Binary{}, err
-	}
-	defer f.Close()
-	sum := sha256.New()
-	if _, err := io.Copy(sum, f); err != nil {
-		return Binary{}, err
-	}
-	return Binary{Version: v, SHA256: hex.EncodeToString(sum.Sum(nil))}, nil
+	digest, err := probe.FileDigest(binary)
+	return Binary{Version: v, SHA256: digest}, err
 }
 
 // version is the pattern's first group in what a program says.
