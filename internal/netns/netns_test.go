@@ -1,12 +1,15 @@
 package netns
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -124,13 +127,47 @@ func TestTAP(t *testing.T) {
 		t.Errorf("a TAP that is open: %v", err)
 	}
 	first.Close()
-	again, err := OpenTAP(Path(ns), "tap0")
-	if err != nil {
-		t.Errorf("a TAP that was closed: %v", err)
-	} else {
-		again.Close()
-	}
 	if err := In(ns, func() error { return MakeTAP("a-name-that-is-too-long", 0) }); err == nil {
 		t.Error("a TAP with a name that is too long")
+	}
+}
+
+// A TAP can be opened as soon as it is made or closed, however many processes are being started.
+func TestTAPBesideForks(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	var starts sync.WaitGroup
+	defer starts.Wait()
+	ctx, enough := context.WithCancel(t.Context())
+	defer enough()
+	for range 4 {
+		starts.Go(func() {
+			for ctx.Err() == nil {
+				if err := exec.Command("true").Run(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	ns := fresh(t)
+	for i := range 50 {
+		name := fmt.Sprintf("tap%d", i)
+		if err := In(ns, func() error {
+			if err := MakeTAP(name, 0); err != nil {
+				return err
+			}
+			f, err := attach(name) // as a VMM does it, without a second try
+			if err != nil {
+				return err
+			}
+			return f.Close()
+		}); err != nil {
+			t.Fatal(err)
+		}
+		f, err := OpenTAP(Path(ns), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +25,9 @@ var ErrBusy = errors.New("the TAP is in use")
 
 // MakeTAP makes a TAP in the namespace it is called in. It stays until it is deleted or its namespace goes; uid may open it too.
 func MakeTAP(name string, uid uint32) error {
+	// No process starts meanwhile: it would have a copy of the file from its fork to its exec, and keep the TAP busy for as long.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	f, err := attach(name)
 	if err != nil {
 		return err
@@ -40,13 +45,21 @@ func MakeTAP(name string, uid uint32) error {
 	return nil
 }
 
+// copies is how long a process that is being started may take from its fork to its exec, and how often OpenTAP looks whether it is there. Until
+// then it has a copy of every file of ours, and nothing tells when that has gone.
+const copies, look = 200 * time.Millisecond, 2 * time.Millisecond
+
 // OpenTAP opens a TAP that is there, in the namespace at path. One that somebody else has open is ErrBusy.
 func OpenTAP(path, name string) (f *os.File, err error) {
 	err = Do(path, func() error {
 		if _, err := net.InterfaceByName(name); err != nil { // else the kernel would make one
 			return fmt.Errorf("TAP %s: %w (%w)", name, fs.ErrNotExist, err)
 		}
-		if f, err = attach(name); err != nil {
+		f, err = attach(name)
+		for end := time.Now().Add(copies); errors.Is(err, ErrBusy) && time.Now().Before(end); f, err = attach(name) {
+			time.Sleep(look)
+		}
+		if err != nil {
 			return err
 		}
 		if err = activate(name); err != nil {
