@@ -76,7 +76,9 @@ func lockRoot(root string) (func() error, error) {
 		}
 		return nil, &warmboot.Error{Code: warmboot.Internal, Op: "open storage root", Err: err}
 	}
-	return f.Close, nil
+	return func() error { // closing alone would leave it locked for as long as a process that is being started has its copy
+		return errors.Join(syscall.Flock(int(f.Fd()), syscall.LOCK_UN), f.Close())
+	}, nil
 }
 
 // ioError says what the operating system said, and what to do where that is known. It is nil for nil.
