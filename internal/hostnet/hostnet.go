@@ -98,11 +98,6 @@ func Open(ctx context.Context, c Config) (*Net, error) {
 	case User:
 		n.why = userAsked
 	case TAP, Auto, "":
-		if c.Mode == TAP {
-			if err := allowForwarding(c.Log); err != nil {
-				return nil, err
-			}
-		}
 		err := n.openTAP(ctx)
 		switch {
 		case err == nil:
@@ -118,7 +113,8 @@ func Open(ctx context.Context, c Config) (*Net, error) {
 	return n, n.keepOld(c)
 }
 
-// openTAP makes ready for slots with TAPs, if they work here. Where there are some from before, they do.
+// openTAP makes ready for slots with TAPs, if they work here. Where there are some from before, they do. The host forwards packets for them when it
+// is known that they work.
 func (n *Net) openTAP(ctx context.Context) error {
 	if err := allowed(); err != nil {
 		return err
@@ -130,6 +126,9 @@ func (n *Net) openTAP(ctx context.Context) error {
 	old, err := k.ourLinks()
 	if err == nil && len(old) == 0 {
 		err = k.try(ctx)
+	}
+	if err == nil {
+		err = k.fence.raise()
 	}
 	if err != nil {
 		return errors.Join(err, k.close())
@@ -151,6 +150,8 @@ func (n *Net) keepOld(c Config) error {
 	if n.keeper, err = openKeeper(c, &n.numbers); err != nil {
 		c.Log.Warn("MicroVMs with TAPs that run cannot be taken charge of", "err", err)
 		n.keeper = nil
+	} else if err := n.keeper.fence.learn(); err != nil {
+		c.Log.Warn("It is not known what this machine forwarded before warmboot turned that on", "err", err)
 	}
 	n.numbers.total = MaxSlots
 	return nil
@@ -270,17 +271,4 @@ func (s *Slot) Release() error {
 		return nil
 	}
 	return s.net.keeper.release(s.tap)
-}
-
-// allowForwarding lets the host pass on what is not for itself.
-func allowForwarding(log *slog.Logger) error {
-	on, err := forwarding()
-	if err != nil || on {
-		return err
-	}
-	if err := os.WriteFile(forwardFile, []byte("1"), 0); err != nil {
-		return &warmboot.Error{Code: warmboot.Unavailable, Op: "open network", Msg: "IP forwarding cannot be turned on", Err: err}
-	}
-	log.Warn("IP forwarding was turned on (net.ipv4.ip_forward), because microVMs with TAPs were asked for: this machine passes packets on between its networks, unless its firewall forbids that")
-	return nil
 }

@@ -38,6 +38,7 @@ type keeper struct {
 	home    *os.File // the host's namespace
 	block   block
 	rules   *rules
+	fence   fence
 
 	mu     sync.Mutex
 	ready  []*tap
@@ -60,7 +61,7 @@ func openKeeper(c Config, n *numbers) (_ *keeper, err error) {
 	const op = "open network"
 	k := &keeper{
 		Config: c, numbers: n, taken: map[string]bool{}, coming: map[*tap]bool{}, freed: make(chan struct{}), wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1),
-		rules: newRules(c),
+		rules: newRules(c), fence: fence{log: c.Log},
 	}
 	var undo rollback.Stack
 	defer func() { err = errors.Join(err, undo.Unwind()) }()
@@ -496,6 +497,7 @@ func (k *keeper) look() {
 	} else if restored {
 		k.Log.Warn("Somebody had removed the network rules of microVMs; they are back", "table", k.rules.name)
 	}
+	k.fence.keep()
 	if err := k.findResolver(); err != nil {
 		k.Log.Warn("The name server of guests could not be changed", "err", err)
 	}
@@ -543,6 +545,9 @@ func (k *keeper) close() error {
 	err := k.tidy()
 	if inUse == 0 && err == nil && k.stop != nil {
 		err = k.rules.remove()
+	}
+	if err == nil {
+		err = k.fence.lower()
 	}
 	if k.forwarder != nil {
 		err = errors.Join(err, k.forwarder.close())

@@ -294,6 +294,7 @@ type holding struct {
 	Port       uint16
 	Egress     warmboot.Egress
 	Firewall   string // what is wrong with a host of its own, for TestObstacles
+	Fence      string // which of the hosts of TestFence it is
 }
 
 // held is what it says once it has a slot in which a process runs.
@@ -314,6 +315,10 @@ func TestHolder(t *testing.T) {
 	}
 	if h.Firewall != "" {
 		tryBehind(t, h.Firewall)
+		return
+	}
+	if h.Fence != "" {
+		fences[h.Fence](t)
 		return
 	}
 	c := Config{Mode: TAP, Owner: h.Owner, FirstUID: h.FirstUID, Ready: -1, resolvConf: h.ResolvConf, CIDR: h.CIDR}

@@ -22,9 +22,6 @@ import (
 	"warmboot/internal/rollback"
 )
 
-// forwardFile says whether the host passes on what is not for itself.
-const forwardFile = "/proc/sys/net/ipv4/ip_forward"
-
 // How long a packet may take from one slot to another, or to the host, and when another is sent. It takes a fraction of a millisecond, but a busy host
 // may lose the first while it still looks for its neighbours; and one that is taken for a host without TAPs has no Firecracker.
 const (
@@ -50,8 +47,8 @@ func (o *Obstacle) Error() string {
 func (o *Obstacle) Unwrap() error { return o.Err }
 
 // Try finds out whether slots with TAPs and addresses from cidr work here, by making two of them and sending a packet from one to the
-// other and one to the host; then it removes them. It is an Unavailable error, mostly with an Obstacle in it, if they do not. It takes
-// about a tenth of a second.
+// other and one to the host; then it removes them. It is an Unavailable error, mostly with an Obstacle in it, if they do not. That needs no forwarding
+// but between the slots, and does not turn it on for others. It takes about a tenth of a second.
 func Try(ctx context.Context, cidr netip.Prefix) (err error) {
 	if err := allowed(); err != nil {
 		return err
@@ -80,12 +77,8 @@ const opTry = "try network slots"
 
 // allowed sees to it that we may do what slots need.
 func allowed() error {
-	unavailable := func(o *Obstacle) error { return &warmboot.Error{Code: warmboot.Unavailable, Op: opTry, Err: o} }
 	if os.Geteuid() != 0 {
-		return unavailable(&Obstacle{What: "only root can make network namespaces and TAPs", Fix: "run `warmboot serve` as root"})
-	}
-	if on, err := forwarding(); err != nil || !on {
-		return unavailable(&Obstacle{"this machine does not forward IP packets", "`sysctl -w net.ipv4.ip_forward=1`, and put that into a file in /etc/sysctl.d; or start with --network tap, which turns it on", err})
+		return &warmboot.Error{Code: warmboot.Unavailable, Op: opTry, Err: &Obstacle{What: "only root can make network namespaces and TAPs", Fix: "run `warmboot serve` as root"}}
 	}
 	return nil
 }
@@ -220,11 +213,6 @@ func arrives(ctx context.Context, from *tap, ns *os.File, to netip.Addr) error {
 			return fmt.Errorf("what is sent from %s to %s is lost", from.slot, to)
 		}
 	}
-}
-
-func forwarding() (bool, error) {
-	text, err := os.ReadFile(forwardFile)
-	return strings.TrimSpace(string(text)) == "1", err
 }
 
 // removeLeftovers removes slots and rules that an earlier process of an owner has left, for one that has none any more.

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
 
 	"warmboot/internal/hostnet"
 )
@@ -34,20 +35,28 @@ func checkNFTables(context.Context, Config) Check {
 }
 
 func checkForwarding(context.Context, Config) Check {
-	text, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
+	const file = "/proc/sys/net/ipv4/ip_forward"
+	text, err := os.ReadFile(file)
+	if err == nil {
+		err = unix.Access(file, unix.W_OK)
+	}
+	if os.Geteuid() != 0 {
+		return Check{forwardingName, OK, notRoot, ""}
+	}
 	return forwarding(string(text), err)
 }
 
-// forwarding judges by the content of net.ipv4.ip_forward.
+const forwardingName = "IP forwarding"
+
+// forwarding judges by the content of net.ipv4.ip_forward, and by what stands in the way of changing it.
 func forwarding(text string, err error) Check {
-	const name = "IP forwarding"
 	switch {
+	case strings.TrimSpace(text) == "1":
+		return Check{forwardingName, OK, "on", ""}
 	case err != nil:
-		return Check{name, Warn, err.Error(), ""}
-	case strings.TrimSpace(text) != "1":
-		return Check{name, Warn, "off; " + withoutTAPs, "`sysctl -w net.ipv4.ip_forward=1`, and put that line without the command into /etc/sysctl.d/warmboot.conf; or start with --network tap, which turns it on"}
+		return Check{forwardingName, Warn, fmt.Sprintf("off, and warmboot cannot turn it on (%v); %s", err, withoutTAPs), "`sysctl -w net.ipv4.ip_forward=1`, where that is allowed, and put that line without the command into /etc/sysctl.d/warmboot.conf"}
 	}
-	return Check{name, OK, "on", ""}
+	return Check{forwardingName, OK, "off; warmboot turns it on when it starts, for microVMs only", ""}
 }
 
 func checkTAP(context.Context, Config) Check {

@@ -20,10 +20,10 @@ import (
 	"warmboot/internal/netns"
 )
 
-// ownNetworkVar says that this is the suite in a network namespace of its own, which forwards packets.
+// ownNetworkVar says that this is the suite in a network namespace of its own.
 const ownNetworkVar = "WARMBOOT_TEST_OWN_NETWORK"
 
-// TestSlots runs TestInOwnNetwork: this machine need not forward packets, and nothing happens to its network.
+// TestSlots runs TestInOwnNetwork: nothing happens to this machine's network.
 func TestSlots(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestInOwnNetwork$", "-test.v", "-test.timeout=20m")
 	cmd.Env = append(os.Environ(), ownNetworkVar+"=1")
@@ -35,10 +35,12 @@ func TestSlots(t *testing.T) {
 	}
 }
 
-// prepareNetwork makes a fresh namespace a host on which there can be slots.
+// prepareNetwork makes a fresh namespace a host as it is after it was installed, which forwards no packets.
 func prepareNetwork() error {
-	return errors.Join(exec.Command("ip", "link", "set", "lo", "up").Run(), os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0))
+	return errors.Join(exec.Command("ip", "link", "set", "lo", "up").Run(), os.WriteFile(forwardFile, []byte("0"), 0))
 }
+
+const forwardFile = "/proc/sys/net/ipv4/ip_forward"
 
 // The world is one machine that the host knows. It has web servers at two addresses.
 const (
@@ -395,6 +397,9 @@ func TestInOwnNetwork(t *testing.T) {
 				if strings.HasPrefix(table, "warmboot") {
 					t.Errorf("nftables table %s is left", table)
 				}
+			}
+			if on, err := os.ReadFile(forwardFile); err != nil || string(on) != "0\n" {
+				t.Errorf("net.ipv4.ip_forward is %q, %v, as before it is 0", on, err)
 			}
 		}},
 	} {

@@ -21,6 +21,11 @@ var (
 func underWhat() error {
 	switch vmm := os.Getenv(vmmVar); vmm {
 	case "", "qemu":
+		if os.Getenv(ownNetworkVar) == "" { // nothing happens to this machine's network, and user mode is tested
+			if err := os.Setenv("MANAGER_NETWORK", "user"); err != nil {
+				return err
+			}
+		}
 		return os.Setenv("MANAGER_VMM", "qemu") // whatever else this machine has
 	case "firecracker":
 		onFirecracker, patience = true, 6

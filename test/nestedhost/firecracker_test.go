@@ -45,8 +45,8 @@ func bootWithFirecracker(t *testing.T, with ...func(*nestedhost.Config)) *nested
 	for name, pkg := range map[string]string{"registry": "test/registry", "udpecho": "test/e2e/udpecho"} {
 		compile(t, m, "/usr/local/bin/"+name, "build", "warmboot/"+pkg)
 	}
-	// Without the one a machine has no TAPs, without the other the guests of this one do not work.
-	sh(t, m, "mkdir -p /etc/sysctl.d; echo net.ipv4.ip_forward=1 >/etc/sysctl.d/10-forward.conf; echo 1 >/proc/sys/net/ipv4/ip_forward; mkdir -p /etc/warmboot; echo CONTAINER_RUNTIME_KERNEL_ARGS="+noXSAVE+" >/etc/warmboot/environment")
+	// Without it the guests of this machine do not work.
+	sh(t, m, "mkdir -p /etc/warmboot; echo CONTAINER_RUNTIME_KERNEL_ARGS="+noXSAVE+" >/etc/warmboot/environment")
 	t.Log(sh(t, m, "firecracker --version; jailer --version; sha256sum /usr/local/bin/firecracker /usr/local/bin/jailer; uname -a"))
 	return m
 }
