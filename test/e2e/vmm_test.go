@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -21,12 +22,11 @@ var (
 func underWhat() error {
 	switch vmm := os.Getenv(vmmVar); vmm {
 	case "", "qemu":
-		if os.Getenv(ownNetworkVar) == "" { // nothing happens to this machine's network, and user mode is tested
-			if err := os.Setenv("MANAGER_NETWORK", "user"); err != nil {
-				return err
-			}
+		network := "user" // nothing happens to this machine's network
+		if os.Getenv(ownNetworkVar) != "" {
+			network = "auto"
 		}
-		return os.Setenv("MANAGER_VMM", "qemu") // whatever else this machine has
+		return errors.Join(os.Setenv("MANAGER_NETWORK", network), os.Setenv("MANAGER_VMM", "qemu")) // whatever else this machine has
 	case "firecracker":
 		onFirecracker, patience = true, 6
 		return os.Unsetenv("MANAGER_VMM")
