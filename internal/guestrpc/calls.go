@@ -42,16 +42,17 @@ func (c *Client) Quiesce(ctx context.Context) (*guestv1.QuiesceResponse, error) 
 	return unary(ctx, c, "quiesce guest", &guestv1.Request{Call: &guestv1.Request_Quiesce{Quiesce: &guestv1.QuiesceRequest{}}}, (*guestv1.Response).GetQuiesce)
 }
 
-// clockAttempts is how often Reidentify sends the time before it gives up: on a host that is very busy a message may take longer
-// than the clock may be wrong by.
+// clockAttempts is how often Reidentify sends the time to a guest that does not set its clock by it before it gives up.
 const clockAttempts = 5
 
 // Reidentify gives the guest an identity of its own, and the host's time. Empty fields of the identity are left as they are. It
-// fails with an Internal error unless the guest has read back exactly what was asked, and its clock is right.
+// fails with an Internal error unless the guest has read back exactly what was asked, and its clock is right. While a message takes longer than the
+// clock may be wrong by, as on a host that is very busy, it sends the time again, for as long as ctx allows.
 func (c *Client) Reidentify(ctx context.Context, req *guestv1.ReidentifyRequest) (*guestv1.ReidentifyResponse, error) {
 	const op = "re-identify guest"
-	for attempt := 1; ; attempt++ {
-		req.UnixNanos = time.Now().UnixNano()
+	for wrong := 0; ; {
+		sent := time.Now()
+		req.UnixNanos = sent.UnixNano()
 		resp, err := unary(ctx, c, op, &guestv1.Request{Call: &guestv1.Request_Reidentify{Reidentify: req}}, (*guestv1.Response).GetReidentify)
 		if err != nil {
 			return nil, err
@@ -64,7 +65,10 @@ func (c *Client) Reidentify(ctx context.Context, req *guestv1.ReidentifyRequest)
 		if off.Abs() <= MaxClockError {
 			return resp, nil
 		}
-		if attempt == clockAttempts {
+		if took := time.Since(sent); off < 0 || off > took { // it has not set its clock to what was sent
+			wrong++
+		}
+		if wrong == clockAttempts {
 			return nil, warmboot.Errorf(warmboot.Internal, op, "the guest's clock may be %v behind the host's", off)
 		}
 	}
