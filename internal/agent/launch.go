@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -226,17 +227,39 @@ func died(ctx context.Context, m vmm.Machine) bool {
 // deathThroes is how long a VMM's process may take to be gone after its guest's connections.
 const deathThroes = 200 * time.Millisecond
 
-// lastWords is how the guest's console ends, to stand at the end of a message; empty if nothing is known of it.
+// crash finds the lines with which a Linux kernel says why it cannot go on. Those around them are registers and code.
+var crash = regexp.MustCompile(`BUG: |kernel BUG at|Oops: |Oops - |general protection fault|stack segment|double fault|RIP: |Kernel panic|VFS: Unable|Out of memory`)
+
+// How much of a console stands in an error.
+const (
+	consoleLines = 3   // how it ends
+	crashLines   = 5   // or these, if its kernel has crashed
+	consoleWidth = 160 // bytes of a line
+)
+
+// lastWords is what the guest's console tells of its end, to stand at the end of a message; empty if nothing is known of it.
 func lastWords(m vmm.Machine) string {
 	k, ok := m.(vmm.ConsoleKeeper)
 	if !ok {
 		return ""
 	}
-	lines := strings.Split(strings.TrimSpace(k.Console()), "\n")
-	if lines[0] == "" {
+	lines := strings.FieldsFunc(k.Console(), func(r rune) bool { return r == '\n' || r == '\r' })
+	if len(lines) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("; the guest's console ends with %q", strings.Join(lines[max(0, len(lines)-3):], "\n"))
+	var why []string
+	for _, line := range lines {
+		if len(why) < crashLines && crash.MatchString(line) {
+			why = append(why, line)
+		}
+	}
+	if why == nil {
+		why = lines[max(0, len(lines)-consoleLines):]
+	}
+	for i, line := range why {
+		why[i] = line[:min(len(line), consoleWidth)]
+	}
+	return fmt.Sprintf("; the guest's console says %q", strings.Join(why, "\n"))
 }
 
 // bootError tells what the end of a boot's context means, and what the guest's kernel said last; otherwise it passes err on.
