@@ -19,6 +19,7 @@ import (
 	"warmboot/internal/controlplane"
 	"warmboot/internal/disk"
 	"warmboot/internal/guestrpc"
+	"warmboot/internal/hostnet"
 	"warmboot/internal/planetest"
 	"warmboot/internal/snapshot"
 	"warmboot/internal/store"
@@ -53,7 +54,7 @@ func newStack(t *testing.T, root string, uidBase uint32) *stack {
 	var err error
 	if s.agent, err = agent.Open(t.Context(), agent.Config{
 		Root: root, Driver: s.driver, Log: log, ImageRoots: []string{imageDir}, PlainHTTPRegistries: []string{open.Host},
-		RestoreTimeout: restoreTimeout, OwnerBase: uidBase,
+		RestoreTimeout: restoreTimeout, OwnerBase: uidBase, Network: hostnet.Config{Mode: hostnet.User},
 	}); err != nil {
 		t.Fatal(err)
 	}
