@@ -17,7 +17,10 @@ func telling(t *testing.T, late func(n int64) time.Duration, behind time.Duratio
 	var asked atomic.Int64
 	return connect(t, answering(func(req *guestv1.Request) *guestv1.Response {
 		clock := time.Unix(0, req.GetReidentify().GetUnixNanos()).Add(-behind)
-		time.Sleep(late(asked.Add(1))) // as a guest that has no processor
+		select { // as a guest that has no processor
+		case <-time.After(late(asked.Add(1))):
+		case <-t.Context().Done():
+		}
 		return &guestv1.Response{Result: &guestv1.Response_Reidentify{Reidentify: &guestv1.ReidentifyResponse{UnixNanos: clock.UnixNano()}}}
 	})), &asked
 }
