@@ -183,7 +183,8 @@ func (f *fence) learn() error {
 	}
 	before, closed := read(beforeSet), read(closedSet)
 	if err != nil {
-		return fmt.Errorf("read nftables table %s: %w", fenceTable, err)
+		o := &Obstacle{"the nftables table " + fenceTable + " is not one that warmboot has made", "`nft delete table inet " + fenceTable + "`, if nobody else needs it", err}
+		return &warmboot.Error{Code: warmboot.Unavailable, Op: "read " + fenceTable, Err: o}
 	}
 	f.before, f.closed = before, closed
 	return nil

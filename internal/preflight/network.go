@@ -56,7 +56,7 @@ func forwarding(text string, err error) Check {
 	case err != nil:
 		return Check{forwardingName, Warn, fmt.Sprintf("off, and warmboot cannot turn it on (%v); %s", err, withoutTAPs), "`sysctl -w net.ipv4.ip_forward=1`, where that is allowed, and put that line without the command into /etc/sysctl.d/warmboot.conf"}
 	}
-	return Check{forwardingName, OK, "off; warmboot turns it on when it starts, for microVMs only", ""}
+	return Check{forwardingName, OK, "off; warmboot turns it on when it starts, and keeps this machine's own networks apart", ""}
 }
 
 func checkTAP(context.Context, Config) Check {
