@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -168,17 +169,17 @@ func (f *fence) learn() error {
 	if err != nil {
 		return err
 	}
-	read := func(set string) (names []string) {
-		s, e := conn.GetSetByName(table, set)
+	read := func(name string) []string {
+		var elements []nftables.SetElement
+		set, e := conn.GetSetByName(table, name)
 		if e == nil {
-			var elements []nftables.SetElement
-			elements, e = conn.GetSetElements(s)
-			names = []string{}
-			for _, e := range elements {
-				names = append(names, string(bytes.TrimRight(e.Key, "\x00")))
-			}
+			elements, e = conn.GetSetElements(set)
 		}
-		err = errors.Join(err, e)
+		err = cmp.Or(err, e)
+		names := []string{}
+		for _, e := range elements {
+			names = append(names, string(bytes.TrimRight(e.Key, "\x00")))
+		}
 		return names
 	}
 	before, closed := read(beforeSet), read(closedSet)

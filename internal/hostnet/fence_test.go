@@ -15,6 +15,9 @@ var fences = map[string]func(*testing.T){
 	"forwards nothing":            forwardsNothing,
 	"forwards from one interface": forwardsFromOne,
 	"may not forward":             mayNotForward,
+	"refuses the fence":           fenceRefused,
+	"keeps the fence":             fenceKept,
+	"has another's fence":         fenceUnread,
 }
 
 // Each host is a network namespace with a process of its own.

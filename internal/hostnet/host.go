@@ -128,7 +128,7 @@ func (r *rules) write() error {
 		b.rule(c, theirs, reject())
 	}
 	if err := b.commit(); err != nil {
-		return fmt.Errorf("the kernel did not take the nftables table %s: %w", r.name, err)
+		return err
 	}
 	r.written = true
 	return nil

@@ -2,7 +2,6 @@ package hostnet
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 
@@ -69,10 +68,7 @@ func writeInside(ns *os.File, a addresses) error {
 	b.rule(input, ipv4(), proto(unix.IPPROTO_ICMP), accept()) // the gateway answers to ping
 	output := b.base("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, *nftables.ChainPriorityFilter, accepted)
 	b.rule(output, byProcess(), drop())
-	if err := b.commit(); err != nil {
-		return fmt.Errorf("the kernel did not take the nftables rules of a slot: %w", err)
-	}
-	return nil
+	return b.commit()
 }
 
 // egress adds the rules of a policy to its chain.

@@ -3,6 +3,7 @@ package hostnet
 import (
 	"cmp"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -114,10 +115,14 @@ func (b *batch) networks(networks []netip.Prefix) *nftables.Set {
 
 // commit makes the transaction happen.
 func (b *batch) commit() error {
-	if b.err != nil {
-		return b.err
+	err := b.err
+	if err == nil {
+		err = b.conn.Flush()
 	}
-	return b.conn.Flush()
+	if err != nil {
+		return fmt.Errorf("change nftables table %s: %w", b.table.Name, err)
+	}
+	return nil
 }
 
 // addressRange is a range of IPv4 addresses, both ends included.
