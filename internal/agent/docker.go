@@ -198,7 +198,8 @@ func (a *Agent) pull(ctx context.Context, vm *microVM, image string, auth *contr
 		}
 	}
 	step("Pulling " + image)
-	if err := pullImage(ctx, vm.docker, reference.TagNameOnly(ref).String(), opts, step); err != nil {
+	hungry := func() time.Duration { return starved(vm.machine.Handle().PID) }
+	if err := pullImage(ctx, vm.docker, reference.TagNameOnly(ref).String(), opts, hungry, step); err != nil {
 		return pullError(ctx, image, host, err)
 	}
 	return nil
@@ -244,6 +245,8 @@ func pullError(ctx context.Context, image, host string, err error) error {
 		advice = fmt.Sprintf("registry %s speaks HTTP without TLS; if you trust the network to it, allow it with `warmboot serve --plain-http-registry %s`", host, host)
 	case strings.Contains(text, "connection refused") || strings.Contains(text, "no such host") || strings.Contains(text, "i/o timeout"):
 		advice = "registry " + host + " cannot be reached from the microVM"
+	case tooLate(err):
+		advice = "registry " + host + " did not answer in time"
 	case brokeOff(err):
 		advice = "the connection to registry " + host + " breaks off again and again"
 	case strings.Contains(text, "no space left"):

@@ -22,28 +22,47 @@ const (
 
 var errPullMessage = errors.New("docker in the microVM sent a message about the pull that is longer than any of Docker's")
 
-// A pull that breaks off is begun again: Docker has kept the layers that came.
+// A pull that breaks off is begun again: Docker has kept the layers that came. So is one that Docker has waited for too long while its machine had no
+// processor: Docker's clocks know nothing of a host that has too much to do (see patience), and another container's pull is no reason for this one to fail.
 const (
 	pullAttempts = 3
 	pullPause    = 2 * time.Second // before the second; it doubles
+	lateAttempts = maxPatience     // besides
 )
 
-// pullImage lets a guest's Docker fetch an image, as often as it takes but for pullAttempts.
-func pullImage(ctx context.Context, d *dockerClient, image string, opts client.ImagePullOptions, step func(string)) error {
-	pause := pullPause
-	for attempt := 1; ; attempt++ {
+// pullImage lets a guest's Docker fetch an image, as often as it takes but for pullAttempts. hungry is how long the guest's machine has been without a
+// processor that it wanted.
+func pullImage(ctx context.Context, d *dockerClient, image string, opts client.ImagePullOptions, hungry func() time.Duration, step func(string)) error {
+	attempts, late, pause := 1, 0, pullPause
+	for {
+		began, before := time.Now(), hungry()
 		err := pullOnce(ctx, d, image, opts, step)
-		if err == nil || attempt == pullAttempts || !brokeOff(err) {
+		wait := pullPause
+		switch {
+		case err == nil:
+			return nil
+		case late < lateAttempts && tooLate(err) && hungry()-before > time.Since(began)/2:
+			late++
+			step(fmt.Sprintf("This host has too much to do, and the pull came too late (%s); it is tried again in %v", brief{err}, wait))
+		case attempts < pullAttempts && brokeOff(err):
+			attempts++
+			wait, pause = pause, 2*pause
+			step(fmt.Sprintf("The pull broke off (%s); it is tried again in %v", brief{err}, wait))
+		default:
 			return err
 		}
-		step(fmt.Sprintf("The pull broke off (%s); it is tried again in %v", brief{err}, pause))
 		select {
-		case <-time.After(pause):
-			pause *= 2
+		case <-time.After(wait):
 		case <-ctx.Done():
 			return errors.Join(ctx.Err(), err)
 		}
 	}
+}
+
+// tooLate tells that Docker has not waited any longer, for a registry or for a name server. It says so in Go's words.
+func tooLate(err error) bool {
+	text := err.Error()
+	return strings.Contains(text, "Client.Timeout") || strings.Contains(text, "i/o timeout") || strings.Contains(text, "deadline exceeded") || strings.Contains(text, "handshake timeout")
 }
 
 // brokeOff tells a connection that was lost, to the registry or to Docker, from an answer. What Docker says of the one to the registry is text.

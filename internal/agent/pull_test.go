@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/client"
 )
@@ -24,18 +25,24 @@ func TestAPullThatBreaksOffIsBegunAgain(t *testing.T) {
 	good := begun + chunk(`{"status":"Status: Downloaded newer image"}`+"\r\n") + end
 	lost := begun + chunk(`{"status":"Pulling from library/alpine"}`+"\r\n")
 	says := func(text string) string { return begun + chunk(`{"errorDetail":{"message":"`+text+`"}}`+"\r\n") + end }
+	const late = `Get http://10.0.0.1:5/v2/: net/http: request canceled (Client.Timeout exceeded while awaiting headers)`
 	for _, tt := range []struct {
 		name    string
+		busy    bool     // the machine never has a processor
 		answers []string // the last is given again and again
 		calls   int32
 		want    string // of the error
 	}{
-		{"Docker is lost", []string{lost, good}, 2, ""},
-		{"Docker does not answer", []string{"", good}, 2, ""},
-		{"the registry is lost", []string{says("unexpected EOF"), says("read tcp 10.0.0.1:5:  connection reset by peer"), good}, 3, ""},
-		{"it is always lost", []string{lost}, pullAttempts, "unexpected EOF"},
-		{"the registry refuses", []string{says("manifest unknown"), good}, 1, "manifest unknown"},
-		{"nobody is there", []string{says("dial tcp 10.0.0.1:5: connect: connection refused"), good}, 1, "connection refused"},
+		{"Docker is lost", false, []string{lost, good}, 2, ""},
+		{"Docker does not answer", false, []string{"", good}, 2, ""},
+		{"the registry is lost", false, []string{says("unexpected EOF"), says("read tcp 10.0.0.1:5:  connection reset by peer"), good}, 3, ""},
+		{"it is always lost", false, []string{lost}, pullAttempts, "unexpected EOF"},
+		{"the registry refuses", false, []string{says("manifest unknown"), good}, 1, "manifest unknown"},
+		{"nobody is there", false, []string{says("dial tcp 10.0.0.1:5: connect: connection refused"), good}, 1, "connection refused"},
+		{"the registry is slow", false, []string{says(late), good}, 1, "Client.Timeout"},
+		{"the host is busy", true, []string{says(late), says(late), says("unexpected EOF"), says(late), good}, 5, ""},
+		{"the host is always busy", true, []string{says(late)}, lateAttempts + 1, "Client.Timeout"},
+		{"the registry refuses a busy host", true, []string{says("manifest unknown"), good}, 1, "manifest unknown"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -45,7 +52,14 @@ func TestAPullThatBreaksOffIsBegunAgain(t *testing.T) {
 				_, _ = io.WriteString(conn, tt.answers[min(n, len(tt.answers))-1])
 			})
 			var told strings.Builder
-			err := pullImage(t.Context(), d, "alpine:3", client.ImagePullOptions{}, func(s string) { fmt.Fprintln(&told, s) })
+			start := time.Now()
+			hungry := func() time.Duration {
+				if tt.busy {
+					return time.Since(start)
+				}
+				return 0
+			}
+			err := pullImage(t.Context(), d, "alpine:3", client.ImagePullOptions{}, hungry, func(s string) { fmt.Fprintln(&told, s) })
 			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
@@ -57,7 +71,7 @@ func TestAPullThatBreaksOffIsBegunAgain(t *testing.T) {
 
 	d := startDocker(t, func(conn *net.UnixConn, _ *http.Request) { _, _ = io.WriteString(conn, lost) })
 	ctx, cancel := context.WithCancel(t.Context())
-	if err := pullImage(ctx, d, "alpine:3", client.ImagePullOptions{}, func(s string) {
+	if err := pullImage(ctx, d, "alpine:3", client.ImagePullOptions{}, func() time.Duration { return 0 }, func(s string) {
 		if strings.Contains(s, "again") {
 			cancel()
 		}
