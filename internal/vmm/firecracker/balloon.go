@@ -15,7 +15,7 @@ var balloon = Balloon{DeflateOnOOM: true, StatsPollingIntervalS: 1}
 // How a guest's progress is followed; it tells nobody by itself.
 const (
 	reclaimStep  = 20 * time.Millisecond
-	reclaimStill = 500 * time.Millisecond // without any progress: it yields no more
+	reclaimStill = 3 * time.Second // without any progress: it yields no more, and is not only waiting for a processor
 )
 
 // Reclaim has the guest do without mib MiB of its memory.
