@@ -177,8 +177,8 @@ func (f *fence) learn() error {
 		}
 		err = cmp.Or(err, e)
 		names := []string{}
-		for _, e := range elements {
-			names = append(names, string(bytes.TrimRight(e.Key, "\x00")))
+		for _, name := range elements {
+			names = append(names, string(bytes.TrimRight(name.Key, "\x00")))
 		}
 		return names
 	}
