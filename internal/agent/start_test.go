@@ -1,0 +1,53 @@
+package agent
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+)
+
+// A start whose answer is lost is asked for again, unless Docker has started the container: no command runs twice.
+func TestAStartWhoseAnswerIsLost(t *testing.T) {
+	t.Parallel()
+	const (
+		started = "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
+		now     = "2026-11-29T10:33:05.6Z"
+	)
+	for _, tt := range []struct {
+		name    string
+		answers []string // to starts; the last is given again and again
+		since   string   // what Docker says of when the container was started, if asked
+		starts  int32
+		want    string // of the error
+	}{
+		{"nothing is lost", []string{started}, now, 1, ""},
+		{"before Docker has started it", []string{"", started}, neverStarted, 2, ""},
+		{"after Docker has started it", []string{"", started}, now, 1, ""},
+		{"always", []string{""}, neverStarted, startAttempts, "EOF"},
+		{"Docker is gone", []string{""}, "", 1, "EOF"},
+		{"Docker refuses", []string{refused + `{"message":"no such program"}`}, neverStarted, 1, "no such program"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			var starts atomic.Int32
+			d := startDocker(t, func(conn *net.UnixConn, req *http.Request) {
+				if strings.HasSuffix(req.URL.Path, "/start") {
+					n := int(starts.Add(1))
+					io.WriteString(conn, tt.answers[min(n, len(tt.answers))-1])
+				} else if tt.since != "" {
+					io.WriteString(conn, answered+`{"Id":"1","State":{"StartedAt":"`+tt.since+`"}}`)
+				}
+			})
+			err := startOnce(t.Context(), d, neverStarted, func(string) {})
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+			if n := starts.Load(); n != tt.starts {
+				t.Errorf("Docker was asked %d times to start it, want %d", n, tt.starts)
+			}
+		})
+	}
+}
