@@ -94,31 +94,6 @@ func (a *Agent) startContainer(ctx context.Context, vm *microVM, c warmboot.Cont
 	return append(phases, warmboot.Phase{Name: warmboot.PhaseStart, Duration: time.Since(begin)}), nil
 }
 
-// startAttempts is how often Docker is asked to start a container, if the connection to it is lost meanwhile.
-const startAttempts = 3
-
-// neverStarted is what Docker says of when a container was started that never was.
-const neverStarted = "0001-01-01T00:00:00Z"
-
-// startOnce starts the container, which Docker says was started last at before. A connection that is lost meanwhile, as on a host with too much to do,
-// says nothing of whether Docker has started it; it is asked, because a command must not run twice.
-func startOnce(ctx context.Context, d *dockerClient, before string, step func(string)) error {
-	for attempt := 1; ; attempt++ {
-		_, err := d.ContainerStart(ctx, ociContainer, client.ContainerStartOptions{})
-		if err == nil || !brokeOff(err) || attempt == startAttempts || ctx.Err() != nil {
-			return err
-		}
-		step(fmt.Sprintf("The connection to Docker was lost (%s); it is asked again", brief{err}))
-		res, askErr := d.ContainerInspect(ctx, ociContainer, client.ContainerInspectOptions{})
-		if askErr != nil {
-			return errors.Join(err, askErr)
-		}
-		if s := res.Container.State; s != nil && s.StartedAt != before {
-			return nil
-		}
-	}
-}
-
 // ociConfig is the Docker container that c asks for. It uses the microVM's own network: the VM is the wall, a second network
 // inside it would only cost.
 func ociConfig(c warmboot.Container) (*dockertypes.Config, *dockertypes.HostConfig) {

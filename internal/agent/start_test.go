@@ -19,16 +19,18 @@ func TestAStartWhoseAnswerIsLost(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		answers []string // to starts; the last is given again and again
-		since   string   // what Docker says of when the container was started, if asked
+		since   string   // what Docker says of when the container was started, if asked; empty: nothing
+		from    int32    // the start from which on it says so; neverStarted before
 		starts  int32
 		want    string // of the error
 	}{
-		{"nothing is lost", []string{started}, now, 1, ""},
-		{"before Docker has started it", []string{"", started}, neverStarted, 2, ""},
-		{"after Docker has started it", []string{"", started}, now, 1, ""},
-		{"always", []string{""}, neverStarted, startAttempts, "EOF"},
-		{"Docker is gone", []string{""}, "", 1, "EOF"},
-		{"Docker refuses", []string{refused + `{"message":"no such program"}`}, neverStarted, 1, "no such program"},
+		{"nothing is lost", []string{started}, now, 1, 1, ""},
+		{"before Docker has started it", []string{"", started}, neverStarted, 1, 2, ""},
+		{"after Docker has started it", []string{"", started}, now, 1, 1, ""},
+		{"the last time, after Docker has started it", []string{""}, now, startAttempts, startAttempts, ""},
+		{"always", []string{""}, neverStarted, 1, startAttempts, "EOF"},
+		{"Docker is gone", []string{""}, "", 1, 1, "EOF"},
+		{"Docker refuses", []string{refused + `{"message":"no such program"}`}, neverStarted, 1, 1, "no such program"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -38,7 +40,11 @@ func TestAStartWhoseAnswerIsLost(t *testing.T) {
 					n := int(starts.Add(1))
 					io.WriteString(conn, tt.answers[min(n, len(tt.answers))-1])
 				} else if tt.since != "" {
-					io.WriteString(conn, answered+`{"Id":"1","State":{"StartedAt":"`+tt.since+`"}}`)
+					since := tt.since
+					if starts.Load() < tt.from {
+						since = neverStarted
+					}
+					io.WriteString(conn, answered+`{"Id":"1","State":{"StartedAt":"`+since+`"}}`)
 				}
 			})
 			err := startOnce(t.Context(), d, neverStarted, func(string) {})

@@ -7,8 +7,6 @@ import (
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
-
-	"warmboot"
 )
 
 // othersHold makes the fence's table another program's, which nobody but that program may change until the returned function has given it up.
@@ -57,20 +55,12 @@ func fenceRefused(t *testing.T) {
 	setForwarding(t, forwardFile, "0")
 	give := othersHold(t)
 	c := config(t)
-	c.Mode = Auto
-	n := open(t, c)
-	if n.Mode() != User || !strings.Contains(n.Why(), fenceTable) || strings.Contains(n.Why(), "\n") {
-		t.Errorf("the network is in mode %s, because %q", n.Mode(), n.Why())
-	}
-	c.Mode = TAP
-	if _, err := Open(t.Context(), c); warmboot.CodeOf(err) != warmboot.Unavailable {
-		t.Errorf("where slots are asked for: %v", err)
-	}
+	wantNoSlots(t, c, fenceTable)
 	wantForwarding(t, "without a fence", false, true)
 
 	give()
 	wantForwarding(t, "when the table is nobody's", false, false)
-	n = open(t, c)
+	n := open(t, c)
 	wantForwarding(t, "with a fence", true, true)
 
 	// Once there are microVMs, they lose their way out rather than the host become a router.
@@ -115,16 +105,6 @@ func fenceKept(t *testing.T) {
 func fenceUnread(t *testing.T) {
 	setForwarding(t, forwardFile, "1")
 	othersHold(t)
-	const says = "is not one that warmboot has made"
-	c := config(t)
-	c.Mode = Auto
-	n := open(t, c)
-	if n.Mode() != User || !strings.Contains(n.Why(), says) || strings.Contains(n.Why(), "\n") {
-		t.Errorf("the network is in mode %s, because %q", n.Mode(), n.Why())
-	}
-	c.Mode = TAP
-	if _, err := Open(t.Context(), c); warmboot.CodeOf(err) != warmboot.Unavailable || !strings.Contains(err.Error(), says) {
-		t.Errorf("where slots are asked for: %v", err)
-	}
+	wantNoSlots(t, config(t), "is not one that warmboot has made")
 	wantForwarding(t, "in the end", true, true)
 }
