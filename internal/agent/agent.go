@@ -94,6 +94,7 @@ type Agent struct {
 	commands commands
 	warm     turns
 	cold     turns
+	starts   turns
 	exits    exits
 	fetches  fetches
 	bootID   string
@@ -113,7 +114,7 @@ var _ controlplane.Host = (*Agent)(nil)
 func Open(ctx context.Context, c Config) (*Agent, error) {
 	setDefaults(&c)
 	actx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	a := &Agent{Config: c, ctx: actx, cancel: cancel, verifier: snapshot.NewVerifier(), warm: newTurns(warmTurns), cold: newTurns(coldTurns), containers: map[warmboot.ID]*container{}, builds: map[warmboot.ID]*building{}}
+	a := &Agent{Config: c, ctx: actx, cancel: cancel, verifier: snapshot.NewVerifier(), warm: newTurns(warmTurns), cold: newTurns(coldTurns), starts: newTurns(startTurns), containers: map[warmboot.ID]*container{}, builds: map[warmboot.ID]*building{}}
 	var undo rollback.Stack
 	defer undo.Unwind()
 	undo.Push("begin work", func() error { cancel(); return nil })

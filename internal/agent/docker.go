@@ -57,6 +57,15 @@ func (a *Agent) StartContainer(ctx context.Context, c warmboot.Container, auth *
 }
 
 func (a *Agent) startContainer(ctx context.Context, vm *microVM, c warmboot.Container, auth *controlplane.RegistryAuth, step func(string)) (_ []warmboot.Phase, err error) {
+	if shortOfProcessors() {
+		step("This host has too much to do; the container takes its turn")
+	}
+	pid := vm.machine.Handle().PID
+	done, err := a.starts.takeWhileShort(ctx, shortOfProcessors, func() time.Duration { return wanted(pid) })
+	if err != nil {
+		return nil, warmboot.Errorf(warmboot.CodeOf(err), "start container", "%w", err)
+	}
+	defer done()
 	var phases []warmboot.Phase
 	known, err := vm.docker.ContainerInspect(ctx, ociContainer, client.ContainerInspectOptions{})
 	if err != nil && !cerrdefs.IsNotFound(err) {

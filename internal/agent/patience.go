@@ -1,12 +1,10 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 )
 
@@ -36,20 +34,29 @@ func patience(ctx context.Context, pid int, start time.Time, limit time.Duration
 }
 
 // starved is how long a process was ready to run and had no processor: the longest that one of its threads was, since several wait at the same
-// time. It is 0 where the kernel does not tell (https://docs.kernel.org/scheduler/sched-stats.html, /proc/PID/schedstat).
+// time. It is 0 where the kernel does not tell.
 func starved(pid int) time.Duration {
+	return longest(pid, func(_, waited time.Duration) time.Duration { return waited })
+}
+
+// wanted is how long a process wanted a processor, whether it had one or not: the longest that one of its threads did.
+func wanted(pid int) time.Duration {
+	return longest(pid, func(ran, waited time.Duration) time.Duration { return ran + waited })
+}
+
+// longest is the greatest of what of says of a process's threads: how long each has run, and how long it was ready to run and did not
+// (https://docs.kernel.org/scheduler/sched-stats.html, /proc/PID/schedstat).
+func longest(pid int, of func(ran, waited time.Duration) time.Duration) (most time.Duration) {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/[0-9]*/schedstat", pid)) // fails for a bad pattern only
-	var longest time.Duration
 	for _, t := range threads {
 		text, err := os.ReadFile(t)
-		fields := bytes.Fields(text)
-		if err != nil || len(fields) < 2 {
+		if err != nil {
 			continue // it has just ended
 		}
-		ns, err := strconv.ParseInt(string(fields[1]), 10, 64)
-		if err == nil {
-			longest = max(longest, time.Duration(ns))
+		var ran, waited time.Duration // the kernel counts nanoseconds
+		if _, err := fmt.Sscan(string(text), &ran, &waited); err == nil {
+			most = max(most, of(ran, waited))
 		}
 	}
-	return longest
+	return most
 }

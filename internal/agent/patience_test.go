@@ -67,8 +67,15 @@ func TestPatience(t *testing.T) {
 	for range 4 {
 		pid = busy(t)
 	}
+	before, start := wanted(pid), time.Now()
 	if took := waits(pid); took < 2*limit { // it has a quarter of a processor
 		t.Errorf("a process without a processor was given %v only", took)
+	}
+	if got, took := wanted(pid)-before, time.Since(start); got < took/2 {
+		t.Errorf("a process that always wants a processor wanted one for %v of %v", got, took)
+	}
+	if got := wanted(idle.Process.Pid); got > limit {
+		t.Errorf("a process that sleeps wanted a processor for %v", got)
 	}
 
 	// The time before is part of it, a process that is gone has none, and nobody waits longer than he wants to.

@@ -1,7 +1,6 @@
 package nestedhost_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -53,12 +52,7 @@ func TestFirecrackerOnABrokenHost(t *testing.T) {
 	} {
 		if !t.Run(step.name, func(t *testing.T) {
 			begin := time.Now()
-			t.Cleanup(func() {
-				if t.Failed() {
-					log, err := m.Run(context.WithoutCancel(t.Context()), "sh", "-c", "journalctl -u warmboot --no-pager -o short-monotonic | tail -n 300; ls -laR /srv/fc/containers /srv/fc/builds /srv/fc/runtime-snapshots")
-					t.Logf("log of serve (%v):\n%s", err, log)
-				}
-			})
+			logIfFailed(t, m)
 			step.run(t)
 			t.Logf("took %.1fs", time.Since(begin).Seconds())
 		}) {

@@ -21,12 +21,7 @@ func TestFirecrackerComesAndGoes(t *testing.T) {
 	installed := "/usr/local/lib/warmboot/firecracker/" + version // where `warmboot doctor --fix` puts it, and serve finds it
 	sh(t, m, "mkdir -p /root/fc; mv /usr/local/bin/firecracker /usr/local/bin/jailer /root/fc/")
 	install(t, m)
-	t.Cleanup(func() {
-		if t.Failed() {
-			log, err := m.Run(t.Context(), "journalctl", "-u", "warmboot", "--no-pager", "-o", "cat")
-			t.Logf("log of serve (%v):\n%s", err, log)
-		}
-	})
+	logIfFailed(t, m)
 
 	// KVM works, so it is worth having; there is no network to get it by.
 	doctor := sh(t, m, "warmboot doctor || true")

@@ -1,6 +1,7 @@
 package nestedhost_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -27,12 +28,7 @@ ExecStart=/usr/local/bin/warmboot serve --plain-http-registry ` + registry + "\n
 // asAUser does what the README says, on a host with KVM: the unit, a runtime image, a snapshot, containers. vmm is the one that is expected.
 func asAUser(t *testing.T, m *nestedhost.Machine, vmm string) {
 	install(t, m)
-	t.Cleanup(func() {
-		if t.Failed() {
-			log, err := m.Run(t.Context(), "journalctl", "-u", "warmboot", "--no-pager", "-o", "cat")
-			t.Logf("log of serve (%v):\n%s", err, log)
-		}
-	})
+	logIfFailed(t, m)
 	doctor := sh(t, m, "warmboot doctor || true")
 	t.Logf("$ warmboot doctor\n%s", doctor)
 	wanted := []string{"✓ KVM                  a kernel boots under "}
@@ -70,7 +66,7 @@ func asAUser(t *testing.T, m *nestedhost.Machine, vmm string) {
 
 	var hosts []string
 	for n := range 3 {
-		hosts = append(hosts, sh(t, m, fmt.Sprintf("for try in $(seq 100); do busybox wget -q -O - http://127.0.0.1:%d/ 2>/dev/null && exit; sleep 0.1; done; exit 1", 8081+n)))
+		hosts = append(hosts, sh(t, m, fmt.Sprintf("for try in $(seq 100); do busybox wget -q -O - http://127.0.0.1:%d/ 2>/dev/null && exit; sleep 0.5; done; exit 1", 8081+n)))
 	}
 	if hosts[0] == hosts[1] || hosts[1] == hosts[2] || hosts[0] == "" {
 		t.Errorf("the containers call themselves %q", hosts)
@@ -87,6 +83,19 @@ func asAUser(t *testing.T, m *nestedhost.Machine, vmm string) {
 	if left := sh(t, m, vmms+"; ls /sys/fs/cgroup/warmboot 2>/dev/null | grep ^vm- || true; nft list tables; ls /srv/fc/containers"); left != "" {
 		t.Errorf("at the end there is left: %s", left)
 	}
+}
+
+// logIfFailed prints the end of the server's log, and what there is of its machines, if the test has failed when it ends.
+func logIfFailed(t *testing.T, m *nestedhost.Machine) {
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // the test's own is over
+		defer cancel()
+		log, err := m.Run(ctx, "sh", "-c", "journalctl -u warmboot --no-pager -o short-monotonic | tail -n 300; ls -laR /srv/fc/containers /srv/fc/builds /srv/fc/runtime-snapshots")
+		t.Logf("log of serve (%v):\n%s", err, log)
+	})
 }
 
 // vmms lists the VMMs that run, in a machine without pgrep.
