@@ -5,6 +5,10 @@
 SHELL := /bin/sh
 export CGO_ENABLED ?= 0
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+# Where tests leave what they have to say of a failure, when it is long.
+ARTIFACTS := -artifacts -outputdir $(CURDIR)/.cache/test
+# Runs `go test` and says at the end what failed and what was skipped, and why.
+GOTESTSUM := go run gotest.tools/gotestsum@v1.13.0
 GOLANGCI := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 .PHONY: demo test unit vm firecracker e2e-firecracker bench-firecracker build deps lint bench generate clean
@@ -17,15 +21,16 @@ test: deps unit vm firecracker
 # The race detector needs cgo.
 unit:
 	go vet ./...
-	CGO_ENABLED=1 WARMBOOT_TEST_POSTGRES=1 go test -race -timeout 20m ./...
+	CGO_ENABLED=1 WARMBOOT_TEST_POSTGRES=1 $(GOTESTSUM) -- -race -timeout 20m ./...
 
 # Whatever needs real microVMs: the guest agent, the QEMU driver, and the end-to-end suite with a real Docker and a real registry; and what
 # needs KVM, in a machine that has it. One package after the other: an emulated CPU keeps a real one busy. The runtime images, ours and one
 # with systemd, are built once.
 vm: deps build
+	@mkdir -p .cache/test
 	image=$$(go run ./test/runtimeimage bin/warmboot-guest) && systemd=$$(go run ./test/systemdimage bin/warmboot-guest) && \
 	WARMBOOT_E2E=1 WARMBOOT_TEST_NESTED=1 WARMBOOT_TEST_IMAGE=$$image WARMBOOT_TEST_SYSTEMD_IMAGE=$$systemd \
-		go test -v -count=1 -p 1 -timeout 60m ./internal/guest ./internal/vmm/qemu ./test/e2e ./test/nestedhost
+		$(GOTESTSUM) --format standard-verbose -- $(ARTIFACTS) -count=1 -p 1 -timeout 60m ./internal/guest ./internal/vmm/qemu ./test/e2e ./test/nestedhost
 
 # What only a real Firecracker can show. Its binaries are no part of this project.
 firecracker:
@@ -41,9 +46,10 @@ endif
 
 e2e-firecracker: deps build
 	@test -n "$(FIRECRACKER)" && test -n "$(JAILER)" || { echo "make e2e-firecracker needs FIRECRACKER=binary and JAILER=binary, those of one release" >&2; exit 1; }
+	@mkdir -p .cache/test
 	image=$$(go run ./test/runtimeimage bin/warmboot-guest) && \
 	WARMBOOT_TEST_NESTED=1 WARMBOOT_TEST_IMAGE=$$image WARMBOOT_TEST_FIRECRACKER=$(abspath $(FIRECRACKER)) WARMBOOT_TEST_JAILER=$(abspath $(JAILER)) \
-		go test -v -count=1 -timeout 180m -run '^TestFirecracker$(only)' ./test/nestedhost 2>&1 | \
+		go test -v $(ARTIFACTS) -count=1 -timeout 180m -run '^TestFirecracker$(only)' ./test/nestedhost 2>&1 | \
 		go run ./test/nestedhost/report -firecracker $(FIRECRACKER) -jailer $(JAILER) -warmboot $(VERSION) -o "$(report)"
 
 # What came of the tests, or of a measurement, goes into the file RESULT, as JSON.

@@ -85,7 +85,7 @@ func asAUser(t *testing.T, m *nestedhost.Machine, vmm string) {
 	}
 }
 
-// logIfFailed prints the end of the server's log, and what there is of its machines, if the test has failed when it ends.
+// logIfFailed keeps the server's log, and what there is of its machines, and prints the end of the log, if the test has failed when it ends.
 func logIfFailed(t *testing.T, m *nestedhost.Machine) {
 	t.Cleanup(func() {
 		if !t.Failed() {
@@ -93,10 +93,22 @@ func logIfFailed(t *testing.T, m *nestedhost.Machine) {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute) // the test's own is over
 		defer cancel()
-		log, err := m.Run(ctx, "sh", "-c", "journalctl -u warmboot --no-pager -o short-monotonic | tail -n 300; ls -laR /srv/fc/containers /srv/fc/builds /srv/fc/runtime-snapshots")
-		t.Logf("log of serve (%v):\n%s", err, log)
+		log, err := m.Run(ctx, "sh", "-c", "ls -laR /srv/fc/containers /srv/fc/builds /srv/fc/runtime-snapshots; journalctl -u warmboot --no-pager -o short-monotonic")
+		if err != nil {
+			t.Logf("log of serve: %v", err)
+			return
+		}
+		file := filepath.Join(t.ArtifactDir(), "serve.log")
+		if err := os.WriteFile(file, []byte(log), 0o644); err != nil {
+			t.Error(err)
+		}
+		lines := strings.Split(log, "\n")
+		t.Logf("log of serve, whole in %s:\n%s", file, strings.Join(lines[max(0, len(lines)-loggedLines):], "\n"))
 	})
 }
+
+// loggedLines is few enough for what failed to be seen beside it.
+const loggedLines = 15
 
 // vmms lists the VMMs that run, in a machine without pgrep.
 const vmms = "cat /proc/[0-9]*/comm 2>/dev/null | grep -x -E 'qemu.*|firecracker|jailer' || true"
