@@ -92,7 +92,7 @@ func (a *Agent) startContainer(ctx context.Context, vm *microVM, c warmboot.Cont
 	if !exists {
 		step("Creating the container")
 		config, host := ociConfig(c)
-		if _, err := vm.docker.ContainerCreate(ctx, client.ContainerCreateOptions{Name: ociContainer, Config: config, HostConfig: host}); err != nil {
+		if err := createOnce(ctx, vm.docker, client.ContainerCreateOptions{Name: ociContainer, Config: config, HostConfig: host}, step); err != nil {
 			return nil, dockerError("create container", err)
 		}
 	}
