@@ -2,6 +2,7 @@ package guest
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,7 +36,12 @@ func newDocker(socket string) *docker {
 
 // do makes a request; a nil out discards the answer's body. The path is Docker's newest API's.
 func (d *docker) do(ctx context.Context, method, path string, out any) error {
-	resp, err := d.open(ctx, method, path)
+	return d.send(ctx, method, path, nil, out)
+}
+
+// send is do with a body, which is JSON.
+func (d *docker) send(ctx context.Context, method, path string, body []byte, out any) error {
+	resp, err := d.open(ctx, method, path, body)
 	if err != nil {
 		return err
 	}
@@ -48,10 +54,13 @@ func (d *docker) do(ctx context.Context, method, path string, out any) error {
 	return err
 }
 
-func (d *docker) open(ctx context.Context, method, path string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://docker"+path, nil)
+func (d *docker) open(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://docker"+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := d.http.Do(req)
 	if err != nil {

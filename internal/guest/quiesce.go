@@ -27,13 +27,21 @@ func (g *Guest) quiesce(ctx context.Context) (*guestv1.QuiesceResponse, error) {
 	if err := g.letBoot(ctx, step); err != nil {
 		return nil, err
 	}
+	if err := g.emptyCaches(); err != nil {
+		return nil, internal(op, err)
+	}
+	step("memory: caches dropped")
+	if err := g.rehearseContainer(ctx); err != nil {
+		return nil, warmboot.Errorf(warmboot.Incompatible, op, "Docker answers, and cannot run a container in this machine, so neither could its clones: %w", err)
+	}
+	step("docker: has run a container, which is removed")
 	if err := g.prepare(ctx, resp, step); err != nil {
 		return nil, err
 	}
 	if err := g.rehearse(ctx); err != nil {
 		return nil, internal(op+": rehearse the re-identification", err)
 	}
-	step("memory: what a clone needs first is back in the caches")
+	step("memory: what a clone needs first is in the caches")
 
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -128,11 +136,13 @@ func (g *Guest) prepare(ctx context.Context, resp *guestv1.QuiesceResponse, step
 	} else {
 		step("disk: free space not given back: %v", err) // costs disk space in the snapshot, nothing else
 	}
-	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
-		return internal(op, err)
-	}
-	step("memory: caches dropped")
 	return nil
+}
+
+// emptyCaches lets the kernel forget what it has read from disks and need not know.
+func (g *Guest) emptyCaches() error {
+	unix.Sync() // what is not written yet cannot be forgotten
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
 }
 
 // dockerAutostart tells whether Docker would start by itself in this machine, and how we know.

@@ -102,7 +102,7 @@ func (g *Guest) allowPlainHTTP(ctx context.Context, registry string) error {
 		}
 	}
 	// Docker reports the reload as an event; listen before asking for it.
-	events, err := g.docker.open(ctx, http.MethodGet, `/events?filters={"type":["daemon"],"event":["reload"]}`)
+	events, err := g.docker.open(ctx, http.MethodGet, `/events?filters={"type":["daemon"],"event":["reload"]}`, nil)
 	if err != nil {
 		return unavailable(op, "Docker does not answer", err)
 	}

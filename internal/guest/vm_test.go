@@ -198,8 +198,9 @@ func sh(t *testing.T, ctx context.Context, c *guestrpc.Client, script string) st
 }
 
 func dockerInfo(t *testing.T, ctx context.Context, c *guestrpc.Client) (info struct {
-	ID, Name       string
-	RegistryConfig struct {
+	ID, Name           string
+	Containers, Images int
+	RegistryConfig     struct {
 		IndexConfigs map[string]struct{ Secure bool }
 	}
 }) {
@@ -279,6 +280,12 @@ func TestMachine(t *testing.T) {
 	if got := sh(t, ctx, c, "ls /dev/vsock 2>/dev/null; grep vsock /proc/modules || true"); got != "" {
 		t.Errorf("a machine without a vsock device has loaded drivers for one: %s", got)
 	}
+	// A machine whose Docker answers and can do nothing is not frozen.
+	sh(t, ctx, c, "mount --bind /dev/null /usr/sbin/runc")
+	if _, err := c.Quiesce(ctx); warmboot.CodeOf(err) != warmboot.Incompatible || !strings.Contains(err.Error(), "cannot run a container") {
+		t.Errorf("quiesce without runc: %v", err)
+	}
+	sh(t, ctx, c, "umount /usr/sbin/runc")
 	begin = time.Now()
 	q, err := c.Quiesce(ctx)
 	if err != nil {
@@ -336,6 +343,9 @@ func testClone(t *testing.T, ctx context.Context, i int, ram, disk, state string
 	info := dockerInfo(t, ctx, c)
 	if info.ID != req.Identity.EngineId || info.Name != name {
 		t.Errorf("Docker calls itself %v; it was to be %v", info, req.Identity)
+	}
+	if info.Containers != 0 || info.Images != 0 {
+		t.Errorf("Docker has %d containers and %d images of the time before", info.Containers, info.Images)
 	}
 	lap("docker info through the tunnel")
 	if got := sh(t, ctx, c, "hostname; cat /etc/machine-id /etc/hostname; cat /sys/class/net/eth0/address"); got != fmt.Sprintf("%s\n%s\n%s\n%s", name, req.Identity.MachineId, name, req.Identity.Mac) {

@@ -56,7 +56,7 @@ func TestFirecracker(t *testing.T) {
 	m := bootWithFirecracker(t)
 	suite := func(pkg, pattern string, env ...string) func(*testing.T, *nestedhost.Machine) {
 		return func(t *testing.T, m *nestedhost.Machine) {
-			runTestsFor(t, m, 40*time.Minute, "warmboot/"+pkg, pattern, append(env, "WARMBOOT_E2E=1")...)
+			runTestsFor(t, m, time.Hour, "warmboot/"+pkg, pattern, append(env, "WARMBOOT_E2E=1")...)
 		}
 	}
 	const guest = "/root/vmm-guest"
