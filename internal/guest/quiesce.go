@@ -18,7 +18,7 @@ import (
 	guestv1 "warmboot/gen/guest/v1"
 )
 
-// quiesce makes the machine ready to be frozen: Docker proven to be well and to start by itself, nothing left of this machine's
+// quiesce makes the machine ready to be frozen: Docker proven to run containers and to start by itself, nothing left of this machine's
 // identity in the network, everything on disk, no memory used that need not be.
 func (g *Guest) quiesce(ctx context.Context) (*guestv1.QuiesceResponse, error) {
 	const op = "quiesce"
@@ -32,7 +32,7 @@ func (g *Guest) quiesce(ctx context.Context) (*guestv1.QuiesceResponse, error) {
 	}
 	step("memory: caches dropped")
 	if err := g.rehearseContainer(ctx); err != nil {
-		return nil, warmboot.Errorf(warmboot.Incompatible, op, "Docker answers, and cannot run a container in this machine, so neither could its clones: %w", err)
+		return nil, warmboot.Errorf(warmboot.Incompatible, op, "Docker answers, but cannot run a container in this machine, and neither could its clones; mend the runtime image and register it again: %w", err)
 	}
 	step("docker: has run a container, which is removed")
 	if err := g.prepare(ctx, resp, step); err != nil {

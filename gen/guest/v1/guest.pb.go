@@ -779,7 +779,7 @@ func (x *WaitDockerResponse) GetWaitedMicros() int64 {
 	return 0
 }
 
-// Makes the machine ready to be frozen. It fails unless Docker answers.
+// Makes the machine ready to be frozen. It fails unless Docker answers, and has run a container.
 type QuiesceRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
