@@ -43,7 +43,7 @@ func (a *Agent) StartContainer(ctx context.Context, c warmboot.Container, auth *
 	}
 	ctx, stop := whileAlive(ctx, vm.machine)
 	defer stop()
-	phases, err := a.startContainer(ctx, vm, c, auth, step)
+	phases, asked, err := a.startContainer(ctx, vm, c, auth, step)
 	if err == nil {
 		err = own.keep(func(r *record) { r.Container = &c })
 	}
@@ -51,25 +51,35 @@ func (a *Agent) StartContainer(ctx context.Context, c warmboot.Container, auth *
 		a.watch(own, vm)
 	}
 	if err != nil && died(ctx, vm.machine) {
-		err = warmboot.Errorf(warmboot.Unavailable, "start container", "the VMM's process ended while the container was being started; start it again%s", lastWords(vm.machine))
+		err = endedBeforeStart(c, asked, lastWords(vm.machine))
 	}
 	return phases, err
 }
 
-func (a *Agent) startContainer(ctx context.Context, vm *microVM, c warmboot.Container, auth *controlplane.RegistryAuth, step func(string)) (_ []warmboot.Phase, err error) {
+// endedBeforeStart is the error of a container whose machine has ended while it was being started. asked tells whether Docker had been asked to start the command by then: if
+// so it may have run, and only a restart policy allows that it runs again.
+func endedBeforeStart(c warmboot.Container, asked bool, lastWords string) error {
+	const op = "start container"
+	if asked && !c.ShouldRestart(false) {
+		return warmboot.Errorf(warmboot.Unavailable, op, "the VMM's process ended while the container was being started; its command may have run already, so start it again yourself%s", lastWords)
+	}
+	return warmboot.Errorf(warmboot.Unavailable, op, "the VMM's process ended while the container was being started (%w)%s", controlplane.ErrNotStarted, lastWords)
+}
+
+// startContainer is StartContainer in a machine. asked tells whether Docker was asked to start the command.
+func (a *Agent) startContainer(ctx context.Context, vm *microVM, c warmboot.Container, auth *controlplane.RegistryAuth, step func(string)) (phases []warmboot.Phase, asked bool, err error) {
 	if shortOfProcessors() {
 		step("This host has too much to do; the container takes its turn")
 	}
 	pid := vm.machine.Handle().PID
 	done, err := a.starts.takeWhileShort(ctx, shortOfProcessors, func() time.Duration { return wanted(pid) })
 	if err != nil {
-		return nil, warmboot.Errorf(warmboot.CodeOf(err), "start container", "%w", err)
+		return nil, false, warmboot.Errorf(warmboot.CodeOf(err), "start container", "%w", err)
 	}
 	defer done()
-	var phases []warmboot.Phase
 	known, err := vm.docker.ContainerInspect(ctx, ociContainer, client.ContainerInspectOptions{})
 	if err != nil && !cerrdefs.IsNotFound(err) {
-		return nil, dockerError("start container", err)
+		return nil, false, dockerError("start container", err)
 	}
 	exists, before := err == nil, neverStarted
 	if exists {
@@ -77,12 +87,12 @@ func (a *Agent) startContainer(ctx context.Context, vm *microVM, c warmboot.Cont
 			before = s.StartedAt
 		}
 		if err := a.adjust(ctx, vm, c, known.Container.HostConfig); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	} else {
 		begin := time.Now()
 		if err := a.pullOpen(ctx, vm, c, auth, step); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		phases = append(phases, warmboot.Phase{Name: warmboot.PhasePull, Duration: time.Since(begin)})
 	}
@@ -93,14 +103,14 @@ func (a *Agent) startContainer(ctx context.Context, vm *microVM, c warmboot.Cont
 		step("Creating the container")
 		config, host := ociConfig(c)
 		if err := createOnce(ctx, vm.docker, client.ContainerCreateOptions{Name: ociContainer, Config: config, HostConfig: host}, step); err != nil {
-			return nil, dockerError("create container", err)
+			return nil, false, dockerError("create container", err)
 		}
 	}
 	step("Starting the container")
 	if err := startOnce(ctx, vm.docker, before, step); err != nil {
-		return nil, dockerError("start container", err)
+		return nil, true, dockerError("start container", err)
 	}
-	return append(phases, warmboot.Phase{Name: warmboot.PhaseStart, Duration: time.Since(begin)}), nil
+	return append(phases, warmboot.Phase{Name: warmboot.PhaseStart, Duration: time.Since(begin)}), true, nil
 }
 
 // ociConfig is the Docker container that c asks for. It uses the microVM's own network: the VM is the wall, a second network

@@ -1,10 +1,13 @@
 package agent
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
 
+	"warmboot"
+	"warmboot/internal/controlplane"
 	"warmboot/internal/vmm"
 )
 
@@ -30,6 +33,29 @@ func TestLastWords(t *testing.T) {
 	} {
 		if got := lastWords(telling{console: c.console}); got != c.want {
 			t.Errorf("%s: it says\n%s\nwant\n%s", name, got, c.want)
+		}
+	}
+}
+
+// A machine that ends while its container is started is another's turn, unless the command may have run and must not run twice.
+func TestWhatIsStartedAgain(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		policy warmboot.RestartName
+		asked  bool
+		again  bool
+	}{
+		{"", false, true},
+		{warmboot.RestartNo, false, true},
+		{"", true, false},
+		{warmboot.RestartNo, true, false},
+		{warmboot.RestartAlways, true, true},
+		{warmboot.RestartUnlessStopped, true, true},
+		{warmboot.RestartOnFailure, true, true},
+	} {
+		err := endedBeforeStart(warmboot.Container{Spec: warmboot.ContainerSpec{RestartPolicy: warmboot.RestartPolicy{Name: tt.policy}}}, tt.asked, "; its console says so")
+		if errors.Is(err, controlplane.ErrNotStarted) != tt.again || warmboot.CodeOf(err) != warmboot.Unavailable || !strings.Contains(err.Error(), "; its console says so") {
+			t.Errorf("%q, asked %v: %v", tt.policy, tt.asked, err)
 		}
 	}
 }

@@ -47,7 +47,7 @@ const (
 )
 
 // causes are the errors that whoever is at the other end looks for.
-var causes = map[string]error{"machine-size": controlplane.ErrMachineSize}
+var causes = map[string]error{"machine-size": controlplane.ErrMachineSize, "not-started": controlplane.ErrNotStarted}
 
 // toWire makes an error one of Connect's.
 func toWire(err error) error {

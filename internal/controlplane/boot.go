@@ -64,7 +64,7 @@ func (s *Service) boot(ctx context.Context, host Host, hostID warmboot.ID, m Mac
 			s.log.InfoContext(ctx, fmt.Sprintf("Container %s VM created: %s via warm boot in %.2fs", id, m.VMID, res.took.Seconds()), "container_id", m.Container.ID, "snapshot_id", res.snap.ID)
 			return res, nil
 		}
-		s.log.WarnContext(ctx, fmt.Sprintf("Warm boot failed for container %s, falling back to cold boot: %s", id, reason), "container_id", m.Container.ID)
+		s.fallBack(ctx, m.Container.ID, reason)
 		coldReason = reason
 	}
 	sp.Set("boot_method", warmboot.BootCold, "boot_reason", coldReason)
@@ -78,6 +78,10 @@ func (s *Service) boot(ctx context.Context, host Host, hostID warmboot.ID, m Mac
 	s.cold.record(m.Image.ID, took)
 	s.log.InfoContext(ctx, fmt.Sprintf("Container %s VM created: %s via cold boot in %.2fs", id, m.VMID, took.Seconds()), "container_id", m.Container.ID)
 	return bootResult{method: warmboot.BootCold, reason: coldReason, phases: booted.Phases, took: took}, nil
+}
+
+func (s *Service) fallBack(ctx context.Context, id warmboot.ID, reason string) {
+	s.log.WarnContext(ctx, fmt.Sprintf("Warm boot failed for container %s, falling back to cold boot: %s", id.Short(), reason), "container_id", id)
 }
 
 func coldBoot(ctx context.Context, host Host, m MachineSpec) (_ Booted, err error) {
@@ -108,7 +112,6 @@ func (s *Service) warmBoot(ctx context.Context, host Host, hostID warmboot.ID, m
 	s.Observer.Boot(warmboot.BootWarm, took, booted.Phases, err)
 	switch code := warmboot.CodeOf(err); {
 	case err == nil:
-		s.recordSuccess(ctx, snap)
 		return bootResult{method: warmboot.BootWarm, phases: booted.Phases, snap: snap, took: took}, "", nil
 	case ctx.Err() != nil:
 		return bootResult{}, "", ctx.Err()
@@ -156,7 +159,7 @@ func (s *Service) platformOf(id warmboot.ID) string {
 	return ""
 }
 
-// recordSuccess counts a restore. Where it ends a streak of failures it is stored at once; else with others, a moment later.
+// recordSuccess counts a restore, once its machine has lived long enough to start its command. Where it ends a streak of failures it is stored at once; else with others, a moment later.
 func (s *Service) recordSuccess(ctx context.Context, snap *warmboot.RuntimeSnapshot) {
 	if snap.FailureStreak == 0 {
 		s.uses.success(s, snap.ID)

@@ -217,3 +217,74 @@ func TestFailedColdBootFailsTheContainerAndLeavesNothing(t *testing.T) {
 		t.Fatalf("left on the host: %v", left)
 	}
 }
+
+// A machine in which Docker has answered, and that ends before it has started its command, may have a snapshot that is wrong: the container starts all the same.
+func TestAWarmMachineThatEndsBeforeItsCommandIsStarted(t *testing.T) {
+	ended := warmboot.Errorf(warmboot.Unavailable, "start container", "the VMM's process ended (%w)", controlplane.ErrNotStarted)
+	ranAlready := warmboot.Errorf(warmboot.Unavailable, "start container", "the VMM's process ended; its command may have run")
+	for _, tt := range []struct {
+		name       string
+		warm, cold error // of the start of the command
+		state      warmboot.ContainerState
+		method     warmboot.BootMethod
+		colds      int
+		successes  int
+	}{
+		{"it is started in another", ended, nil, warmboot.ContainerRunning, warmboot.BootCold, 1, 0},
+		{"so does the other", ended, ended, warmboot.ContainerFailed, warmboot.BootCold, 1, 0},
+		{"its command may have run", ranAlready, nil, warmboot.ContainerFailed, warmboot.BootWarm, 0, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := newPlane(t, func(h *hosttest.Host, _ *controlplane.Config) {
+				h.OnStart = func(_ context.Context, c warmboot.Container) error {
+					if c.BootMethod == warmboot.BootWarm {
+						return tt.warm
+					}
+					return tt.cold
+				}
+			})
+			snap := p.snapshot()
+			c := p.create(controlplane.CreateContainer{})
+			if c.State != tt.state || c.BootMethod != tt.method {
+				t.Errorf("it is %s, booted %s: %s", c.State, c.BootMethod, c.Error)
+			}
+			if tt.colds > 0 {
+				if c.BootReason != ended.Error() || c.SnapshotID != "" {
+					t.Errorf("it booted cold because %q, from snapshot %q", c.BootReason, c.SnapshotID)
+				}
+				p.log.want(t, `WARN Warm boot failed for container `+c.ID.Short()+`, falling back to cold boot: start container: the VMM's process ended .*`)
+			}
+			if warm, cold, _ := p.host.Counts(); warm != 1 || cold != tt.colds {
+				t.Errorf("%d warm boots, %d cold boots", warm, cold)
+			}
+			eventually(t, "the restore is counted", func() (struct{}, bool) {
+				got, err := p.svc.Snapshot(t.Context(), snap)
+				p.must(err)
+				return struct{}{}, got.SuccessCount == int64(tt.successes) && got.FailureCount == int64(1-tt.successes)
+			})
+			if left, err := p.host.Containers(t.Context()); err != nil || (len(left) > 0) != (tt.state == warmboot.ContainerRunning) {
+				t.Errorf("the host has %v, %v", left, err)
+			}
+		})
+	}
+}
+
+// A snapshot whose machines all end so is as unhealthy as one whose machines do not come up.
+func TestMachinesThatEndBeforeTheirCommandIsStartedMakeASnapshotUnhealthy(t *testing.T) {
+	p := newPlane(t, func(h *hosttest.Host, c *controlplane.Config) {
+		c.RebuildDelays = []time.Duration{time.Hour}
+		h.OnStart = func(_ context.Context, c warmboot.Container) error {
+			if c.BootMethod == warmboot.BootWarm {
+				return warmboot.Errorf(warmboot.Unavailable, "start container", "the VMM's process ended (%w)", controlplane.ErrNotStarted)
+			}
+			return nil
+		}
+	})
+	snap := p.snapshot()
+	for range warmboot.UnhealthyAfter {
+		if c := p.create(controlplane.CreateContainer{}); c.State != warmboot.ContainerRunning {
+			t.Fatalf("%+v", c)
+		}
+	}
+	p.waitState(snap, warmboot.SnapshotUnhealthy)
+}

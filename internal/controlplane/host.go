@@ -36,7 +36,8 @@ type Host interface {
 	// once Docker has answered.
 	ColdBoot(ctx context.Context, m MachineSpec) (Booted, error)
 	// StartContainer pulls the image into the machine of container c, creates and starts the OCI container. If the
-	// machine's disk holds that container already it is only started. From then on the host reports its end (Reports).
+	// machine's disk holds that container already it is only started. From then on the host reports its end (Reports). If the machine
+	// ends meanwhile it is an Unavailable error, with ErrNotStarted in it if the container may be started in another.
 	StartContainer(ctx context.Context, c warmboot.Container, auth *RegistryAuth, step func(string)) ([]warmboot.Phase, error)
 	// UpdateContainer makes the Docker of a container whose command runs follow the container's restart policy from now on.
 	UpdateContainer(ctx context.Context, c warmboot.Container) error

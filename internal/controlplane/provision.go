@@ -83,25 +83,14 @@ func (s *Service) provisionOn(h *hold, c *warmboot.Container, img *warmboot.Imag
 	if err := s.fetchImage(h.ctx, host, c.HostID, img); err != nil {
 		return false, err
 	}
-	vmID := "vm-" + warmboot.NewID().Short()
-	res, err := s.boot(h.ctx, host, c.HostID, MachineSpec{Container: h.ref(), VMID: vmID, Hostname: hostname(c.Name), Image: *img, Spec: c.Spec}, coldReason(c))
-	if err != nil {
-		return false, err
-	}
-	s.Step("create: booted")
-	booted, err := h.update(h.ctx, func(c *warmboot.Container) error {
-		c.BootMethod, c.BootReason, c.VMID, c.Phases, c.SnapshotID = res.method, res.reason, vmID, res.phases, ""
-		if res.snap != nil {
-			c.SnapshotID = res.snap.ID
+	res, phases, started, err := s.bootAndStart(h, host, c, img, auth, coldReason(c))
+	if res.method == warmboot.BootWarm && errors.Is(err, ErrNotStarted) && h.ctx.Err() == nil {
+		if reason, undone := s.undoWarmBoot(h, host, res.snap, err); undone {
+			res, phases, started, err = s.bootAndStart(h, host, c, img, auth, reason)
 		}
-		return nil
-	})
-	if err != nil {
-		return false, err
 	}
-	phases, err := s.startCommand(h.ctx, host, booted, auth)
 	if err != nil {
-		return true, err
+		return started, err
 	}
 	s.Step("create: started")
 	// Not h.release: if the store is away for long the container goes on running, and the store is told when it is back.
@@ -122,6 +111,49 @@ func (s *Service) provisionOn(h *hold, c *warmboot.Container, img *warmboot.Imag
 	s.Observer.Start(res.method, took, gain, phases)
 	s.log.InfoContext(h.ctx, fmt.Sprintf("Container %s fully provisioned in %.2fs via %s boot%s", c.ID.Short(), took.Seconds(), res.method, saved), "container_id", c.ID)
 	return true, nil
+}
+
+// bootAndStart boots a container's machine and has its command started in it. started tells whether that may have happened.
+func (s *Service) bootAndStart(h *hold, host Host, c *warmboot.Container, img *warmboot.Image, auth *RegistryAuth, coldReason string) (res bootResult, _ []warmboot.Phase, started bool, err error) {
+	vmID := "vm-" + warmboot.NewID().Short()
+	res, err = s.boot(h.ctx, host, c.HostID, MachineSpec{Container: h.ref(), VMID: vmID, Hostname: hostname(c.Name), Image: *img, Spec: c.Spec}, coldReason)
+	if err != nil {
+		return res, nil, false, err
+	}
+	s.Step("create: booted")
+	booted, err := h.update(h.ctx, func(c *warmboot.Container) error {
+		c.BootMethod, c.BootReason, c.VMID, c.Phases, c.SnapshotID = res.method, res.reason, vmID, res.phases, ""
+		if res.snap != nil {
+			c.SnapshotID = res.snap.ID
+		}
+		return nil
+	})
+	if err != nil {
+		return res, nil, false, err
+	}
+	phases, err := s.startCommand(h.ctx, host, booted, auth)
+	if res.snap != nil && !errors.Is(err, ErrNotStarted) {
+		s.recordSuccess(h.ctx, res.snap)
+	}
+	return res, phases, true, err
+}
+
+// ErrNotStarted is the cause of an Unavailable error when a container's machine has ended before its command was started, or when its restart policy
+// lets the command be started again anyway.
+var ErrNotStarted = errors.New("its command can be started in another")
+
+// undoWarmBoot removes what is left of a machine that a snapshot gave and that has ended before its command was started: Docker has answered in it, and yet it may be the
+// snapshot that is wrong. It returns why the next boot is cold.
+func (s *Service) undoWarmBoot(h *hold, host Host, snap *warmboot.RuntimeSnapshot, cause error) (reason string, undone bool) {
+	s.Observer.Fallback(string(warmboot.CodeOf(cause)))
+	s.recordFailure(h.ctx, snap, cause.Error())
+	id := h.ref().ID
+	if err := host.RemoveContainer(h.ctx, h.ref()); err != nil {
+		s.log.ErrorContext(h.ctx, "What is left of a machine that has ended could not be removed", "container_id", id, "err", err)
+		return "", false
+	}
+	s.fallBack(h.ctx, id, cause.Error())
+	return cause.Error(), true
 }
 
 // startCommand has a container's image pulled and its command started, in the machine that has booted for it.

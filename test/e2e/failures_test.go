@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -314,10 +315,27 @@ func TestInterruptedWork(t *testing.T) {
 		}
 	})
 
+	t.Run("the VMM is killed while the image is pulled", func(t *testing.T) {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			await(t, time.Minute, "the machine to be up", func() bool {
+				all, err := s.svc.Containers(t.Context(), warmboot.ContainerFilter{})
+				return err == nil && slices.ContainsFunc(all, func(c *warmboot.Container) bool { return c.BootMethod == warmboot.BootWarm })
+			})
+			killVMM(t, s)
+		}()
+		s.runs(t, "the VMM's process ended while the container was being started")
+		<-done
+		if snap, err := s.svc.Snapshot(t.Context(), id); err != nil || snap.FailureCount != 2 || snap.FailureStreak != 1 {
+			t.Errorf("snapshot is %+v, %v", snap, err)
+		}
+	})
+
 	t.Run("the host takes long to copy the disk", func(t *testing.T) {
 		slowDisks(t, s)
 		s.runs(t, "") // nothing is wrong with the snapshot
-		if snap, err := s.svc.Snapshot(t.Context(), id); err != nil || snap.FailureCount != 1 || snap.FailureStreak != 0 {
+		if snap, err := s.svc.Snapshot(t.Context(), id); err != nil || snap.FailureCount != 2 || snap.FailureStreak != 0 {
 			t.Errorf("snapshot is %+v, %v", snap, err)
 		}
 		if err := s.svc.DeleteSnapshot(t.Context(), id); err != nil {
