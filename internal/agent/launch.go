@@ -269,8 +269,8 @@ func bootError(ctx context.Context, m vmm.Machine, op string, limit time.Duratio
 	}
 	said := lastWords(m)
 	switch {
-	case errors.Is(context.Cause(ctx), errVMDied):
-		return warmboot.Errorf(warmboot.Unavailable, op, "the VMM's process ended before Docker answered%s", said)
+	case died(ctx, m):
+		return warmboot.Errorf(warmboot.Unavailable, op, "the VMM's process ended before the machine was ready%s", said)
 	case errors.Is(context.Cause(ctx), context.DeadlineExceeded), warmboot.CodeOf(err) == warmboot.Timeout: // the guest may be the first whose time is over
 		after := limit.String()
 		if s := starved(m.Handle().PID).Round(time.Second); s > 0 {

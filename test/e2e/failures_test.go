@@ -292,6 +292,23 @@ func TestInterruptedWork(t *testing.T) {
 		s.nothingLeft(t)
 	})
 
+	t.Run("the VMM is killed when Docker has answered", func(t *testing.T) {
+		id, err := s.svc.BuildSnapshot(t.Context(), s.img.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		await(t, 3*time.Minute, "Docker's answer", func() bool {
+			snap, err := s.svc.Snapshot(t.Context(), id)
+			return err == nil && strings.Contains(snap.Metadata.Step, "quiescing")
+		})
+		killVMM(t, s)
+		await(t, time.Minute, "the build to end", func() bool {
+			snap, err := s.svc.Snapshot(t.Context(), id)
+			return err == nil && snap.State == warmboot.SnapshotUnhealthy && strings.Contains(snap.Metadata.Error, "the VMM's process ended")
+		})
+		s.nothingLeft(t)
+	})
+
 	var id warmboot.ID
 	t.Run("the VMM is killed during a restore", func(t *testing.T) {
 		var err error

@@ -228,11 +228,9 @@ func (h *host) downDuringBuild(t *testing.T, step string, downAndUp func(*testin
 		}
 	}
 	if ready == 0 {
-		must(t, h.Machine, "warmboot", "snapshot", "create")
+		makeSnapshot(t, h.Machine)
 	}
-	if c := h.run(t, "after"); *c.BootMethod != "warm" {
-		t.Errorf("a container boots %s: %s", *c.BootMethod, c.BootReason)
-	}
+	wantWarm(t, h.run(t, "after"))
 	must(t, h.Machine, "warmboot", "rm", "-f", "after")
 	for _, s := range h.snapshots(t) { // the next build is to be the only one
 		if s.State != "deleted" && step != storing {
@@ -440,7 +438,7 @@ func (h *host) fullDisk(t *testing.T) {
 	}
 	h.sound(t)
 	h.run(t, "afterwards")
-	must(t, h.Machine, "warmboot", "snapshot", "create")
+	makeSnapshot(t, h.Machine)
 	h.removeAll(t)
 }
 
@@ -474,15 +472,13 @@ func (h *host) clock(t *testing.T, by time.Duration) {
 		t.Errorf("both were started again")
 	}
 	after := h.run(t, "after")
-	if *after.BootMethod != "warm" {
-		t.Errorf("a container boots %s: %s", *after.BootMethod, after.BootReason)
-	}
+	wantWarm(t, after)
 	// A guest's clock is its host's.
 	var host, guest int64
 	if _, err := fmt.Sscan(sh(t, h.Machine, "date +%s; warmboot exec after date +%s; date +%s"), &host, &guest, new(int64)); err != nil || guest < host-1 || guest > host+30 {
 		t.Errorf("the host's clock says %d, the guest's %d (%v)", host, guest, err)
 	}
-	must(t, h.Machine, "warmboot", "snapshot", "create")
+	makeSnapshot(t, h.Machine)
 	h.settled(t, 5*time.Minute)
 	h.sound(t)
 	h.removeAll(t)

@@ -66,13 +66,11 @@ func TestFirecrackerComesAndGoes(t *testing.T) {
 	serve("qemu")
 	must(t, m, "warmboot", "image", "register", "trixie",
 		"--kernel", productImage+"/vmlinux", "--initrd", productImage+"/initrd.img", "--rootfs", productImage+"/rootfs.ext4")
-	must(t, m, "warmboot", "snapshot", "create")
+	makeSnapshot(t, m)
 	for _, name := range []string{"goes-on", "stopped"} {
 		run(name)
 		has(name, "qemu")
-		if c := inspect(t, m, name); *c.BootMethod != "warm" {
-			t.Errorf("%s came up %s: %s", name, *c.BootMethod, c.BootReason)
-		}
+		wantWarm(t, inspect(t, m, name))
 	}
 	must(t, m, "warmboot", "stop", "stopped")
 
@@ -108,9 +106,7 @@ func TestFirecrackerComesAndGoes(t *testing.T) {
 	awaitSnapshotOf(t, m, version)
 	run("second")
 	has("second", "firecracker")
-	if c := inspect(t, m, "second"); *c.BootMethod != "warm" {
-		t.Errorf("the second container under Firecracker came up %s: %s", *c.BootMethod, c.BootReason)
-	}
+	wantWarm(t, inspect(t, m, "second"))
 	log := sh(t, m, "journalctl -u warmboot --no-pager -o cat")
 	for _, want := range []string{"A container's microVM goes on under another VMM", "A container's disk was converted"} {
 		if !strings.Contains(log, want) {
