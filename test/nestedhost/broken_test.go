@@ -297,7 +297,7 @@ func (h *host) downDuringCreates(t *testing.T, downAndUp func(*testing.T)) {
 	goingDown.Store(true)
 	downAndUp(t)
 	all.Wait()
-	h.settled(t, 25*time.Minute)
+	h.settled(t, 2*patient)
 	// Those that are started again are "stopped" first.
 	eventually(t, 10*time.Minute, "those that are to run again run", func() error {
 		for name, c := range h.containers(t) {
