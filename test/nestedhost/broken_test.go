@@ -228,7 +228,7 @@ func (h *host) downDuringBuild(t *testing.T, step string, downAndUp func(*testin
 		}
 	}
 	if ready == 0 {
-		makeSnapshot(t, h.Machine)
+		must(t, h.Machine, "warmboot", "snapshot", "create")
 	}
 	wantWarm(t, h.run(t, "after"))
 	must(t, h.Machine, "warmboot", "rm", "-f", "after")
@@ -438,7 +438,7 @@ func (h *host) fullDisk(t *testing.T) {
 	}
 	h.sound(t)
 	h.run(t, "afterwards")
-	makeSnapshot(t, h.Machine)
+	must(t, h.Machine, "warmboot", "snapshot", "create")
 	h.removeAll(t)
 }
 
@@ -478,7 +478,7 @@ func (h *host) clock(t *testing.T, by time.Duration) {
 	if _, err := fmt.Sscan(sh(t, h.Machine, "date +%s; warmboot exec after date +%s; date +%s"), &host, &guest, new(int64)); err != nil || guest < host-1 || guest > host+30 {
 		t.Errorf("the host's clock says %d, the guest's %d (%v)", host, guest, err)
 	}
-	makeSnapshot(t, h.Machine)
+	must(t, h.Machine, "warmboot", "snapshot", "create")
 	h.settled(t, 5*time.Minute)
 	h.sound(t)
 	h.removeAll(t)

@@ -66,7 +66,7 @@ func TestFirecrackerComesAndGoes(t *testing.T) {
 	serve("qemu")
 	must(t, m, "warmboot", "image", "register", "trixie",
 		"--kernel", productImage+"/vmlinux", "--initrd", productImage+"/initrd.img", "--rootfs", productImage+"/rootfs.ext4")
-	makeSnapshot(t, m)
+	must(t, m, "warmboot", "snapshot", "create")
 	for _, name := range []string{"goes-on", "stopped"} {
 		run(name)
 		has(name, "qemu")

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -52,7 +51,7 @@ func asAUser(t *testing.T, m *nestedhost.Machine, vmm string) {
 	must(t, m, "warmboot", "image", "register", "trixie",
 		"--kernel", productImage+"/vmlinux", "--initrd", productImage+"/initrd.img", "--rootfs", productImage+"/rootfs.ext4")
 	begin := time.Now()
-	makeSnapshot(t, m)
+	must(t, m, "warmboot", "snapshot", "create")
 	t.Logf("a snapshot takes %.1fs", time.Since(begin).Seconds())
 
 	names := []string{"cold"}
@@ -111,36 +110,10 @@ func logIfFailed(t *testing.T, m *nestedhost.Machine) {
 // loggedLines is few enough for what failed to be seen beside it.
 const loggedLines = 15
 
-// makeSnapshot has a snapshot built.
-func makeSnapshot(t *testing.T, m *nestedhost.Machine) {
-	t.Helper()
-	_, err := m.Run(t.Context(), "warmboot", "snapshot", "create")
-	if err != nil && emulatorsFault(t, err.Error()) {
-		_, err = m.Run(t.Context(), "warmboot", "snapshot", "create")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// guestCrash is what warmboot says of a machine whose guest's kernel has crashed.
-var guestCrash = regexp.MustCompile(`(?s)the VMM's process ended.*the guest's console says.*(RIP: |Oops|BUG: |Kernel panic)`)
-
-// emulatorsFault tells whether a guest's kernel has crashed, and logs it. QEMU 7.2's emulation of a processor with virtualization loses a guest now and then, in its kernel's handler
-// of page faults, mostly when a container starts. Such a guest is not what is tested here: warmboot must say so, and go on.
-func emulatorsFault(t *testing.T, text string) bool {
-	t.Helper()
-	crashed := guestCrash.MatchString(text)
-	if crashed {
-		t.Logf("NOT COUNTED, because the emulated processor has lost a guest: %s", text)
-	}
-	return crashed
-}
-
 // wantWarm fails the test unless a container came up from a snapshot.
 func wantWarm(t *testing.T, c api.Container) {
 	t.Helper()
-	if c.BootMethod == nil || *c.BootMethod != "warm" && !emulatorsFault(t, c.BootReason) {
+	if c.BootMethod == nil || *c.BootMethod != "warm" {
 		t.Errorf("%s came up %v: %s", c.Name, c.BootMethod, c.BootReason)
 	}
 }
@@ -179,9 +152,6 @@ func boots(t *testing.T, m *nestedhost.Machine, names []string) {
 		t.Fatalf("inspect: %v, %d containers", err, len(all))
 	}
 	for _, c := range all {
-		if c.BootMethod != nil && emulatorsFault(t, c.BootReason) {
-			continue
-		}
 		if c.BootMethod == nil || !strings.HasPrefix(c.Name, *c.BootMethod) {
 			t.Errorf("%s came up %v: %s", c.Name, c.BootMethod, c.BootReason)
 			continue
