@@ -3,6 +3,7 @@ package controlplane_test
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -222,20 +223,30 @@ func TestFailedColdBootFailsTheContainerAndLeavesNothing(t *testing.T) {
 func TestAWarmMachineThatEndsBeforeItsCommandIsStarted(t *testing.T) {
 	ended := warmboot.Errorf(warmboot.Unavailable, "start container", "the VMM's process ended (%w)", controlplane.ErrNotStarted)
 	ranAlready := warmboot.Errorf(warmboot.Unavailable, "start container", "the VMM's process ended; its command may have run")
+	inTheWay := errors.New("device or resource busy")
 	for _, tt := range []struct {
 		name       string
 		warm, cold error // of the start of the command
+		remove     error // of the first removal of what is left
 		state      warmboot.ContainerState
 		method     warmboot.BootMethod
 		colds      int
 		successes  int
 	}{
-		{"it is started in another", ended, nil, warmboot.ContainerRunning, warmboot.BootCold, 1, 0},
-		{"so does the other", ended, ended, warmboot.ContainerFailed, warmboot.BootCold, 1, 0},
-		{"its command may have run", ranAlready, nil, warmboot.ContainerFailed, warmboot.BootWarm, 0, 1},
+		{"it is started in another", ended, nil, nil, warmboot.ContainerRunning, warmboot.BootCold, 1, 0},
+		{"so does the other", ended, ended, nil, warmboot.ContainerFailed, warmboot.BootCold, 1, 0},
+		{"its command may have run", ranAlready, nil, nil, warmboot.ContainerFailed, warmboot.BootWarm, 0, 1},
+		{"what is left of it is in the way", ended, nil, inTheWay, warmboot.ContainerFailed, warmboot.BootWarm, 0, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			var removals atomic.Int32
 			p := newPlane(t, func(h *hosttest.Host, _ *controlplane.Config) {
+				h.OnRemove = func(context.Context, warmboot.ID) error {
+					if removals.Add(1) == 1 {
+						return tt.remove
+					}
+					return nil
+				}
 				h.OnStart = func(_ context.Context, c warmboot.Container) error {
 					if c.BootMethod == warmboot.BootWarm {
 						return tt.warm
