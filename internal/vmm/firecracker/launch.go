@@ -119,7 +119,7 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 	console.Theirs.Close()
 	said.Theirs.Close()
 	undo.Push("start Firecracker", func() error {
-		return errors.Join(m.kill(context.WithoutCancel(ctx)), d.jail.cgroups.remove(spec.ID))
+		return errors.Join(m.kill(), d.jail.cgroups.remove(spec.ID))
 	})
 	m.handle = vmm.Handle{Driver: driverName, ID: spec.ID, Dir: spec.Dir, PID: m.process.PID, StartTime: m.process.StartTime}
 

@@ -9,16 +9,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"warmboot"
 	"warmboot/internal/rollback"
 	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/process"
 )
-
-// killLimit is how long a killed process may take to be gone.
-const killLimit = 5 * time.Second
 
 // machine is one Firecracker process.
 type machine struct {
@@ -87,7 +82,7 @@ func (m *machine) Resume(ctx context.Context) error {
 		if !errors.As(err, &refused) {
 			return err
 		}
-		return warmboot.Errorf(warmboot.Unavailable, op, "machine %s did not go on and was ended: %w", m.handle.ID, errors.Join(err, m.kill(ctx)))
+		return warmboot.Errorf(warmboot.Unavailable, op, "machine %s did not go on and was ended: %w", m.handle.ID, errors.Join(err, m.kill()))
 	})
 }
 
@@ -180,7 +175,7 @@ func (m *machine) Stop(ctx context.Context, grace time.Duration) error {
 		_ = m.command(ctx, "power off machine", func(c *Client) error { return c.SendCtrlAltDel(ctx) })
 		m.process.Wait(ctx)
 	}
-	if err := m.kill(ctx); err != nil {
+	if err := m.kill(); err != nil {
 		return err
 	}
 	if err := m.driver.release(m.handle.ID, m.handle.Dir); err != nil {
@@ -190,21 +185,13 @@ func (m *machine) Stop(ctx context.Context, grace time.Duration) error {
 	return nil
 }
 
-// kill ends Firecracker by force, whatever ctx is: it has nothing to put in order, because what the guest has written is the host's by then.
-func (m *machine) kill(ctx context.Context) error {
+// kill ends Firecracker by force: it has nothing to put in order, because what the guest has written is the host's by then.
+func (m *machine) kill() error {
 	if m.process.Ended() {
 		return nil
 	}
 	m.killed.Store(true)
-	if err := m.process.Signal(unix.SIGKILL); err != nil {
-		return warmboot.Errorf(warmboot.Internal, "stop machine", "process %d: %w", m.handle.PID, err)
-	}
-	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
-	defer cancel()
-	if !m.process.Wait(limit) {
-		return warmboot.Errorf(warmboot.Unavailable, "stop machine", "process %d of machine %s does not end even when killed: it waits for a disk; look at the host's storage and try again", m.handle.PID, m.handle.ID)
-	}
-	return nil
+	return m.process.Kill("stop machine")
 }
 
 // drain waits for the last words of a process that has ended.

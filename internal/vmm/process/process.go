@@ -11,9 +11,11 @@ import (
 	"os/exec"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"warmboot"
 	"warmboot/internal/rollback"
 	"warmboot/internal/vmm"
 )
@@ -230,6 +232,23 @@ func (p *Process) Wait(ctx context.Context) bool {
 		return true
 	case <-ctx.Done():
 		return false
+	}
+}
+
+// killLimit is how long a killed process may take to be gone.
+const killLimit = 5 * time.Second
+
+// Kill ends the process by force and waits until it has ended. op is what that is done for. A process that does not end all the same, because it waits in the
+// kernel for a disk, is an Unavailable error.
+func (p *Process) Kill(op string) error {
+	if err := p.Signal(unix.SIGKILL); err != nil {
+		return warmboot.Errorf(warmboot.Internal, op, "process %d: %w", p.PID, err)
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(killLimit):
+		return warmboot.Errorf(warmboot.Unavailable, op, "process %d does not end even when killed: it waits for a disk; look at the host's storage and try again", p.PID)
 	}
 }
 

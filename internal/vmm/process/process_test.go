@@ -68,6 +68,33 @@ func TestFind(t *testing.T) {
 	}
 }
 
+func TestKill(t *testing.T) {
+	t.Parallel()
+	cmd := exec.Command("sh", "-c", "trap '' TERM; echo; while :; do sleep 1; done")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Start(cmd, vmm.Owner{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil { // once it has said something it ignores SIGTERM
+		t.Fatal(err)
+	}
+	if err := p.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	for _, which := range []string{"that runs", "that has ended"} {
+		if err := p.Kill("test"); err != nil || !p.Ended() {
+			t.Errorf("a process %s: %v, ended: %v", which, err, p.Ended())
+		}
+	}
+	if how := p.State(); how == nil || how.String() != "signal: killed" {
+		t.Errorf("it ended with %v", how)
+	}
+}
+
 // A process that ends at once is started all the same: how it ended is what matters then.
 func TestStartOfAProcessThatEndsAtOnce(t *testing.T) {
 	t.Parallel()

@@ -169,15 +169,7 @@ func (m *machine) kill(ctx context.Context) error {
 	if m.process.Wait(limit) {
 		return nil
 	}
-	if err := m.process.Signal(unix.SIGKILL); err != nil {
-		return warmboot.Errorf(warmboot.Internal, "stop machine", "process %d: %w", m.handle.PID, err)
-	}
-	force, cancel := context.WithTimeout(context.WithoutCancel(ctx), quitLimit)
-	defer cancel()
-	if !m.process.Wait(force) {
-		return warmboot.Errorf(warmboot.Unavailable, "stop machine", "process %d of machine %s does not end even when killed: it waits for a disk; look at the host's storage and try again", m.handle.PID, m.handle.ID)
-	}
-	return nil
+	return m.process.Kill("stop machine")
 }
 
 // report logs, once QEMU has ended, what it had to say.
