@@ -312,17 +312,17 @@ func (s *Service) reach(id warmboot.ID) (Host, error) {
 	return s.Config.Hosts.Host(h)
 }
 
-// someHost is any host that is up: for what every host can do.
-func (s *Service) someHost() (Host, error) {
-	var last error = warmboot.Errorf(warmboot.Unavailable, "choose host", "no host is up; `warmboot host ls` shows them")
+var errNoHost = warmboot.Errorf(warmboot.Unavailable, "choose host", "no host has joined; `warmboot host token` prints what one needs for that")
+
+// anyHost is nil if a host is up.
+func (s *Service) anyHost() error {
+	var last error = errNoHost
 	for _, h := range s.hosts.all() {
-		host, err := s.reach(h.ID)
-		if err == nil {
-			return host, nil
+		if _, last = s.reach(h.ID); last == nil {
+			return nil
 		}
-		last = err
 	}
-	return nil, last
+	return last
 }
 
 // peers are the hosts, other than one, that can be asked for files.

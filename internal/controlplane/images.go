@@ -2,6 +2,8 @@ package controlplane
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"time"
 
 	"warmboot"
@@ -10,11 +12,8 @@ import (
 // RegisterImage checks the image's files on a host that has them and stores it under a fresh id. An image of the same name and content
 // is returned as it is, so that registering twice does no harm; another content under a taken name is a Conflict.
 func (s *Service) RegisterImage(ctx context.Context, img warmboot.Image) (*warmboot.Image, error) {
-	host, err := s.someHost()
+	img, err := s.inspectImage(ctx, img)
 	if err != nil {
-		return nil, err
-	}
-	if img, err = host.InspectImage(ctx, img); err != nil {
 		return nil, err
 	}
 	if known, err := s.store.ImageByName(ctx, img.Name); err == nil && known.Digest == img.Digest {
@@ -31,6 +30,37 @@ func (s *Service) RegisterImage(ctx context.Context, img warmboot.Image) (*warmb
 		}
 	}
 	return &img, nil
+}
+
+// refusalsTold is how many hosts are quoted when none can have an image.
+const refusalsTold = 3
+
+// inspectImage asks the hosts, in the order of their names, for the image's files, until one has them.
+func (s *Service) inspectImage(ctx context.Context, img warmboot.Image) (warmboot.Image, error) {
+	var code warmboot.Code
+	var refusals []string
+	var last error = errNoHost
+	for _, h := range s.hosts.all() {
+		host, err := s.reach(h.ID)
+		if err == nil {
+			var found warmboot.Image
+			if found, err = host.InspectImage(ctx, img); err == nil || ctx.Err() != nil {
+				return found, err
+			}
+		}
+		if last = err; code == "" || code == warmboot.Unavailable {
+			code = warmboot.CodeOf(err)
+		}
+		refusals = append(refusals, h.Name+": "+err.Error())
+	}
+	more := len(refusals) - refusalsTold
+	switch {
+	case len(refusals) <= 1:
+		return img, last
+	case more > 0:
+		refusals = append(refusals[:refusalsTold], fmt.Sprintf("and %d more hosts", more))
+	}
+	return img, warmboot.Errorf(code, "register image", "no host has it: %s", strings.Join(refusals, "; "))
 }
 
 // Images lists the runtime images, newest first.

@@ -38,6 +38,8 @@ type Host struct {
 	OnWarm  func(ctx context.Context, m controlplane.MachineSpec, snap warmboot.RuntimeSnapshot) error
 	OnCold  func(ctx context.Context, m controlplane.MachineSpec) error
 	OnStart func(ctx context.Context, c warmboot.Container) error
+	// OnInspect runs before a runtime image is looked at.
+	OnInspect func(img warmboot.Image) error
 	// OnUpdate runs before a container's restart policy is taken over.
 	OnUpdate func(ctx context.Context, c warmboot.Container) error
 	// OnStop runs before a command is told to end.
@@ -201,6 +203,14 @@ func (h *Host) FetchSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot,
 
 // InspectImage implements controlplane.Host. The content of an image is its paths.
 func (h *Host) InspectImage(_ context.Context, img warmboot.Image) (warmboot.Image, error) {
+	if err := h.reachable(); err != nil {
+		return img, err
+	}
+	if h.OnInspect != nil {
+		if err := h.OnInspect(img); err != nil {
+			return img, err
+		}
+	}
 	for _, p := range []string{img.KernelPath, img.InitrdPath, img.RootfsPath} {
 		if p != "" && (!strings.HasPrefix(p, Root) || strings.Contains(p, "..")) {
 			return img, warmboot.Errorf(warmboot.Denied, "inspect image", "%s lies outside the allowed root %s", p, Root)
