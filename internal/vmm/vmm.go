@@ -220,6 +220,8 @@ type Capabilities struct {
 	// Warning is what is known to be wrong with this VMM's version, and what to do about it; empty if nothing is. It is no part of
 	// what a snapshot must match.
 	Warning string `json:"warning,omitempty"`
+	// Flawed means that what Warning tells may keep machines from working, so that another VMM is better where one works with KVM.
+	Flawed bool `json:"flawed,omitempty"`
 }
 
 // FCVersion is the version as the API's fc_version tells it: "v1.15.1" for Firecracker, "qemu-7.2.22" for QEMU.

@@ -1,7 +1,7 @@
 // Package choice decides which VMM the new microVMs of a host run under, and says why.
 //
 // Firecracker is taken where it works: its binary is there, KVM boots a kernel under it, and the host can give it TAPs, without which it
-// has no network. Everywhere else it is QEMU. What the other one has started before is not lost: its driver recovers it.
+// has no network. Where its release is known to keep machines from working, QEMU is taken if it has KVM. Everywhere else it is QEMU. What the other one has started before is not lost: its driver recovers it.
 package choice
 
 import (
@@ -158,6 +158,11 @@ func (h *candidates) choose(ctx context.Context) (*Choice, error) {
 	found, fcErr := h.firecracker(ctx)
 	if fcErr == nil {
 		fcErr = h.needTAPs(ctx)
+	}
+	if fcErr == nil && found.Flawed && h.Want == Auto {
+		if q, err := h.qemu(ctx); err == nil && q.Accelerator == "kvm" {
+			return &Choice{Driver: h.q, Other: h.fc, Found: q, Why: found.Warning, Warning: q.Warning}, nil
+		}
 	}
 	if fcErr == nil {
 		choice := &Choice{Driver: h.fc, Other: h.q, Found: found, Warning: found.Warning}

@@ -9,6 +9,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/kernel/kerneltest"
+	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/firecracker/standin"
 )
 
@@ -110,6 +111,45 @@ func TestMake(t *testing.T) {
 			}
 			says(t, "why", got.Why, c.why)
 			says(t, "the warning", got.Warning, c.warning)
+		})
+	}
+}
+
+// A release whose machines may not work is taken only where it is asked for, or where QEMU would have no KVM.
+func TestAFlawedRelease(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		version, want, accelerator, driver string
+	}{
+		"QEMU has KVM":    {"1.7.0", Auto, "kvm", "qemu"},
+		"and another":     {"1.16.0", Auto, "kvm", "qemu"},
+		"it has none":     {"1.16.0", Auto, "tcg", "firecracker"},
+		"it is asked for": {"1.16.0", Firecracker, "kvm", "firecracker"},
+		"another one":     {"1.16.1", Auto, "kvm", "firecracker"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			config := host(t, true, standin.Profile{Version: c.version})
+			config.Want = c.want
+			h, err := newCandidates(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.qemu = func(context.Context) (vmm.Capabilities, error) {
+				return vmm.Capabilities{Driver: QEMU, Version: "10.0.0", Accelerator: c.accelerator}, nil
+			}
+			got, err := h.choose(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Found.Driver != c.driver || got.Driver.Name() != c.driver || got.Other.Name() == c.driver {
+				t.Errorf("%s is chosen, and %s the other one", got.Driver.Name(), got.Other.Name())
+			}
+			tells := got.Warning
+			if c.driver == QEMU {
+				tells = got.Why
+			}
+			says(t, "the choice", tells, []string{"Firecracker " + c.version, "1.15.1"})
 		})
 	}
 }

@@ -139,7 +139,7 @@ func failure(ctx context.Context, op string, restoring bool, cause error, said s
 		return warmboot.Errorf(warmboot.Corrupt, op, "Firecracker ended while it loaded the snapshot: %s%s; rebuild the snapshot", ending(how), last)
 	}
 	code := warmboot.Internal
-	if ws, ok := how.Sys().(syscall.WaitStatus); ok && ws.Signaled() && ws.Signal() == syscall.SIGKILL {
+	if process.Killed(how) {
 		code = warmboot.Unavailable
 	}
 	return warmboot.Errorf(code, op, "Firecracker ended before the machine was up: %s%s", ending(how), last)

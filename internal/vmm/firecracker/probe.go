@@ -62,7 +62,7 @@ func (d *Driver) probe(ctx context.Context) (*found, error) {
 	if err != nil {
 		return nil, vmm.FileError(op, err)
 	}
-	stamp, err := probe.Stamp(op, binary, "2", layout, d.SeccompFilter, d.Unjailed)
+	stamp, err := probe.Stamp(op, binary, "3", layout, d.SeccompFilter, d.Unjailed)
 	if err != nil {
 		return nil, err
 	}
@@ -140,8 +140,8 @@ func (d *Driver) ask(ctx context.Context, op, binary string) (caps vmm.Capabilit
 	if err != nil {
 		return caps, "", false, err
 	}
-	warning, unusable := release.advice()
-	if unusable {
+	warning, f := release.advice()
+	if f == unusable {
 		return caps, warning, true, nil
 	}
 	format, err := askBinary(ctx, op, binary, "--snapshot-version", snapshotLine)
@@ -154,7 +154,7 @@ func (d *Driver) ask(ctx context.Context, op, binary string) (caps vmm.Capabilit
 	}
 	caps = vmm.Capabilities{
 		Driver: driverName, Version: version[1:], Binary: binary, BinaryDigest: digest, SnapshotVersion: format,
-		MachineType: fmt.Sprintf("mmio-%d", layout), Arch: "x86_64", Warning: warning,
+		MachineType: fmt.Sprintf("mmio-%d", layout), Arch: "x86_64", Warning: warning, Flawed: f == flawed,
 	}
 	if err := probe.SetKVM(op, &caps); err != nil {
 		return caps, "", false, err
@@ -193,8 +193,7 @@ func (d *Driver) tryKVM(ctx context.Context, caps vmm.Capabilities, release Rele
 		}
 	}
 	if err := d.bootOnce(ctx, &found{caps: caps, release: release}, kernel); err != nil {
-		// Too slow may only be that the host has much to do now.
-		return fmt.Sprintf("Firecracker needs KVM, and KVM does not work here: %v", err), warmboot.CodeOf(err) != warmboot.Timeout
+		return fmt.Sprintf("Firecracker needs KVM, and KVM does not work here: %v", err), warmboot.CodeOf(err) == warmboot.Incompatible
 	}
 	return "", true
 }
@@ -203,7 +202,8 @@ func (d *Driver) tryKVM(ctx context.Context, caps vmm.Capabilities, release Rele
 var probes atomic.Int64
 
 // bootOnce boots a kernel that finds no root file system. It is as quiet as others, because each character on the serial port costs an exit to
-// Firecracker; the panic that it ends with is printed all the same.
+// Firecracker; the panic that it ends with is printed all the same. Only a machine that ran the kernel and ended by itself is an Incompatible error. The others
+// say what may be another next time: the host had too little time, memory or disk.
 func (d *Driver) bootOnce(ctx context.Context, f *found, kernel string) error {
 	const op = "boot a kernel"
 	ctx, cancel := context.WithTimeout(ctx, kvmLimit)
@@ -247,7 +247,11 @@ func (d *Driver) bootOnce(ctx context.Context, f *found, kernel string) error {
 			if probe.Booted.MatchString(m.console.String()) {
 				return nil
 			}
-			return warmboot.Errorf(warmboot.Unavailable, op, "Firecracker ended before the kernel was up: %s; %s", ending(m.process.State()), process.Lines(m.console.String()+"\n"+m.said.String(), 2))
+			code := warmboot.Incompatible
+			if process.Killed(m.process.State()) {
+				code = warmboot.Unavailable
+			}
+			return warmboot.Errorf(code, op, "Firecracker ended before the kernel was up: %s; %s", ending(m.process.State()), process.Lines(m.console.String()+"\n"+m.said.String(), 2))
 		case <-ctx.Done():
 			return warmboot.Errorf(warmboot.Timeout, op, "a stock kernel was not up after %v; its last words: %q", kvmLimit, process.Lines(text, 1))
 		}

@@ -70,27 +70,35 @@ func (r Release) knows(since string) bool {
 	return false
 }
 
-// advice tells what is known to be wrong with a release for what warmboot does with it. unusable means that it cannot be used at
-// all; otherwise warning, if there is one, is shown and nothing is refused.
-func (r Release) advice() (warning string, unusable bool) {
+// fitness is how far a release can be used for what warmboot does with it.
+type fitness int
+
+const (
+	fit      fitness = iota
+	flawed           // machines may not work; QEMU is better where it has KVM
+	unusable         // it is refused
+)
+
+// advice tells how far a release can be used, and what is known to be wrong with it, if anything is.
+func (r Release) advice() (warning string, f fitness) {
 	const instead = "install 1.14.4, 1.15.1, or 1.16.2 or later"
 	switch {
 	case r.Major != 1:
-		return fmt.Sprintf("Firecracker %s has an API that this warmboot does not know; %s", r, instead), true
+		return fmt.Sprintf("Firecracker %s has an API that this warmboot does not know; %s", r, instead), unusable
 	case r.Compare(oldest) < 0:
-		return fmt.Sprintf("Firecracker %s is too old: its snapshots have no version of their own; %s", r, instead), true
+		return fmt.Sprintf("Firecracker %s is too old: its snapshots have no version of their own; %s", r, instead), unusable
 	case r.minor() == Release{1, 7, 0}:
-		return fmt.Sprintf("Firecracker %s tells the guest of its devices on the kernel's command line, which a distribution's kernel does not read, and its snapshots are a preview; %s", r, instead), false
+		return fmt.Sprintf("Firecracker %s tells the guest of its devices on the kernel's command line, which a distribution's kernel does not read, and its snapshots are a preview; %s", r, instead), flawed
 	case r.Compare(Release{1, 13, 0}) < 0:
-		return fmt.Sprintf("snapshots are a preview in Firecracker %s; %s", r, instead), false
+		return fmt.Sprintf("snapshots are a preview in Firecracker %s; %s", r, instead), fit
 	case r == Release{1, 16, 0}:
-		return fmt.Sprintf("in a machine that Firecracker %s has restored the guest may be unable to send on its vsock channel, and then the machine boots cold; %s", r, instead), false
+		return fmt.Sprintf("in a machine that Firecracker %s has restored the guest may be unable to send on its vsock channel, and then the machine boots cold; %s", r, instead), flawed
 	case r == Release{1, 16, 1}:
-		return fmt.Sprintf("after a pause without a snapshot Firecracker %s does not reach the guest any more; %s", r, instead), false
+		return fmt.Sprintf("after a pause without a snapshot Firecracker %s does not reach the guest any more; %s", r, instead), fit
 	case r.Compare(Release{1, 14, 4}) < 0, r == Release{1, 15, 0}:
-		return fmt.Sprintf("in a machine that Firecracker %s has restored the guest's clock may jump by the age of the snapshot; %s", r, instead), false
+		return fmt.Sprintf("in a machine that Firecracker %s has restored the guest's clock may jump by the age of the snapshot; %s", r, instead), fit
 	case r.minor().Compare(newest) > 0:
-		return fmt.Sprintf("Firecracker %s is newer than what this warmboot was made for (%d.%d); if it does not work, install %[2]d.%d", r, newest.Major, newest.Minor), false
+		return fmt.Sprintf("Firecracker %s is newer than what this warmboot was made for (%d.%d); if it does not work, install %[2]d.%d", r, newest.Major, newest.Minor), fit
 	}
-	return "", false
+	return "", fit
 }

@@ -48,22 +48,22 @@ func TestKnows(t *testing.T) {
 func TestAdvice(t *testing.T) {
 	t.Parallel()
 	for text, c := range map[string]struct {
-		says     string // "" for no warning
-		unusable bool
+		says string // "" for no warning
+		fit  fitness
 	}{
-		"1.6.0": {"too old", true}, "2.0.0": {"does not know", true}, "0.25.0": {"does not know", true},
-		"1.7.0": {"distribution's kernel", false}, "1.12.1": {"preview", false}, "1.13.1": {"clock", false}, "1.14.3": {"clock", false}, "1.15.0": {"clock", false},
-		"1.16.0": {"vsock", false}, "1.16.1": {"pause", false},
+		"1.6.0": {"too old", unusable}, "2.0.0": {"does not know", unusable}, "0.25.0": {"does not know", unusable},
+		"1.7.0": {"distribution's kernel", flawed}, "1.12.1": {"preview", fit}, "1.13.1": {"clock", fit}, "1.14.3": {"clock", fit}, "1.15.0": {"clock", fit},
+		"1.16.0": {"vsock", flawed}, "1.16.1": {"pause", fit},
 		"1.14.4": {}, "1.15.1": {}, "1.16.2": {}, "1.17.0": {}, "1.17.3": {},
-		"1.18.0": {"newer", false},
+		"1.18.0": {"newer", fit},
 	} {
 		r, err := ParseRelease(text)
 		if err != nil {
 			t.Fatal(err)
 		}
-		warning, unusable := r.advice()
-		if unusable != c.unusable || (warning == "") != (c.says == "") || !strings.Contains(warning, c.says) {
-			t.Errorf("%s: %q, unusable %v", r, warning, unusable)
+		warning, f := r.advice()
+		if f != c.fit || (warning == "") != (c.says == "") || !strings.Contains(warning, c.says) {
+			t.Errorf("%s: %q, fitness %d", r, warning, f)
 		}
 		if c.says != "" && c.says != "newer" && !strings.Contains(warning, "1.16.2 or later") {
 			t.Errorf("%s: %q does not say what to install", r, warning)

@@ -196,6 +196,15 @@ func (p *Process) State() *os.ProcessState {
 	return p.how
 }
 
+// Killed tells whether a process was ended by force, as the kernel does when memory runs out. nil, which says nothing of how it ended, was not.
+func Killed(how *os.ProcessState) bool {
+	if how == nil {
+		return false
+	}
+	ws, ok := how.Sys().(syscall.WaitStatus)
+	return ok && ws.Signaled() && ws.Signal() == syscall.SIGKILL
+}
+
 func (p *Process) ended() {
 	close(p.done)
 	p.fd.Close()

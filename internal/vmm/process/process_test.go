@@ -90,7 +90,7 @@ func TestKill(t *testing.T) {
 			t.Errorf("a process %s: %v, ended: %v", which, err, p.Ended())
 		}
 	}
-	if how := p.State(); how == nil || how.String() != "signal: killed" {
+	if how := p.State(); !Killed(how) {
 		t.Errorf("it ended with %v", how)
 	}
 }
@@ -103,7 +103,7 @@ func TestStartOfAProcessThatEndsAtOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !p.Wait(t.Context()) || p.State().ExitCode() != 1 {
+		if !p.Wait(t.Context()) || p.State().ExitCode() != 1 || Killed(p.State()) {
 			t.Fatalf("it ended with %v", p.State())
 		}
 	}

@@ -46,12 +46,13 @@ func (d *Driver) tryKVM(ctx context.Context, caps vmm.Capabilities) (why string,
 		}
 	}
 	if err := d.bootUnderKVM(ctx, caps, kernel); err != nil {
-		// Too slow may only be that the host has much to do now.
-		return fmt.Sprintf("KVM does not work: %v", err), warmboot.CodeOf(err) != warmboot.Timeout
+		return fmt.Sprintf("KVM does not work: %v", err), warmboot.CodeOf(err) == warmboot.Incompatible
 	}
 	return "", true
 }
 
+// bootUnderKVM boots a kernel. Only a machine that ran it and ended by itself is an Incompatible error. The others say what may be another next time: the
+// host had too little time, memory or disk.
 func (d *Driver) bootUnderKVM(ctx context.Context, caps vmm.Capabilities, kernel string) error {
 	const op = "boot a kernel"
 	var undo rollback.Stack
@@ -95,7 +96,11 @@ func (d *Driver) bootUnderKVM(ctx context.Context, caps vmm.Capabilities, kernel
 			if probe.Booted.MatchString(m.console.String()) {
 				return nil
 			}
-			return warmboot.Errorf(warmboot.Unavailable, op, "QEMU ended before the kernel was up: %s", process.Lines(m.said.String(), 2))
+			code := warmboot.Incompatible
+			if process.Killed(m.process.State()) {
+				code = warmboot.Unavailable
+			}
+			return warmboot.Errorf(code, op, "QEMU ended before the kernel was up: %s", process.Lines(m.said.String(), 2))
 		case <-silence.C:
 		case <-ctx.Done():
 		}
