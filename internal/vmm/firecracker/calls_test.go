@@ -134,6 +134,77 @@ func TestEachCallArrives(t *testing.T) {
 	}
 }
 
+// orderRules gives calls at the wrong time. Firecracker refuses them all and goes on, but for a snapshot that it cannot load: then it ends by itself.
+func orderRules(t *testing.T, r *rig, f *found) {
+	refused := func(ctx context.Context, c *Client, when string, names ...string) {
+		t.Helper()
+		for _, name := range names {
+			var refusal *Refusal
+			if err := calls[name].make(ctx, c); !errors.As(err, &refusal) {
+				t.Errorf("%s %s: %v, want that it is refused", name, when, err)
+			}
+		}
+	}
+	was := func(ctx context.Context, c *Client, state string) {
+		t.Helper()
+		if i, err := c.Instance(ctx); err != nil || i.State != state {
+			t.Errorf("it is %+v, %v; want it %s", i, err, state)
+		}
+	}
+	spec := r.spec
+	spec.ID, spec.Dir = r.place(t)
+	m, err := r.launch(t.Context(), "break the order", f, spec, false, func(ctx context.Context, c *Client, known names) error {
+		refused(ctx, c, "before the start", "Pause", "Resume", "CreateSnapshot", "SendCtrlAltDel", "PatchBalloon")
+		was(ctx, c, "Not started")
+		must(t, c.PutMachineConfig(ctx, MachineConfig{VCPUCount: 1, MemSizeMiB: spec.MemoryMiB}),
+			c.PutBootSource(ctx, BootSource{KernelImagePath: known[kernelName], InitrdPath: known[initrdName]}))
+		refused(ctx, c, "after a part of a machine was put", "LoadSnapshot")
+		was(ctx, c, "Not started")
+		must(t, c.Start(ctx))
+		refused(ctx, c, "after the start", "Start", "PutBootSource", "PutDrive", "PutMachineConfig", "PutVsock", "LoadSnapshot", "CreateSnapshot")
+		was(ctx, c, "Running")
+		must(t, c.Pause(ctx))
+		refused(ctx, c, "in a pause", "Start", "PutBootSource", "LoadSnapshot")
+		was(ctx, c, "Paused")
+		return nil
+	}, placed{name: kernelName, target: spec.Kernel}, placed{name: initrdName, target: spec.Initrd})
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(t, m.Stop(t.Context(), 0))
+
+	spec.ID, spec.Dir = r.place(t)
+	_, err = r.launch(t.Context(), "load nothing", f, spec, true, func(ctx context.Context, c *Client, _ names) error {
+		refused(ctx, c, "without files", "LoadSnapshot")
+		for {
+			if _, err := c.Instance(ctx); err != nil {
+				return err
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
+	if err == nil || !strings.Contains(err.Error(), "exit status 1") {
+		t.Errorf("after a load that was refused: %v, want that the process has ended by itself", err)
+	}
+}
+
+// The stand-in holds to the order that TestRealFirecracker finds in real ones.
+func TestOrder(t *testing.T) {
+	t.Parallel()
+	for _, version := range releases {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			release, err := ParseRelease(version)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := &rig{Driver: newDriver(configFor(t, standin.Profile{Version: version})), dir: shared(t)}
+			r.spec = machineSpec(t, r.dir)
+			orderRules(t, r, &found{caps: vmm.Capabilities{Binary: r.Binary}, release: release})
+		})
+	}
+}
+
 // Each call does what it says, from the first to the last that a machine takes. (Loading is what every restore does, and a network interface
 // takes a TAP: TestNetwork.)
 func TestEachCallDoes(t *testing.T) {

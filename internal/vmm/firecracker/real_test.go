@@ -167,6 +167,7 @@ func TestRealFirecracker(t *testing.T) {
 			wantError(t, err, warmboot.Internal, "refused PUT /network-interfaces/eth0")
 			t.Run("network", func(t *testing.T) { realNetwork(t, r) })
 			t.Run("every call", func(t *testing.T) { everyCall(t, r) })
+			t.Run("order", func(t *testing.T) { orderRules(t, r, r.found) })
 		})
 	}
 }
