@@ -16,7 +16,7 @@ var limits = []string{"cpu", "memory", "pids"}
 func checkCgroup(context.Context, Config) Check {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return Check{"cgroup v2", Warn, err.Error(), ""}
+		return Check{"cgroup v2", Warn, err.Error(), mountProc}
 	}
 	return cgroup(string(mounts), func(file string) (string, error) {
 		text, err := os.ReadFile(file)

@@ -19,7 +19,7 @@ func clock(state int, t unix.Timex, err error) Check {
 	const name = "clock"
 	switch {
 	case err != nil:
-		return Check{name, Warn, "the kernel does not tell whether it is right: " + err.Error(), ""}
+		return Check{name, Warn, "the kernel does not tell whether it is right: " + err.Error(), "`timedatectl` may; in a container, allow the system call adjtimex"}
 	case state == unix.TIME_ERROR, t.Status&unix.STA_UNSYNC != 0:
 		return Check{name, Warn, "nothing keeps it right; guests take their time from it, and certificates and tokens are valid by it",
 			"`timedatectl set-ntp true`, or `apt-get install systemd-timesyncd`"}

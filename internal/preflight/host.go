@@ -33,7 +33,7 @@ func checkKernel(context.Context, Config) Check {
 func kernel(release string) Check {
 	var major, minor int
 	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
-		return Check{"kernel", Warn, fmt.Sprintf("Linux %s; its version cannot be read, 5.10 is needed", release), ""}
+		return Check{"kernel", Warn, fmt.Sprintf("Linux %s; its version cannot be read", release), "see that it is 5.10 or newer"}
 	}
 	if major < 5 || major == 5 && minor < 10 {
 		return Check{"kernel", Fail, fmt.Sprintf("Linux %s is older than 5.10", release), "upgrade the kernel to 5.10 or newer"}
@@ -63,14 +63,17 @@ const (
 	wantDisk   = 4 << 30 // a runtime image, its snapshot, its rebuild, and some containers' disks
 )
 
+// mountProc is what to do where the kernel tells nothing of itself.
+const mountProc = "mount -t proc proc /proc"
+
 func checkMemory(context.Context, Config) Check {
 	meminfo, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
-		return Check{"memory", Warn, err.Error(), ""}
+		return Check{"memory", Warn, err.Error(), mountProc}
 	}
 	free, err := memAvailable(string(meminfo))
 	if err != nil {
-		return Check{"memory", Warn, err.Error(), ""}
+		return Check{"memory", Warn, err.Error(), mountProc}
 	}
 	return amount("memory", "available", free, wantMemory, "end something that uses memory, or add some; a microVM takes 512 MiB unless told otherwise")
 }
@@ -107,7 +110,7 @@ func checkOwners(_ context.Context, c Config) Check {
 	for _, path := range []string{"/etc/passwd", "/etc/group"} {
 		f, err := os.Open(path)
 		if err != nil {
-			return Check{name, Warn, err.Error(), ""}
+			return Check{name, Warn, err.Error(), "chmod a+r " + path}
 		}
 		taken := idWithin(bufio.NewScanner(f), c.OwnerBase)
 		f.Close()

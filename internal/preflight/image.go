@@ -23,7 +23,7 @@ func checkImage(ctx context.Context, c Config) Check {
 	const name = "runtime image"
 	images, err := images(c)
 	if err != nil {
-		return Check{name, Warn, err.Error(), ""}
+		return Check{name, Warn, err.Error(), "run as root, or let others read it"}
 	}
 	if len(images) == 0 {
 		return Check{name, Warn, "there is none yet", "`warmboot image build` makes one; or set CONTAINER_RUNTIME_KERNEL and CONTAINER_RUNTIME_ROOTFS to one of yours"}
@@ -32,8 +32,10 @@ func checkImage(ctx context.Context, c Config) Check {
 		switch there, err := hasDocker(ctx, path); {
 		case errors.Is(err, fs.ErrNotExist):
 			return Check{name, Warn, err.Error(), "register an image that is there, or `warmboot image build`"}
+		case errors.Is(err, exec.ErrNotFound):
+			return Check{name, Warn, fmt.Sprintf("%s cannot be looked into: %v", path, err), "apt-get install e2fsprogs"}
 		case err != nil:
-			return Check{name, Warn, fmt.Sprintf("%s cannot be looked into: %v", path, err), ""}
+			return Check{name, Warn, fmt.Sprintf("%s cannot be looked into: %v", path, err), "make it again, and register that: `warmboot image build`, or deploy/README.md for one of your own"}
 		case !there:
 			return Check{name, Warn, fmt.Sprintf("%s has no Docker (%s)", path, strings.Join(dockerd, ", ")), ownImage}
 		}

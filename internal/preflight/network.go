@@ -102,5 +102,5 @@ func checkNetwork(ctx context.Context, c Config) Check {
 		}
 		return Check{name, Warn, what + "; " + withoutTAPs, o.Fix}
 	}
-	return Check{name, Warn, fmt.Sprintf("%v; %s", err, withoutTAPs), ""}
+	return Check{name, Warn, fmt.Sprintf("%v; %s", err, withoutTAPs), "mend that; or `warmboot serve --network user`, which does without"}
 }

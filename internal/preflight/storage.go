@@ -74,7 +74,7 @@ func checkReflink(_ context.Context, c Config) Check {
 	const name = "reflink"
 	dir, err := existing(c.StorageRoot)
 	if err != nil {
-		return Check{name, Warn, err.Error(), ""}
+		return Check{name, Warn, err.Error(), "see that it can be written; or " + otherRoot}
 	}
 	switch err := tryReflink(dir); {
 	case err == nil:
@@ -82,7 +82,7 @@ func checkReflink(_ context.Context, c Config) Check {
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOTTY), errors.Is(err, unix.EXDEV), errors.Is(err, unix.EINVAL):
 		return Check{name, OK, "not on this file system (XFS and btrfs have it); data disks are cloned as qcow2 overlays instead, and copied without their holes for Firecracker", ""}
 	default:
-		return Check{name, Warn, fmt.Sprintf("could not be tried: %v", err), ""}
+		return Check{name, Warn, fmt.Sprintf("could not be tried: %v", err), "see that it can be written; or " + otherRoot}
 	}
 }
 

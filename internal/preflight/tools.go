@@ -56,7 +56,7 @@ func qemu(path, output string) Check {
 	m := qemuVersion.FindStringSubmatch(output)
 	if m == nil {
 		first, _, _ := strings.Cut(output, "\n")
-		return Check{name, Warn, fmt.Sprintf("%s does not tell its version (%q); 7.2 or newer is needed", path, first), ""}
+		return Check{name, Warn, fmt.Sprintf("%s does not tell its version (%q); 7.2 or newer is needed", path, first), "apt-get install --reinstall qemu-system-x86"}
 	}
 	version := strings.TrimPrefix(m[0], "version ")
 	major, _ := strconv.Atoi(m[1]) // digits, by the expression
