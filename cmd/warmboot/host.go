@@ -54,12 +54,17 @@ func chooseVMM(ctx context.Context, server cli.ServerOptions, o cli.HostOptions,
 	if err != nil {
 		return err
 	}
+	takeVMM(chosen, c, log)
+	return nil
+}
+
+// takeVMM makes a choice the host's, and says what was chosen and what is wrong with it.
+func takeVMM(chosen *choice.Choice, c *agent.Config, log *slog.Logger) {
 	c.Driver, c.Other, c.VMMWhy, c.VMMWarning = chosen.Driver, chosen.Other, chosen.Why, chosen.Warning
 	log.Info("MicroVMs run under "+chosen.Summary(), "binary", chosen.Found.Binary)
 	if chosen.Warning != "" {
 		log.Warn(chosen.Warning)
 	}
-	return nil
 }
 
 // vmmConfig is what there is to choose from.

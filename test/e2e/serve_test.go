@@ -318,9 +318,19 @@ func changed(t *testing.T, s *server, _ api.Image) {
 		t.Errorf("the container says %q", out)
 	}
 	if onFirecracker { // which the host holds to it as well
-		file := filepath.Join("/sys/fs/cgroup/warmboot", container(t, s, "after").VMID, "cpu.max")
-		if got, err := os.ReadFile(file); strings.TrimSpace(string(got)) != "160000 100000" {
-			t.Errorf("%s is %q, %v", file, got, err)
+		group := filepath.Join("/sys/fs/cgroup/warmboot", container(t, s, "after").VMID)
+		limit := func(file string) string {
+			text, err := os.ReadFile(filepath.Join(group, file))
+			if err != nil {
+				t.Error(err)
+			}
+			return strings.TrimSpace(string(text))
+		}
+		if got := limit("cpu.max"); got != "160000 100000" {
+			t.Errorf("cpu.max is %q", got)
+		}
+		if got, err := strconv.Atoi(limit("memory.max")); err != nil || got < 768<<20 || got > 900<<20 { // its memory, and what Firecracker needs itself
+			t.Errorf("memory.max is %d, %v", got, err)
 		}
 	}
 
