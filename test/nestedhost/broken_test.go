@@ -161,7 +161,7 @@ func (h *host) sound(t *testing.T) {
 		if s.State != "ready" {
 			continue
 		}
-		// Their digests are compared with the metadata at each warm boot, of which there is one after each of these.
+		// Their digests are compared with the metadata at each warm boot, of which there is one after each of these, or at the beginning of the next.
 		sh(t, h.Machine, `cd `+s.SnapshotPath+` && test -s metadata.json && for f in snapshot.mem snapshot.state data.ext4; do test -s $f; done`)
 	}
 	running := 0
@@ -201,19 +201,24 @@ const storing = "Checking and storing"
 func (h *host) downDuringBuild(t *testing.T, step string, downAndUp func(*testing.T)) {
 	before := h.snapshots(t)
 	r, w := io.Pipe()
+	var over atomic.Bool
 	var cutting sync.WaitGroup
 	cutting.Go(func() {
+		defer over.Store(true)
 		_, err := h.Exec(within(t, 5*time.Minute), nestedhost.Command{Argv: []string{"warmboot", "snapshot", "create"}, Stdout: w, Stderr: w})
 		w.CloseWithError(errors.Join(errors.New("the build is over"), err))
 	})
 	if err := waitFor(r, step); err != nil {
 		t.Fatalf("the build did not come to %q: %v", step, err)
 	}
+	go io.Copy(io.Discard, r)
 	if step == storing {
 		// Writing it takes seconds; somewhere in them.
 		time.Sleep(2 * time.Second)
 	}
-	go io.Copy(io.Discard, r)
+	if over.Load() {
+		t.Fatal("the build was over before the host went down")
+	}
 	downAndUp(t)
 	cutting.Wait()
 	h.settled(t, 10*time.Minute)
@@ -256,7 +261,7 @@ func waitFor(r io.Reader, text string) error {
 
 // downDuringCreates lets the host go down and up when some of 20 containers are up and some are not.
 func (h *host) downDuringCreates(t *testing.T, downAndUp func(*testing.T)) {
-	h.run(t, "always", "--restart", "always")
+	wantWarm(t, h.run(t, "always", "--restart", "always"))
 	h.run(t, "unless-stopped", "--restart", "unless-stopped")
 	h.run(t, "no")
 	h.run(t, "stopped", "--restart", "unless-stopped")
@@ -365,7 +370,7 @@ func (h *host) reboot(t *testing.T) {
 
 // comesBack lets the host go down and up, and wants what runs on it started again by its restart policy, with what it has written.
 func (h *host) comesBack(t *testing.T, downAndUp func(*testing.T)) {
-	h.run(t, "always", "--restart", "always", "-p", "8080:80")
+	wantWarm(t, h.run(t, "always", "--restart", "always", "-p", "8080:80"))
 	h.run(t, "no")
 	h.run(t, "stopped", "--restart", "unless-stopped")
 	must(t, h.Machine, "warmboot", "stop", "stopped")
@@ -437,7 +442,7 @@ func (h *host) fullDisk(t *testing.T) {
 		}
 	}
 	h.sound(t)
-	h.run(t, "afterwards")
+	wantWarm(t, h.run(t, "afterwards"))
 	must(t, h.Machine, "warmboot", "snapshot", "create")
 	h.removeAll(t)
 }
@@ -489,6 +494,8 @@ func (h *host) clock(t *testing.T, by time.Duration) {
 
 // nothingLeft stops the server; then the host is as it was before it came.
 func (h *host) nothingLeft(t *testing.T) {
+	wantWarm(t, h.run(t, "last"))
+	h.removeAll(t)
 	for _, s := range h.snapshots(t) {
 		if s.State != "deleted" {
 			must(t, h.Machine, "warmboot", "snapshot", "rm", s.ID)
