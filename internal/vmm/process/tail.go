@@ -1,8 +1,11 @@
 package process
 
 import (
+	"errors"
+	"io"
 	"strings"
 	"sync"
+	"time"
 )
 
 // TailLimit is how much of the end of an output is kept.
@@ -28,6 +31,26 @@ func (t *Tail) Write(p []byte) (int, error) {
 		t.changed = nil
 	}
 	return len(p), nil
+}
+
+// rest is how long ReadFrom reads nothing after it has read something.
+const rest = 10 * time.Millisecond
+
+// ReadFrom keeps the end of what r has to say. A guest may print one character after the other without end, and we would wake up for each: so it reads 100 times a
+// second at most, up to TailLimit at a time.
+func (t *Tail) ReadFrom(r io.Reader) (n int64, err error) {
+	for b := make([]byte, TailLimit); ; time.Sleep(rest) {
+		got, err := r.Read(b)
+		if n += int64(got); got > 0 {
+			_, _ = t.Write(b[:got])
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return n, nil
+		case err != nil:
+			return n, err
+		}
+	}
 }
 
 // String is what is kept.

@@ -2,7 +2,10 @@ package process
 
 import (
 	"io"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestTailKeepsTheEnd(t *testing.T) {
@@ -25,3 +28,31 @@ func TestTailKeepsTheEnd(t *testing.T) {
 		t.Errorf("the last line is %q", got)
 	}
 }
+
+// A guest that prints characters without end does not keep its host awake.
+func TestTailReadsAtItsOwnPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const reads = 1000
+		left := reads
+		drip := readerFunc(func(p []byte) (int, error) {
+			if left == 0 {
+				return 0, io.EOF
+			}
+			left--
+			p[0] = 'x'
+			return 1, nil
+		})
+		var kept Tail
+		begin := time.Now()
+		if n, err := io.Copy(&kept, drip); n != reads || err != nil || kept.String() != strings.Repeat("x", reads) {
+			t.Errorf("%d bytes, %v; kept %d", n, err, len(kept.String()))
+		}
+		if took := time.Since(begin); took != reads*rest {
+			t.Errorf("%d reads took %v, want %v", reads, took, reads*rest)
+		}
+	})
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
