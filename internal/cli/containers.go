@@ -146,7 +146,7 @@ func (a *app) rmCmd() *cobra.Command {
 			})
 		}),
 	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "also containers whose command runs")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "also containers whose command runs, or whose host is down")
 	return cmd
 }
 

@@ -39,7 +39,7 @@ func (a *app) eventsCmd() *cobra.Command {
 		}),
 	}
 	cmd.Flags().StringVar(&since, "since-id", "", "go on after the event with this `id`, which -o json shows")
-	cmd.Flags().StringSliceVar(&types, "type", nil, "only events of this `type`: container or snapshot (repeatable)")
+	cmd.Flags().StringSliceVar(&types, "type", nil, "only events of this `type`: container, snapshot or host (repeatable)")
 	return cmd
 }
 

@@ -140,7 +140,7 @@ func (a *app) hostRemoveCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:               "rm HOST...",
 		Aliases:           []string{"remove"},
-		Short:             "Forget hosts that have no containers and snapshots any more",
+		Short:             "Forget hosts that are down and have no containers or snapshots",
 		Args:              cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.complete(hostNames),
 		RunE: a.do(func(ctx context.Context, refs []string) error {

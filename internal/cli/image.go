@@ -127,8 +127,8 @@ func (a *app) imageRegisterCmd() *cobra.Command {
 		Use:                   "register NAME --kernel FILE --rootfs FILE [--initrd FILE]",
 		DisableFlagsInUseLine: true,
 		Short:                 "Register a runtime image that you made",
-		Long: `Register a runtime image that you made. Its files must be on the server's machine, below a directory that the server
-allows, and must not change any more.`,
+		Long: `Register a runtime image that you made. Its files must be on the server's machine, or on any host of a cluster, below a directory that is
+allowed there, and must not change any more.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: a.do(func(ctx context.Context, args []string) error {

@@ -142,8 +142,8 @@ func (a *app) newHostFlags(f *pflag.FlagSet, o *HostOptions) *hostFlags {
 	c := &hostFlags{o: o}
 	f.StringArrayVar(&o.PlainHTTPRegistries, "plain-http-registry", nil, "registry, `host[:port]`, that is spoken to without TLS (repeatable)")
 	f.StringArrayVar(&o.ImageRoots, "image-root", nil, "`directory` that registered runtime images may lie in, besides the storage root's own (repeatable)")
-	f.IntVar(&o.VCPUs, "vcpus", 0, "`number` of CPUs of a microVM that asks for no more; 0: the default")
-	f.IntVar(&o.MemoryMiB, "memory-mib", 0, "`MiB` of memory of a microVM that asks for no more; 0: the default")
+	f.IntVar(&o.VCPUs, "vcpus", 0, "`number` of CPUs of a microVM that asks for no more; 0: 1")
+	f.IntVar(&o.MemoryMiB, "memory-mib", 0, "`MiB` of memory of a microVM that asks for no more; 0: 512")
 	f.IntVar(&o.MaxVMs, "max-vms", 0, "`number` of microVMs that are placed here; 0: as many as have four times this machine's memory together")
 	f.StringVar(&o.Network, "network", a.env("MANAGER_NETWORK", "auto"), "`kind` of network that microVMs have: tap, in namespaces of their own; user, by QEMU itself; or auto: tap where that works (MANAGER_NETWORK)")
 	a.vmmFlags(f, &o.VMM)

@@ -26,11 +26,11 @@ const (
 func (s *server) eventRoute(a huma.API) {
 	const format = "text/event-stream"
 	op(a, "stream-events", http.MethodGet, "/v1/events", "Server", "Follow what changes",
-		"Server-sent events: each change of the state of a container or a snapshot, as `event: TYPE`, `id: ID` and an Event in `data`. With `Last-Event-ID` (or `since`) it goes on after that event; if events are missing in between, the first is of type `reset`: look at everything anew. A reader that is too slow is cut off.",
+		"Server-sent events: each change of the state of a container, a snapshot or a host, as `event: TYPE`, `id: ID` and an Event in `data`. With `Last-Event-ID` (or `since`) it goes on after that event; if events are missing in between, the first is of type `reset`: look at everything anew. A reader that is too slow is cut off.",
 		func(ctx context.Context, in *struct {
 			LastEventID string   `header:"Last-Event-ID" maxLength:"64" doc:"The last event's id that the caller has seen."`
 			Since       string   `query:"since" maxLength:"64" doc:"The same, for who cannot send the header."`
-			Types       []string `query:"type" enum:"container,snapshot" doc:"Only events of these types; resets always."`
+			Types       []string `query:"type" enum:"container,snapshot,host" doc:"Only events of these types; resets always."`
 		}) (*huma.StreamResponse, error) {
 			since := in.LastEventID
 			if since == "" {
