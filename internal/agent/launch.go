@@ -278,6 +278,10 @@ func bootError(ctx context.Context, m vmm.Machine, op string, limit time.Duratio
 		}
 		return warmboot.Errorf(warmboot.Timeout, op, "Docker had not answered after %s (%w)%s", after, err, said)
 	}
+	// What a guest says is no word on what this host has, or on what was asked for.
+	if code := warmboot.CodeOf(err); code == warmboot.Conflict || code == warmboot.Invalid || code == warmboot.Exhausted {
+		return warmboot.Errorf(warmboot.Internal, op, "the guest did not get ready: %w", err)
+	}
 	return err
 }
 

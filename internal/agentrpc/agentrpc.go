@@ -86,7 +86,7 @@ func fromWire(ctx context.Context, who string, err error) error {
 	case code != "":
 		return &warmboot.Error{Code: code, Msg: e.Message(), Err: silent{causes[e.Meta().Get(causeHeader)]}}
 	case e.Code() == connect.CodeUnimplemented:
-		return warmboot.Errorf(warmboot.Incompatible, "speak to "+who, "it does not know the call; it runs another version of warmboot, update it")
+		return warmboot.Errorf(warmboot.Incompatible, "speak to "+who, "%w; it runs another version of warmboot, update it", controlplane.ErrUnknownCall)
 	}
 	return unreachable(who, e)
 }

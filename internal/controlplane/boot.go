@@ -96,8 +96,7 @@ func restore(ctx context.Context, host Host, m MachineSpec, snap *warmboot.Runti
 	return host.WarmBoot(ctx, m, *snap)
 }
 
-// warmBoot returns either a machine, or the reason why there is none and a cold boot is next, or an error that a cold boot would meet
-// as well.
+// warmBoot returns either a machine, or the reason why there is none and a cold boot is next, or an error after which there is no use in one.
 func (s *Service) warmBoot(ctx context.Context, host Host, hostID warmboot.ID, m MachineSpec) (bootResult, string, error) {
 	snap, reason, err := s.usableSnapshot(ctx, m.Image.ID, hostID)
 	if err != nil || snap == nil {
@@ -115,12 +114,14 @@ func (s *Service) warmBoot(ctx context.Context, host Host, hostID warmboot.ID, m
 		return bootResult{method: warmboot.BootWarm, phases: booted.Phases, snap: snap, took: took}, "", nil
 	case ctx.Err() != nil:
 		return bootResult{}, "", ctx.Err()
-	case code == warmboot.Conflict || code == warmboot.Invalid || code == warmboot.Exhausted || errors.Is(err, ErrUnreachable):
-		// The port is taken, the host is full or gone: nothing that a cold boot would do better.
+	case errors.Is(err, ErrUnreachable):
 		return bootResult{}, "", err
+	case code == warmboot.Conflict || code == warmboot.Invalid || code == warmboot.Exhausted:
+		// The port is taken, the host or its disk is full: no fault of the snapshot's. A cold boot may do without what was lacking, such as room for a copy of
+		// the snapshot's disk; if not, it says so.
 	case code == warmboot.Incompatible:
-		// Made for something else: no fault of the snapshot's.
-		if !errors.Is(err, ErrMachineSize) {
+		// Made for something else, or the host is too old to know how: no fault of the snapshot's either.
+		if !errors.Is(err, ErrMachineSize) && !errors.Is(err, ErrUnknownCall) {
 			s.log.WarnContext(ctx, fmt.Sprintf("Snapshot %s does not fit any more (%v): version migration, a new one is built", snap.ID.Short(), err), "snapshot_id", snap.ID)
 			s.rebuildSoon(snap, s.platformOf(hostID))
 		}

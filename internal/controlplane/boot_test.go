@@ -120,9 +120,10 @@ func TestThreeFailuresInARowMakeASnapshotUnhealthy(t *testing.T) {
 }
 
 func TestWhatIsNoFaultOfTheSnapshotIsNotCounted(t *testing.T) {
-	var answer error
+	var answer, coldAnswer error
 	p := newPlane(t, func(h *hosttest.Host, _ *controlplane.Config) {
 		h.OnWarm = func(context.Context, controlplane.MachineSpec, warmboot.RuntimeSnapshot) error { return answer }
+		h.OnCold = func(context.Context, controlplane.MachineSpec) error { return coldAnswer }
 	})
 	snap := p.snapshot()
 	answer = warmboot.Errorf(warmboot.Incompatible, "restore snapshot", "memory (MiB): snapshot has 512, this machine needs 1024 (%w)", controlplane.ErrMachineSize)
@@ -131,19 +132,32 @@ func TestWhatIsNoFaultOfTheSnapshotIsNotCounted(t *testing.T) {
 			t.Fatalf("%+v", c)
 		}
 	}
-	// What a cold boot would meet as well ends the create.
+	// A cold boot may do without what was lacking; if not, what it says is what counts.
+	colds := warmboot.UnhealthyAfter + 1
 	for _, code := range []warmboot.Code{warmboot.Conflict, warmboot.Invalid, warmboot.Exhausted} {
-		answer = warmboot.Errorf(code, "restore snapshot", "the host is full")
-		if c := p.create(controlplane.CreateContainer{}); c.State != warmboot.ContainerFailed || c.Error != answer.Error() {
+		answer = warmboot.Errorf(code, "restore snapshot", "there is no room for a copy of its disk")
+		coldAnswer = nil
+		if c := p.create(controlplane.CreateContainer{}); c.State != warmboot.ContainerRunning || c.BootMethod != warmboot.BootCold || c.BootReason != answer.Error() {
 			t.Fatalf("%+v", c)
 		}
+		coldAnswer = warmboot.Errorf(code, "cold boot", "the host is full")
+		if c := p.create(controlplane.CreateContainer{}); c.State != warmboot.ContainerFailed || c.Error != coldAnswer.Error() {
+			t.Fatalf("%+v", c)
+		}
+		colds++ // one that fails is not counted
 	}
+	coldAnswer = nil
+	answer = warmboot.Errorf(warmboot.Incompatible, "warm boot", "update it (%w)", controlplane.ErrUnknownCall)
+	if c := p.create(controlplane.CreateContainer{}); c.BootMethod != warmboot.BootCold || c.BootReason != answer.Error() {
+		t.Fatalf("%+v", c)
+	}
+	colds++
 	got, err := p.svc.Snapshot(t.Context(), snap)
 	p.must(err)
 	if got.State != warmboot.SnapshotReady || got.FailureCount != 0 {
 		t.Fatalf("%+v", got)
 	}
-	if _, cold, builds := p.host.Counts(); cold != warmboot.UnhealthyAfter+1 || builds != 1 {
+	if _, cold, builds := p.host.Counts(); cold != colds || builds != 1 {
 		t.Errorf("%d cold boots, %d builds", cold, builds)
 	}
 }

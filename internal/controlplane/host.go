@@ -2,11 +2,15 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
 	"warmboot"
 )
+
+// ErrUnknownCall is the cause of an Incompatible error when the other end runs a version of warmboot that does not know what it was asked for.
+var ErrUnknownCall = errors.New("it does not know the call")
 
 // Host is a machine that runs microVMs. Every method that returns an error has released what it took on the host. Whatever
 // changes a container carries the generation of the lease under which it is asked for: a host that has obeyed a newer one refuses

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"warmboot"
@@ -46,7 +47,8 @@ func (s *Service) queueRebuild(r Rebuild) {
 	}
 }
 
-// RunRebuild is the queue's: it starts an automatic build, unless what it was to replace is gone.
+// RunRebuild is the queue's: it starts an automatic build, unless what it was to replace is gone. Where there is no room for one more snapshot it is an ErrNoRoom, and
+// to be run again later.
 func (s *Service) RunRebuild(ctx context.Context, r Rebuild) error {
 	if r.Old != "" {
 		now, err := s.store.Snapshot(ctx, r.Old)
@@ -55,6 +57,14 @@ func (s *Service) RunRebuild(ctx context.Context, r Rebuild) error {
 			return nil // replaced or deleted meanwhile
 		case err != nil:
 			return err
+		}
+	}
+	if r.Old == "" {
+		switch has, err := s.hasReadySnapshot(ctx, r.Image, r.Platform); {
+		case err != nil:
+			return err
+		case has:
+			return nil // somebody has asked for one meanwhile
 		}
 	}
 	if r.Snapshot != "" {
@@ -67,11 +77,15 @@ func (s *Service) RunRebuild(ctx context.Context, r Rebuild) error {
 	switch warmboot.CodeOf(err) {
 	case "", warmboot.NotFound: // NotFound: the image is gone
 		return nil
-	case warmboot.Conflict: // no room for one more
-		s.log.Warn(fmt.Sprintf("An automatic build of the snapshot of runtime image %s failed: %v", r.Image.Short(), err), "image_id", r.Image)
-		return nil
+	case warmboot.Conflict:
+		s.log.Warn(fmt.Sprintf("An automatic build of the snapshot of runtime image %s has to wait: %v", r.Image.Short(), err), "image_id", r.Image)
 	}
 	return err
+}
+
+func (s *Service) hasReadySnapshot(ctx context.Context, image warmboot.ID, platform string) (bool, error) {
+	ready, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{RuntimeImageID: image, States: []warmboot.SnapshotState{warmboot.SnapshotReady}})
+	return slices.ContainsFunc(ready, func(snap *warmboot.RuntimeSnapshot) bool { return snap.Platform == platform }), err
 }
 
 // snapshotsForPlatform builds, where that is wanted, what the hosts of a platform lack: a snapshot of each image that has one elsewhere, or

@@ -48,15 +48,12 @@ func (s *Service) startBuild(ctx context.Context, r Rebuild) (warmboot.ID, error
 		if id, err := s.building(ctx, img.ID, snap.Platform); err != nil || id != "" {
 			return id, err
 		}
-		if err := s.roomForSnapshot(ctx, img.ID, snap.Platform); err != nil {
-			return "", err
-		}
-		err := s.store.CreateSnapshot(ctx, snap)
+		err := s.storeNewSnapshot(ctx, snap)
 		if err == nil {
 			break
 		}
 		var repeated *warmboot.Repeated
-		if warmboot.CodeOf(err) != warmboot.Conflict || errors.As(err, &repeated) { // else another manager was faster, and its build is the one, unless it has ended
+		if warmboot.CodeOf(err) != warmboot.Conflict || errors.Is(err, ErrNoRoom) || errors.As(err, &repeated) { // else another manager was faster, and its build is the one, unless it has ended
 			return "", err
 		}
 	}
@@ -66,6 +63,19 @@ func (s *Service) startBuild(ctx context.Context, r Rebuild) (warmboot.ID, error
 		s.log.Warn("A build could not be queued; it is tried again", "snapshot_id", snap.ID, "op", op, "err", err)
 	}
 	return snap.ID, nil
+}
+
+// ErrNoRoom is the cause of a Conflict when there are as many snapshots as there may be, and none of them may go.
+var ErrNoRoom = errors.New("there is no room for one more snapshot")
+
+// storeNewSnapshot stores a snapshot if there is, or can be made, room for it.
+func (s *Service) storeNewSnapshot(ctx context.Context, snap *warmboot.RuntimeSnapshot) error {
+	s.room.Lock()
+	defer s.room.Unlock()
+	if err := s.roomForSnapshot(ctx, snap.RuntimeImageID, snap.Platform); err != nil {
+		return err
+	}
+	return s.store.CreateSnapshot(ctx, snap)
 }
 
 // building is the snapshot of an image and platform that is being built, "" if none is.
@@ -105,7 +115,7 @@ func (s *Service) roomForSnapshot(ctx context.Context, image warmboot.ID, platfo
 	if err != nil || evicted {
 		return err
 	}
-	return warmboot.Errorf(warmboot.Conflict, "build snapshot", "there are %d runtime snapshots already, MANAGER_MAX_RUNTIME_SNAPSHOTS is %d, and each is being built or has containers that stand on it; delete such containers, or raise the limit", n, s.MaxSnapshots)
+	return warmboot.Errorf(warmboot.Conflict, "build snapshot", "%w: there are %d already, MANAGER_MAX_RUNTIME_SNAPSHOTS is %d, and each is being built or has containers that stand on it; delete such containers, or raise the limit", ErrNoRoom, n, s.MaxSnapshots)
 }
 
 // Snapshots lists the runtime snapshots, newest first.

@@ -152,6 +152,29 @@ func TestLimitOfSnapshots(t *testing.T) {
 	})
 }
 
+// An automatic build waits for room, and is not wanted any more once somebody has asked for one.
+func TestAnAutomaticBuildAtTheLimit(t *testing.T) {
+	p := newPlane(t, func(_ *hosttest.Host, c *controlplane.Config) { c.MaxSnapshots = 1 })
+	p.snapshot()
+	stands := p.create(controlplane.CreateContainer{}) // so that the snapshot has to stay
+	img, err := p.svc.RegisterImage(t.Context(), runtimeImage("another"))
+	p.must(err)
+	wanted := controlplane.Rebuild{Image: img.ID, Platform: p.host.Platform, Attempt: 1, Snapshot: warmboot.NewID()}
+	if err := p.svc.RunRebuild(t.Context(), wanted); !errors.Is(err, controlplane.ErrNoRoom) {
+		t.Fatalf("at the limit: %v", err)
+	}
+	p.log.want(t, `WARN An automatic build of the snapshot of runtime image `+img.ID.Short()+` has to wait: .*MANAGER_MAX_RUNTIME_SNAPSHOTS is 1.*`)
+	p.must(p.svc.DeleteContainer(t.Context(), stands.Name, true))
+	p.must(p.svc.RunRebuild(t.Context(), wanted))
+	p.waitState(wanted.Snapshot, warmboot.SnapshotReady)
+	again := wanted
+	again.Snapshot = warmboot.NewID()
+	p.must(p.svc.RunRebuild(t.Context(), again))
+	if _, err := p.svc.Snapshot(t.Context(), again.Snapshot); warmboot.CodeOf(err) != warmboot.NotFound {
+		t.Errorf("a second one is built: %v", err)
+	}
+}
+
 func TestABuildThatCloseUndoesIsTakenUp(t *testing.T) {
 	goOn := make(chan struct{})
 	p := newPlane(t, heldBuilds(goOn))

@@ -7,6 +7,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"log/slog"
@@ -31,6 +32,10 @@ type Config struct {
 	Postgres bool    // else SQLite
 	Log      *slog.Logger
 	Tracing  *telemetry.Tracing // nil: nothing is traced
+	// DailyLook is how often it is looked whether the daily work is still to be done today. A machine that is off every night does it too. 10 minutes.
+	DailyLook time.Duration
+	// RoomLook is how often it is looked whether there is room by now for an automatic build that there was none for. 10 minutes.
+	RoomLook time.Duration
 }
 
 // Queue is a controlplane.Queue. It takes work from New on, and does it between Start and Close.
@@ -57,6 +62,7 @@ type Service interface {
 
 // New makes the queue's tables, or brings them up to date.
 func New(ctx context.Context, c Config) (*Queue, error) {
+	c.DailyLook, c.RoomLook = cmp.Or(c.DailyLook, 10*time.Minute), cmp.Or(c.RoomLook, 10*time.Minute)
 	q := &Queue{Config: c, driver: polled{riversqlite.New(c.DB)}}
 	if c.Postgres {
 		q.driver = riverdatabasesql.New(c.DB)
@@ -125,8 +131,6 @@ const (
 	dailyMax    = 1
 	othersMax   = 16
 	dailyPeriod = 24 * time.Hour
-	// dailyLook is how often it is looked whether the daily work is still to be done today. A machine that is off every night does it too.
-	dailyLook = 10 * time.Minute
 )
 
 // Start begins to work for a Service.
@@ -134,12 +138,12 @@ func (q *Queue) Start(ctx context.Context, s Service) error {
 	const op = "start job queue"
 	workers := river.NewWorkers()
 	river.AddWorker(workers, &buildWorker{s: s})
-	river.AddWorker(workers, &rebuildWorker{s: s})
+	river.AddWorker(workers, &rebuildWorker{s: s, roomLook: q.RoomLook})
 	river.AddWorker(workers, &restartWorker{s: s})
 	river.AddWorker(workers, &collectWorker{s: s})
 	river.AddWorker(workers, &scrubWorker{s: s})
 	daily := func(args river.JobArgs) *river.PeriodicJob {
-		return river.NewPeriodicJob(river.PeriodicInterval(dailyLook), func() (river.JobArgs, *river.InsertOpts) { return args, nil }, nil)
+		return river.NewPeriodicJob(river.PeriodicInterval(q.DailyLook), func() (river.JobArgs, *river.InsertOpts) { return args, nil }, nil)
 	}
 	client, err := river.NewClient(q.driver, &river.Config{
 		ID: string(s.ID()), Logger: q.riverLog(), Workers: workers, PollOnly: true, JobTimeout: -1,

@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/riverqueue/river"
@@ -82,14 +83,19 @@ func (rebuildArgs) InsertOpts() river.InsertOpts { return once(river.QueueDefaul
 
 type rebuildWorker struct {
 	river.WorkerDefaults[rebuildArgs]
-	s Service
+	s        Service
+	roomLook time.Duration
 }
 
 func (w *rebuildWorker) Work(ctx context.Context, job *river.Job[rebuildArgs]) error {
 	if err := job.Args.wait(ctx); err != nil {
 		return err
 	}
-	return w.s.RunRebuild(ctx, controlplane.Rebuild{Image: job.Args.Image, Platform: job.Args.Platform, Old: job.Args.Old, Attempt: job.Args.Attempt, Snapshot: job.Args.Snapshot})
+	err := w.s.RunRebuild(ctx, controlplane.Rebuild{Image: job.Args.Image, Platform: job.Args.Platform, Old: job.Args.Old, Attempt: job.Args.Attempt, Snapshot: job.Args.Snapshot})
+	if errors.Is(err, controlplane.ErrNoRoom) {
+		return river.JobSnooze(w.roomLook)
+	}
+	return err
 }
 
 type restartArgs struct {
