@@ -6,8 +6,8 @@ import (
 	"fmt"
 )
 
-// Code classifies an error for whoever must act on it. It is a contract: it decides the HTTP status, the RPC code,
-// the exit code of the CLI and whether trying again can help (see codes).
+// Code classifies an error for whoever must act on it. It is a contract: it decides the HTTP status, the RPC code
+// and the exit code of the CLI (see codes).
 type Code string
 
 // The codes.
@@ -31,29 +31,28 @@ const (
 
 // Outcome is what a Code means to each kind of caller.
 type Outcome struct {
-	HTTP      int    // status of the REST API
-	RPC       string // Connect code, https://connectrpc.com/docs/protocol#error-codes
-	Exit      int    // exit code of the CLI
-	Retryable bool   // the same request may succeed later without a change
+	HTTP int    // status of the REST API
+	RPC  string // Connect code, https://connectrpc.com/docs/protocol#error-codes
+	Exit int    // exit code of the CLI
 }
 
 // codes is exhaustive; TestEveryCodeHasAnOutcome holds it to that.
 var codes = map[Code]Outcome{
-	Invalid:         {400, "invalid_argument", 2, false},
-	Unauthenticated: {401, "unauthenticated", 3, false},
-	Denied:          {403, "permission_denied", 3, false},
-	NotFound:        {404, "not_found", 4, false},
-	Conflict:        {409, "already_exists", 5, false},
-	Stale:           {412, "aborted", 5, false},
-	TooLarge:        {413, "invalid_argument", 2, false},
-	Exhausted:       {429, "resource_exhausted", 6, true},
-	ImagePull:       {422, "failed_precondition", 7, false},
-	Unavailable:     {503, "unavailable", 8, true},
-	Timeout:         {504, "deadline_exceeded", 9, true},
-	Canceled:        {499, "canceled", 130, true},
-	Corrupt:         {500, "data_loss", 10, false},
-	Incompatible:    {409, "failed_precondition", 11, false},
-	Internal:        {500, "internal", 1, false},
+	Invalid:         {400, "invalid_argument", 2},
+	Unauthenticated: {401, "unauthenticated", 3},
+	Denied:          {403, "permission_denied", 3},
+	NotFound:        {404, "not_found", 4},
+	Conflict:        {409, "already_exists", 5},
+	Stale:           {412, "aborted", 5},
+	TooLarge:        {413, "invalid_argument", 2},
+	Exhausted:       {429, "resource_exhausted", 6},
+	ImagePull:       {422, "failed_precondition", 7},
+	Unavailable:     {503, "unavailable", 8},
+	Timeout:         {504, "deadline_exceeded", 9},
+	Canceled:        {499, "canceled", 130},
+	Corrupt:         {500, "data_loss", 10},
+	Incompatible:    {409, "failed_precondition", 11},
+	Internal:        {500, "internal", 1},
 }
 
 // Outcome returns what the code means. An unknown code is treated as Internal.

@@ -13,8 +13,9 @@ import (
 	"regexp"
 	"syscall"
 
+	"warmboot/internal/durable"
+
 	"warmboot"
-	"warmboot/internal/rollback"
 )
 
 // LocalFile is the name, below the storage root, of the file with the local admin token.
@@ -89,7 +90,7 @@ func (k *Keeper) replaceLocal(ctx context.Context, name, path string) (*warmboot
 	if err != nil {
 		return nil, "", err
 	}
-	if err := writePrivate(path, secret+"\n"); err != nil {
+	if err := durable.Replace(path, []byte(secret+"\n"), 0o600); err != nil {
 		return nil, "", warmboot.Errorf(warmboot.Internal, "", "the token cannot be written to %s: %w; the storage root must be writable for us", path, err)
 	}
 	return token, secret, nil
@@ -127,24 +128,4 @@ func readLocal(path string) (secret string, owner int, mode fs.FileMode, err err
 		return "", 0, 0, err
 	}
 	return string(bytes.TrimSpace(text)), int(info.Sys().(*syscall.Stat_t).Uid), info.Mode(), nil
-}
-
-// writePrivate replaces a file as a whole by one that only our user can read.
-func writePrivate(path, text string) (err error) {
-	var undo rollback.Stack
-	defer undo.Unwind()
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // with mode 0600
-	if err != nil {
-		return err
-	}
-	undo.Push("remove half a file", func() error { return os.Remove(f.Name()) })
-	_, err = f.WriteString(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	undo.Move()
-	return nil
 }

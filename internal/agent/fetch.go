@@ -17,6 +17,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/controlplane"
+	"warmboot/internal/durable"
 	"warmboot/internal/image"
 	"warmboot/internal/snapshot"
 )
@@ -320,7 +321,7 @@ func (a *Agent) fetchChunk(ctx context.Context, peers []controlplane.Peer, path 
 // askPeers asks one peer after the other, beginning with the n-th, until one gives what is wanted of its file.
 func (a *Agent) askPeers(ctx context.Context, peers []controlplane.Peer, path string, n int64, ask func(controlplane.Peer) error) (err error) {
 	if len(peers) == 0 || a.Peers == nil {
-		return warmboot.Errorf(warmboot.NotFound, "fetch file", "no other host that can be reached has %s", path)
+		return warmboot.Errorf(warmboot.NotFound, "fetch file", "no other host that can be reached has %s; start one that does (`warmboot host ls`), or have the snapshot built again", path)
 	}
 	for try := range fetchTries {
 		if err = ask(peers[(int(n)+try)%len(peers)]); err == nil || ctx.Err() != nil {
@@ -392,5 +393,5 @@ func (p *fetchProgress) saveLocked(flush func() error) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(p.path, text)
+	return durable.Replace(p.path, text, 0o600)
 }

@@ -17,6 +17,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/controlplane"
+	"warmboot/internal/durable"
 	"warmboot/internal/snapshot"
 )
 
@@ -71,28 +72,7 @@ func (a *Agent) identify() error {
 	if text, err = json.MarshalIndent(want, "", "  "); err != nil {
 		return ioError(op, err)
 	}
-	return ioError(op, replaceFile(path, append(text, '\n')))
-}
-
-// replaceFile writes a file so that it is the old one or the new one, whenever the power fails.
-func replaceFile(path string, text []byte) error {
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return ioError(op, durable.Replace(path, append(text, '\n'), 0o600))
 }
 
 // overcommit is how many times this machine's memory the microVMs may have together, unless Config.MaxVMs says otherwise.

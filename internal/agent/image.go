@@ -12,6 +12,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/controlplane"
+	"warmboot/internal/durable"
 	"warmboot/internal/image"
 )
 
@@ -52,7 +53,7 @@ func (x *imageIndex) add(img warmboot.Image) error {
 	x.known[img.Digest] = imageFiles{img.KernelPath, img.InitrdPath, img.RootfsPath}
 	text, err := json.MarshalIndent(x.known, "", "  ")
 	if err == nil {
-		err = replaceFile(x.path, append(text, '\n'))
+		err = durable.Replace(x.path, append(text, '\n'), 0o600)
 	}
 	return ioError("write index of runtime images", err)
 }

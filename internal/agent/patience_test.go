@@ -67,12 +67,19 @@ func TestPatience(t *testing.T) {
 	for range 4 {
 		pid = busy(t)
 	}
-	before, start := wanted(pid), time.Now()
-	if took := waits(pid); took < 2*limit { // it has a quarter of a processor
-		t.Errorf("a process without a processor was given %v only", took)
-	}
-	if got, took := wanted(pid)-before, time.Since(start); got < took/2 {
-		t.Errorf("a process that always wants a processor wanted one for %v of %v", got, took)
+	// The kernel adds a wait when it ends, and where this test is itself short of processors one of them may be longer than the limit.
+	const attempts = 10
+	for attempt := 1; ; attempt++ {
+		before, start := wanted(pid), time.Now()
+		given := waits(pid)
+		got, took := wanted(pid)-before, time.Since(start)
+		if given >= 2*limit && got >= took/2 { // it has a quarter of a processor
+			break
+		}
+		if attempt == attempts {
+			t.Errorf("a process without a processor was given %v only, and, always wanting one, wanted one for %v of %v", given, got, took)
+			break
+		}
 	}
 	if got := wanted(idle.Process.Pid); got > limit {
 		t.Errorf("a process that sleeps wanted a processor for %v", got)

@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"warmboot"
+	"warmboot/internal/durable"
 	"warmboot/internal/vmm"
 )
 
@@ -86,7 +87,7 @@ func ioError(op string, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, syscall.ENOSPC):
+	case durable.Full(err):
 		return &warmboot.Error{Code: warmboot.Exhausted, Op: op, Msg: "the disk is full; free space under the storage root and try again", Err: err}
 	}
 	return &warmboot.Error{Code: warmboot.Internal, Op: op, Err: err}

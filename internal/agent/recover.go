@@ -132,7 +132,7 @@ func (a *Agent) driverOf(h vmm.Handle) (vmm.Driver, error) {
 			return d, nil
 		}
 	}
-	return nil, warmboot.Errorf(warmboot.Invalid, "take charge of microVM", "it was started with %s, which this server does not know", h.Driver)
+	return nil, warmboot.Errorf(warmboot.Invalid, "take charge of microVM", "it was started with %s, which this server does not know; start the version of warmboot that did", h.Driver)
 }
 
 func (l *launch) reconnect(ctx context.Context) error {

@@ -43,6 +43,7 @@ var layers = []string{
 	"warmboot/internal/localregistry",
 	"warmboot/internal/telemetry",
 	"warmboot/internal/netns",
+	"warmboot/internal/durable",
 	"warmboot/internal/rollback",
 	"warmboot/gen",
 	"warmboot/api",

@@ -14,6 +14,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"strings"
 	"time"
@@ -54,14 +55,20 @@ func Open(ctx context.Context, s warmboot.JoinStore) (*Authority, error) {
 	if err != nil {
 		return nil, err
 	}
+	unusable := func(why error) error {
+		return warmboot.Errorf(warmboot.Corrupt, op, "the certificate authority in the database cannot be used: %w; restore the database from a backup", why)
+	}
 	pair, err := tls.X509KeyPair([]byte(kept.Certificate), []byte(kept.Key))
 	if err != nil {
-		return nil, warmboot.Errorf(warmboot.Corrupt, op, "the authority in the database cannot be used: %w", err)
+		return nil, unusable(err)
 	}
 	cert, err := x509.ParseCertificate(pair.Certificate[0])
+	if err != nil {
+		return nil, unusable(err)
+	}
 	key, ok := pair.PrivateKey.(*ecdsa.PrivateKey)
-	if err != nil || !ok {
-		return nil, warmboot.Errorf(warmboot.Corrupt, op, "the authority in the database cannot be used (%v)", err)
+	if !ok {
+		return nil, unusable(fmt.Errorf("its key is a %T", pair.PrivateKey))
 	}
 	return &Authority{cert: cert, key: key}, nil
 }

@@ -15,6 +15,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"warmboot/internal/durable"
+
 	"warmboot"
 )
 
@@ -96,7 +98,7 @@ func JoinHost(ctx context.Context, dir, token string, s Signer) (*Credentials, w
 		name string
 		text []byte
 	}{{keyFile, secretKey}, {certificateFile, []byte(answer.Certificate)}, {authorityFile, []byte(encode("CERTIFICATE", authority.Raw))}} { // the authority last: it says that the rest is there
-		if err := writeFile(filepath.Join(dir, f.name), f.text); err != nil {
+		if err := durable.Replace(filepath.Join(dir, f.name), f.text, 0o600); err != nil {
 			return nil, "", internal(op, err)
 		}
 	}
@@ -110,15 +112,15 @@ func renewHost(ctx context.Context, dir string, s Signer) (*tls.Certificate, err
 	if err != nil {
 		return nil, internal(op, err)
 	}
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return nil, warmboot.Errorf(warmboot.Corrupt, op, "%s holds no key", keyFile)
+	var parsed any
+	if block, _ := pem.Decode(text); block != nil {
+		parsed, err = x509.ParsePKCS8PrivateKey(block.Bytes)
 	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, internal(op, err)
+	key, ok := parsed.(*ecdsa.PrivateKey)
+	if err != nil || !ok {
+		return nil, warmboot.Errorf(warmboot.Corrupt, op, "%s holds no key that can be used; remove %s and join again with a new token", keyFile, dir)
 	}
-	request, err := requestFor(key.(*ecdsa.PrivateKey))
+	request, err := requestFor(key)
 	if err != nil {
 		return nil, internal(op, err)
 	}
@@ -130,7 +132,7 @@ func renewHost(ctx context.Context, dir string, s Signer) (*tls.Certificate, err
 	if err != nil {
 		return nil, warmboot.Errorf(warmboot.Internal, op, "the manager's answer cannot be used: %w", err)
 	}
-	return &pair, internalOrNil(op, writeFile(filepath.Join(dir, certificateFile), []byte(certificate)))
+	return &pair, internalOrNil(op, durable.Replace(filepath.Join(dir, certificateFile), []byte(certificate), 0o600))
 }
 
 func internalOrNil(op string, err error) error {
@@ -167,13 +169,4 @@ func readCertificate(path string) (*x509.Certificate, error) {
 		return nil, errors.New(path + " holds no certificate")
 	}
 	return x509.ParseCertificate(block.Bytes)
-}
-
-// writeFile replaces a file for our user alone.
-func writeFile(path string, text []byte) error {
-	tmp := path + ".new"
-	if err := os.WriteFile(tmp, text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
 }

@@ -18,8 +18,9 @@ import (
 	"path/filepath"
 	"time"
 
+	"warmboot/internal/durable"
+
 	"warmboot"
-	"warmboot/internal/rollback"
 )
 
 // Dir is the name of the directory, below the storage root, that holds a certificate of our own making.
@@ -99,23 +100,8 @@ func makeSelfSigned(certPath, keyPath string, hosts []string, notAfter time.Time
 }
 
 // writePEM replaces a file as a whole.
-func writePEM(path string, mode fs.FileMode, kind string, der []byte) (err error) {
-	var undo rollback.Stack
-	defer undo.Unwind()
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
-	if err != nil {
-		return err
-	}
-	undo.Push("remove half a file", func() error { return os.Remove(f.Name()) })
-	err = pem.Encode(f, &pem.Block{Type: kind, Bytes: der})
-	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	undo.Move()
-	return nil
+func writePEM(path string, mode fs.FileMode, kind string, der []byte) error {
+	return durable.Replace(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), mode)
 }
 
 // LocalHosts are the names and addresses by which a server that listens on host is reached, as far as this machine knows.

@@ -20,6 +20,7 @@ import (
 	"syscall"
 
 	"warmboot"
+	"warmboot/internal/durable"
 	"warmboot/internal/rollback"
 	"warmboot/internal/vmm"
 )
@@ -253,7 +254,7 @@ func failure(op string, err error) error {
 	switch {
 	case errors.As(err, &ours):
 		return err
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case durable.Full(err):
 		return &warmboot.Error{Code: warmboot.Exhausted, Op: op, Msg: "the disk is full; free space on the storage root, for instance by deleting stopped containers and unused snapshots, and try again", Err: err}
 	case errors.Is(err, fs.ErrNotExist):
 		return &warmboot.Error{Code: warmboot.NotFound, Op: op, Err: err}

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+
+	"warmboot/internal/durable"
 )
 
 // noAutostart keeps Docker from starting a container by itself when the machine has booted on a disk that has one. By its restart policy Docker would,
@@ -42,18 +44,5 @@ func dropPolicy(path string) error {
 	if text, err = json.Marshal(config); err != nil {
 		return err
 	}
-	// Whole or not at all: a machine can end at any time.
-	draft := path + ".warmboot"
-	f, err := os.OpenFile(draft, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := f.Write(text); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	return os.Rename(draft, path)
+	return durable.Replace(path, text, 0o600) // whole or not at all: a machine can end at any time
 }

@@ -146,7 +146,7 @@ func serveDocker(t *testing.T, g *Guest, h http.Handler) {
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("NOT TESTED: needs root, for namespaces and the memory of another process")
+		t.Skip("SKIPPED: needs root, for namespaces and the memory of another process")
 	}
 }
 

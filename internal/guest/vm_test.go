@@ -253,7 +253,7 @@ func (m *vm) freeze(state string) {
 func TestMachine(t *testing.T) {
 	image := os.Getenv(imageEnv)
 	if image == "" {
-		t.Skip("NOT TESTED IN A MACHINE: set " + imageEnv + " to the directory of a built runtime image, and have qemu-system-x86_64 and mkfs.ext4")
+		t.Skip("SKIPPED: boots machines; set " + imageEnv + " to the directory of a built runtime image, and have qemu-system-x86_64 and mkfs.ext4")
 	}
 	if _, err := os.Stat(filepath.Join(image, "rootfs.ext4")); err != nil {
 		t.Fatal(err)

@@ -91,7 +91,7 @@ func Open(ctx context.Context, c Config) (*Net, error) {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	if !validOwner.MatchString(c.Owner) {
-		return nil, warmboot.Errorf(warmboot.Invalid, "open network", "%q is not six hexadecimal digits", c.Owner)
+		return nil, warmboot.Errorf(warmboot.Invalid, "open network", "the owner of network slots is %q, and not six hexadecimal digits", c.Owner)
 	}
 	n := &Net{Config: c, mode: User, numbers: numbers{total: MaxSlots}}
 	switch c.Mode {

@@ -28,7 +28,7 @@ func (n *Net) takeUser(w Wants) (*Slot, error) {
 // checkUser refuses what nobody would keep in user mode.
 func (n *Net) checkUser(w Wants) error {
 	if w.Egress.Limited() || w.Bandwidth.Limited() {
-		return warmboot.Errorf(warmboot.Invalid, "limit network", "this host's microVMs are connected in user mode, which keeps no egress policy and no bandwidth limit (%s)", n.why)
+		return warmboot.Errorf(warmboot.Invalid, "limit network", "this host's microVMs are connected in user mode, which keeps no egress policy and no bandwidth limit (%s); leave them out, or have the host mended: `warmboot doctor` says how", n.why)
 	}
 	return nil
 }

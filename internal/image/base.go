@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"warmboot"
+	"warmboot/internal/durable"
 	"warmboot/internal/kernel"
 )
 
@@ -176,7 +177,7 @@ func ioError(err error) error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+	if durable.Full(err) {
 		return warmboot.Errorf(warmboot.Exhausted, op, "the disk is full: %w; free some space or choose another storage root", err)
 	}
 	var e *warmboot.Error

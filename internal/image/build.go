@@ -221,7 +221,7 @@ func readGuest(path string) ([]byte, error) {
 	}
 	f, err := elf.NewFile(bytes.NewReader(b))
 	if err != nil {
-		return nil, warmboot.Errorf(warmboot.Invalid, op, "the guest agent %s is not a program: %w", path, err)
+		return nil, warmboot.Errorf(warmboot.Invalid, op, "the guest agent %s is not a program: %w; build it with CGO_ENABLED=0 go build ./cmd/warmboot-guest", path, err)
 	}
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {

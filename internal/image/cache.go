@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/durable"
 	"warmboot/internal/rollback"
 )
 
@@ -139,7 +140,7 @@ func Publish(final string, write func(draft string) error) (err error) {
 	if err := os.Rename(draft, final); err != nil {
 		return ioError(err)
 	}
-	return ioError(flush(dir))
+	return ioError(durable.Flush(dir))
 }
 
 // RemoveDrafts removes what crashed builds have left in dir. The caller holds the lock of dir, so nobody is writing there.
@@ -179,17 +180,7 @@ func seal(dir string) error {
 		if err := os.Chmod(path, mode); err != nil {
 			return err
 		}
-		return flush(path)
+		return durable.Flush(path)
 	})
 	return err
-}
-
-// flush writes a file or directory to its disk.
-func flush(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
 }

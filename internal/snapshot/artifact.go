@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"time"
 
+	"warmboot/internal/durable"
+
 	"warmboot"
 )
 
@@ -208,18 +210,18 @@ func (d *Draft) publish(m Metadata, text []byte) (*Artifact, error) {
 	}
 	for _, e := range entries {
 		if e.Type().IsRegular() {
-			if err := flush(d.File(e.Name())); err != nil {
+			if err := durable.Flush(d.File(e.Name())); err != nil {
 				return nil, ioError(op, err)
 			}
 		}
 	}
-	if err := flush(d.Path); err != nil {
+	if err := durable.Flush(d.Path); err != nil {
 		return nil, ioError(op, err)
 	}
 	if err := os.Rename(d.Path, d.dir); err != nil {
 		return nil, ioError(op, err)
 	}
-	if err := flush(filepath.Dir(d.dir)); err != nil {
+	if err := durable.Flush(filepath.Dir(d.dir)); err != nil {
 		return nil, ioError(op, err)
 	}
 	return &Artifact{Path: d.dir, Metadata: m}, nil
@@ -236,14 +238,6 @@ func seal(path string, group int, mode os.FileMode) (File, error) {
 		return File{}, err
 	}
 	return digest(path)
-}
-
-func flush(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // Artifact is a snapshot that is whole on disk.
@@ -353,7 +347,7 @@ func Remove(path string) error {
 // ioError says what the operating system said, and what to do where that is known.
 func ioError(op string, err error) error {
 	switch {
-	case errors.Is(err, syscall.ENOSPC):
+	case durable.Full(err):
 		return &warmboot.Error{Code: warmboot.Exhausted, Op: op, Msg: "the disk is full; free space under the storage root and try again", Err: err}
 	case err == nil:
 		return nil

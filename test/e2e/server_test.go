@@ -181,7 +181,7 @@ func (s *server) must(args ...string) string {
 	return strings.TrimSuffix(out, "\n")
 }
 
-// post sends a raw request, for what the client would not send.
+// do sends a raw request, for what the client would not send.
 func (s *server) do(method, path, body string) (status int, answer map[string]any) {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(s.t.Context(), method, "http://"+s.addr+path, strings.NewReader(body))

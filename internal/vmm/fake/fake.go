@@ -7,8 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -110,12 +108,12 @@ func (d *Driver) Create(ctx context.Context, spec vmm.Spec) (vmm.Machine, error)
 	if spec.MemoryFile != "" {
 		f, err := os.OpenFile(spec.MemoryFile, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
-			return nil, fileError(op, err)
+			return nil, vmm.FileError(op, err)
 		}
 		undo.Push("create memory file", func() error { return os.Remove(spec.MemoryFile) })
 		err = errors.Join(f.Truncate(int64(spec.MemoryMiB)<<20), f.Close())
 		if err != nil {
-			return nil, fileError(op, err)
+			return nil, vmm.FileError(op, err)
 		}
 	}
 	m, err := d.start(op, spec, spec.MemoryFile, unix.MAP_SHARED, 0)
@@ -144,7 +142,7 @@ func (d *Driver) Restore(ctx context.Context, snap vmm.Snapshot, opts vmm.Restor
 	}
 	text, err := os.ReadFile(snap.StateFile)
 	if err != nil {
-		return nil, fileError(op, err)
+		return nil, vmm.FileError(op, err)
 	}
 	var state deviceState
 	if err := json.Unmarshal(text, &state); err != nil || state.Fake != d.Version || state.MemoryMiB != snap.MemoryMiB {
@@ -152,7 +150,7 @@ func (d *Driver) Restore(ctx context.Context, snap vmm.Snapshot, opts vmm.Restor
 	}
 	info, err := os.Stat(snap.MemoryFile)
 	if err != nil {
-		return nil, fileError(op, err)
+		return nil, vmm.FileError(op, err)
 	}
 	if info.Size() != int64(snap.MemoryMiB)<<20 {
 		return nil, warmboot.Errorf(warmboot.Corrupt, op, "%s has %d bytes, not %d MiB; rebuild the snapshot", snap.MemoryFile, info.Size(), snap.MemoryMiB)
@@ -177,7 +175,7 @@ func (d *Driver) start(op string, spec vmm.Spec, memoryFile string, sharing int,
 	d.mu.Unlock()
 	memory, err := mapMemory(memoryFile, spec.MemoryMiB<<20, sharing)
 	if err != nil {
-		return nil, fileError(op, err)
+		return nil, vmm.FileError(op, err)
 	}
 	m.state = newState(m, memory, uptime)
 	undo.Push("map memory", func() error {
@@ -258,7 +256,7 @@ func check(op, id string, files ...string) error {
 			return warmboot.Errorf(warmboot.Invalid, op, "%q is not an absolute path", f)
 		}
 		if _, err := os.Stat(f); err != nil {
-			return fileError(op, err)
+			return vmm.FileError(op, err)
 		}
 	}
 	return nil
@@ -280,15 +278,4 @@ func mapMemory(path string, size, sharing int) ([]byte, error) {
 	}
 	defer f.Close()
 	return unix.Mmap(int(f.Fd()), 0, size, access, sharing)
-}
-
-func fileError(op string, err error) error {
-	code := warmboot.Internal
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		code = warmboot.NotFound
-	case errors.Is(err, fs.ErrExist):
-		code = warmboot.Conflict
-	}
-	return &warmboot.Error{Code: code, Op: op, Err: fmt.Errorf("%w", err)}
 }

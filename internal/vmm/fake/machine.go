@@ -83,7 +83,7 @@ func (m *machine) Snapshot(ctx context.Context, opts vmm.SnapshotOptions) (vmm.S
 		err = os.WriteFile(opts.StateFile, text, 0o600)
 	}
 	if err != nil {
-		return vmm.Snapshot{}, fileError(op, err)
+		return vmm.Snapshot{}, vmm.FileError(op, err)
 	}
 	return vmm.Snapshot{
 		MemoryFile: m.spec.MemoryFile, StateFile: opts.StateFile, VCPUs: m.spec.VCPUs, MemoryMiB: m.spec.MemoryMiB,

@@ -7,7 +7,7 @@ import (
 	"warmboot"
 )
 
-// The calls of the API, as far as the driver has a use for them. All of them return what Client.call does; what a call may be made
+// The calls of the API by which a machine is made, frozen, restored, watched and shrunk; the driver has no use for some of them yet. All of them return what Client.call does; what a call may be made
 // before or after is Firecracker's rule: whatever is put must be put before the machine starts, and after that only what is patched,
 // read or acted upon is accepted.
 

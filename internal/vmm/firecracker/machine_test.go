@@ -498,7 +498,7 @@ func TestConnectionDoesNotSurviveTheSnapshot(t *testing.T) {
 	mustAsk(t, m, "ping", "pong")
 }
 
-// helperVar, set to a directory, makes this test binary restore a machine there and end.
+// helperVar, set to a helped or its like as JSON, makes this test binary restore a machine and end.
 const helperVar = "WARMBOOT_TEST_FIRECRACKER_HELPER"
 
 // helped is what the helper is told.

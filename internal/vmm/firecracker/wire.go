@@ -8,7 +8,7 @@ import (
 	"warmboot"
 )
 
-// The bodies of the API's requests, as far as the driver has a use for them. Firecracker refuses a body with a field that it does not
+// The bodies of the API's requests, those that the driver has no use for yet included. Firecracker refuses a body with a field that it does not
 // know, so a field that not every release has says in its `since` tag which have it (see Release.knows), and encode never sends it
 // to another. So it is with a value that came later than its field, which is in the field's `value` tag, before the releases that have it. A
 // field that may be left out is left out when it is zero.
@@ -186,7 +186,7 @@ func encode(op string, r Release, body any) ([]byte, error) {
 		return nil, warmboot.Errorf(warmboot.Invalid, op, "%w", err)
 	}
 	if len(text) > payloadLimit {
-		return nil, warmboot.Errorf(warmboot.TooLarge, op, "the request has %d bytes, and Firecracker takes %d; shorten the kernel's arguments or the CPU template", len(text), payloadLimit)
+		return nil, warmboot.Errorf(warmboot.TooLarge, op, "the request has %d bytes, and Firecracker takes %d; shorten the kernel's arguments (--kernel-args)", len(text), payloadLimit)
 	}
 	return text, nil
 }

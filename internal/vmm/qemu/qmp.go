@@ -40,7 +40,6 @@ type greeting struct {
 // qmpError is QEMU's refusal of a command.
 type qmpError struct {
 	command string
-	Class   string
 	Desc    string
 }
 

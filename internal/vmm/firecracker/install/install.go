@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/durable"
 	"warmboot/internal/rollback"
 	"warmboot/internal/vmm/firecracker"
 )
@@ -208,7 +209,7 @@ func unpack(ctx context.Context, archive, dir string) (err error) {
 		return failure(err)
 	}
 	// Whoever runs one of the old programs keeps it until it ends.
-	if err := errors.Join(syncDir(draft), os.RemoveAll(dir), os.Rename(draft, dir), syncDir(filepath.Dir(dir))); err != nil {
+	if err := errors.Join(durable.Flush(draft), os.RemoveAll(dir), os.Rename(draft, dir), durable.Flush(filepath.Dir(dir))); err != nil {
 		return failure(err)
 	}
 	undo.Move()
@@ -223,14 +224,6 @@ func writeFile(path string, mode os.FileMode, from io.Reader) error {
 	}
 	_, err = io.Copy(f, from)
 	return errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()) // whatever the umask is
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // lock waits for the others.
@@ -265,7 +258,7 @@ func failure(err error) error {
 		return nil
 	case errors.As(err, &ours):
 		return err
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+	case durable.Full(err):
 		return &warmboot.Error{Code: warmboot.Exhausted, Op: op, Msg: "the disk is full; free some 100 MiB where it is to be, and try again", Err: err}
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS):
 		return &warmboot.Error{Code: warmboot.Denied, Op: op, Msg: "run it as root, as with sudo", Err: err}
