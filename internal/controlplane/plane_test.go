@@ -142,7 +142,7 @@ func (p *plane) snapshot() warmboot.ID {
 	return id
 }
 
-// waitState waits until a snapshot is in a state. The Service tells containers' changes only, so this looks again and again.
+// waitState waits until a snapshot is in a state.
 func (p *plane) waitState(id warmboot.ID, want warmboot.SnapshotState) *warmboot.RuntimeSnapshot {
 	p.t.Helper()
 	return eventually(p.t, "snapshot "+string(id)+" is "+string(want), func() (*warmboot.RuntimeSnapshot, bool) {

@@ -165,13 +165,20 @@ func TestWaitDocker(t *testing.T) {
 	if warmboot.CodeOf(err) != warmboot.Timeout {
 		t.Errorf("without Docker: %v", err)
 	}
-	// The socket of one that has died.
+	// One that dies when it is asked, and leaves its socket.
 	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: g.docker.socket})
 	if err != nil {
 		t.Fatal(err)
 	}
 	dead.SetUnlinkOnClose(false)
-	dead.Close()
+	died := make(chan struct{})
+	go func() {
+		defer close(died)
+		if conn, err := dead.Accept(); err == nil {
+			conn.Close()
+		}
+		dead.Close()
+	}()
 	type result struct {
 		version string
 		err     error
@@ -181,7 +188,7 @@ func TestWaitDocker(t *testing.T) {
 		r, err := c.WaitDocker(t.Context(), 10*time.Second)
 		answered <- result{r.GetApiVersion(), err}
 	}()
-	time.Sleep(30 * time.Millisecond) // let it meet the dead socket; the test holds without, too
+	<-died
 	os.Remove(g.docker.socket)
 	serveDocker(t, g, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Api-Version", "1.45")

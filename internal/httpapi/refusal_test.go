@@ -44,16 +44,18 @@ func heldBuild(goOn <-chan struct{}) func(*hosttest.Host, *httpapi.Config) {
 
 func (r *rig) waitReady(id string) {
 	r.t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
 	ctx := within(r.t)
-	for {
-		snap, err := r.client.Snapshot(ctx, id)
+	for step := ""; ; {
+		snap, err := r.client.WaitSnapshot(ctx, id, step)
 		r.must(err)
-		if snap.State == "ready" {
+		switch snap.State {
+		case "ready":
 			return
+		case "creating":
+			step = snap.Metadata.Step
+		default:
+			r.t.Fatalf("snapshot %s is %s: %s", id, snap.State, snap.Metadata.Error)
 		}
-		<-tick.C
 	}
 }
 
