@@ -88,7 +88,7 @@ func (p *plane) start(ctx context.Context, server cli.ServerOptions, o cli.Contr
 	p.metrics = telemetry.NewMetrics()
 	c := p.config
 	c.Store, c.Hosts, c.Queue, c.Log, c.Observer, c.Name = p.store, hosts, p.queue, p.log, p.metrics, managerName(server.Name)
-	c.SnapshotWait, c.MaxSnapshots, c.AutoSnapshot, c.SnapshotTTL = o.SnapshotWait, o.MaxSnapshots, o.AutoSnapshot, o.SnapshotTTL
+	setSnapshots(&c, o)
 	p.service = controlplane.New(c)
 	p.undo.Push("end background work", func() error {
 		p.service.Close() // first: jobs that end after it know that they are to be done again
@@ -98,6 +98,11 @@ func (p *plane) start(ctx context.Context, server cli.ServerOptions, o cli.Contr
 		return err
 	}
 	return p.queue.Start(ctx, p.service)
+}
+
+// setSnapshots takes over what the options say of snapshots.
+func setSnapshots(c *controlplane.Config, o cli.ControlOptions) {
+	c.SnapshotWait, c.MaxSnapshots, c.AutoSnapshot, c.SnapshotTTL = o.SnapshotWait, o.MaxSnapshots, o.AutoSnapshot, o.SnapshotTTL
 }
 
 // managerName is a manager's among those that share a database: the machine's, if it has none of its own.

@@ -64,6 +64,10 @@ func TestMetricsTellWhichWayContainersBooted(t *testing.T) {
 			}
 			return nil
 		}
+		h.OnCold = func(context.Context, controlplane.MachineSpec) error {
+			time.Sleep(100 * time.Millisecond) // a boot takes longer than a restore
+			return nil
+		}
 		h.OnStart = func(_ context.Context, c warmboot.Container) error {
 			if c.Name == "missing" {
 				return warmboot.Errorf(warmboot.ImagePull, "pull", "there is no such image")
@@ -108,6 +112,9 @@ func TestMetricsTellWhichWayContainersBooted(t *testing.T) {
 		`warmboot_http_requests_total{method="GET",route="GET /v1/containers/{id}",status="404"}`: "1",
 		`warmboot_http_requests_total{method="other",route="none",status="404"}`:                  "1",
 	})
+	if saved, err := strconv.ParseFloat(r.scrape()["warmboot_saved_seconds_total"], 64); err != nil || saved <= 0 || saved > 60 {
+		t.Errorf("a warm boot has saved %g s, %v", saved, err)
+	}
 	for name := range r.scrape() {
 		if strings.Contains(name, "absent") || strings.Contains(name, "coffee") || strings.Contains(name, "cut off") {
 			t.Errorf("a label holds what a caller sent: %s", name)
