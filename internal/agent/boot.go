@@ -74,10 +74,10 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 		}
 		return l.reidentify(ctx, string(warmboot.NewID()))
 	}); err != nil {
-		return controlplane.Booted{}, bootError(ctx, l.vm.machine, op, a.RestoreTimeout, err)
+		return controlplane.Booted{}, restoredError(ctx, l.vm.machine, op, a.RestoreTimeout, err)
 	}
 	if err := l.time(ctx, warmboot.PhaseDocker, l.vm.awaitDocker); err != nil {
-		return controlplane.Booted{}, bootError(ctx, l.vm.machine, op, a.RestoreTimeout, err)
+		return controlplane.Booted{}, restoredError(ctx, l.vm.machine, op, a.RestoreTimeout, err)
 	}
 	if err := limitCPU(l.vm.machine, m.Spec); err != nil {
 		return controlplane.Booted{}, err

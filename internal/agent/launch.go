@@ -278,7 +278,12 @@ func bootError(ctx context.Context, m vmm.Machine, op string, limit time.Duratio
 		}
 		return warmboot.Errorf(warmboot.Timeout, op, "Docker had not answered after %s (%w)%s", after, err, said)
 	}
-	// What a guest says is no word on what this host has, or on what was asked for.
+	return err
+}
+
+// restoredError is bootError for a restored machine. What its guest says is no word on what this host has, or on what was asked for: the snapshot does not work.
+func restoredError(ctx context.Context, m vmm.Machine, op string, limit time.Duration, err error) error {
+	err = bootError(ctx, m, op, limit, err)
 	if code := warmboot.CodeOf(err); code == warmboot.Conflict || code == warmboot.Invalid || code == warmboot.Exhausted {
 		return warmboot.Errorf(warmboot.Internal, op, "the guest did not get ready: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -35,6 +36,8 @@ type bootRig struct {
 	events []string               // what was done to which machine, as far as its order matters
 	states map[string]*fake.State // of machines, by their ids
 	fail   error                  // of the next limit
+	byHand bool                   // somebody has started the guests' Docker by hand
+	refuse warmboot.Code          // with which guests refuse to be another; "": they do not
 }
 
 func newBootRig(t *testing.T) *bootRig {
@@ -136,13 +139,15 @@ func (r *bootRig) guest(conn net.Conn, s *fake.State) {
 		req, res := &guestv1.Request{}, &guestv1.Response{}
 		if guestrpc.ReadMessage(bufio.NewReader(stream), req) == nil {
 			switch {
+			case req.GetReidentify() != nil && r.refuse != "":
+				res.Failure = &guestv1.Failure{Code: string(r.refuse), Message: "not here"}
 			case req.GetReidentify() != nil:
 				res.Result = &guestv1.Response_Reidentify{Reidentify: &guestv1.ReidentifyResponse{Identity: req.GetReidentify().GetIdentity(), UnixNanos: time.Now().UnixNano()}}
 			case req.GetWaitDocker() != nil:
 				r.note(s.ID(), "has Docker")
 				res.Result = &guestv1.Response_WaitDocker{WaitDocker: &guestv1.WaitDockerResponse{ApiVersion: "1.45"}}
 			case req.GetQuiesce() != nil:
-				res.Result = &guestv1.Response_Quiesce{Quiesce: &guestv1.QuiesceResponse{DockerVersion: "26.1", DockerAutostart: true}}
+				res.Result = &guestv1.Response_Quiesce{Quiesce: &guestv1.QuiesceResponse{DockerVersion: "26.1", DockerAutostart: !r.byHand}}
 			}
 			guestrpc.WriteMessage(stream, res)
 		}
@@ -154,6 +159,37 @@ func (r *bootRig) guest(conn net.Conn, s *fake.State) {
 func (r *bootRig) machine(vm string, cpus float64) controlplane.MachineSpec {
 	return controlplane.MachineSpec{
 		Container: controlplane.ContainerRef{ID: warmboot.NewID(), Generation: 1}, VMID: vm, Hostname: "web", Image: r.img, Spec: warmboot.ContainerSpec{CPULimit: cpus},
+	}
+}
+
+// A machine whose Docker would not be there after a boot becomes no snapshot, and its error says what to do.
+func TestASnapshotNeedsADockerThatStartsByItself(t *testing.T) {
+	t.Parallel()
+	r := newBootRig(t)
+	r.byHand = true
+	snap := warmboot.RuntimeSnapshot{ID: warmboot.NewID(), RuntimeImageID: r.img.ID}
+	_, err := r.BuildSnapshot(t.Context(), snap, r.img, func(string) {})
+	if warmboot.CodeOf(err) != warmboot.Invalid || !strings.Contains(err.Error(), "enable its service in the image") {
+		t.Errorf("the build ended with %v", err)
+	}
+	if _, err := os.Stat(snapshot.Dir(r.Root, r.img.ID, snap.ID)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of the snapshot there is left: %v", err)
+	}
+}
+
+// What a restored guest says is never taken for the host's own lack of something: that would be no fault of the snapshot's.
+func TestCodesOfRestoredGuestsAreNotTheHosts(t *testing.T) {
+	t.Parallel()
+	r := newBootRig(t)
+	snap := warmboot.RuntimeSnapshot{ID: warmboot.NewID(), RuntimeImageID: r.img.ID}
+	if _, err := r.BuildSnapshot(t.Context(), snap, r.img, func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	for _, r.refuse = range []warmboot.Code{warmboot.Conflict, warmboot.Invalid, warmboot.Exhausted} {
+		_, err := r.WarmBoot(t.Context(), r.machine(string(r.refuse), 0), snap)
+		if warmboot.CodeOf(err) != warmboot.Internal || !strings.Contains(err.Error(), "not here") {
+			t.Errorf("a guest that answers %s: %v, %s", r.refuse, err, warmboot.CodeOf(err))
+		}
 	}
 }
 

@@ -3,8 +3,28 @@ package guest
 import (
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 )
+
+// A Docker that somebody has started by hand is none that starts by itself, though it answers.
+func TestDockerStartedByHand(t *testing.T) {
+	t.Parallel()
+	g := newTestGuest(t)
+	g.Init = true
+	g.dockerd = g.newService("dockerd", []string{"/bin/false"}) // which is not running
+	path := g.path(dockerPIDFile)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if byItself, how, err := g.dockerAutostart(t.Context()); err != nil || byItself || !strings.Contains(how, "was not started by init") {
+		t.Errorf("%v, %q, %v", byItself, how, err)
+	}
+}
 
 func TestNoAutostart(t *testing.T) {
 	t.Parallel()

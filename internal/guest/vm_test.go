@@ -292,6 +292,11 @@ func TestMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("quiesce %v:\n  %s", time.Since(begin), strings.Join(q.Steps, "\n  "))
+	for _, what := range []string{"has nothing left", "docker: has run a container", "started by init"} {
+		if !strings.Contains(strings.Join(q.Steps, "\n"), what) {
+			t.Errorf("quiesce does not tell %q", what)
+		}
+	}
 	if !q.DockerAutostart || q.DockerVersion == "" || q.EngineId != first.Identity.EngineId {
 		t.Errorf("quiesce: %v", q)
 	}
