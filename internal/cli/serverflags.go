@@ -122,7 +122,7 @@ func (c *controlFlags) read() error {
 		return invalid("--snapshot-ttl (MANAGER_SNAPSHOT_TTL) must be more than nothing; the default is 720h, which is 30 days")
 	case c.o.MaxSnapshots < 1:
 		return invalid("--max-runtime-snapshots (MANAGER_MAX_RUNTIME_SNAPSHOTS) must be at least 1; the default is 10")
-	case c.o.SnapshotWait < 0:
+	case c.o.SnapshotWait <= 0:
 		return invalid("--snapshot-wait must be more than nothing; the default is 1m")
 	}
 	if c.o.DatabaseURL == "" { // no default of the flag, because help would show the password in it
