@@ -13,9 +13,8 @@ import (
 	"regexp"
 	"syscall"
 
-	"warmboot/internal/durable"
-
 	"warmboot"
+	"warmboot/internal/durable"
 )
 
 // LocalFile is the name, below the storage root, of the file with the local admin token.

@@ -15,9 +15,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"warmboot/internal/durable"
-
 	"warmboot"
+	"warmboot/internal/durable"
 )
 
 // The files of a host's credentials, in a directory of their own.

@@ -18,9 +18,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"warmboot/internal/durable"
-
 	"warmboot"
+	"warmboot/internal/durable"
 )
 
 // Dir is the name of the directory, below the storage root, that holds a certificate of our own making.

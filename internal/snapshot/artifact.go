@@ -19,9 +19,8 @@ import (
 	"syscall"
 	"time"
 
-	"warmboot/internal/durable"
-
 	"warmboot"
+	"warmboot/internal/durable"
 )
 
 // The files of an artifact.

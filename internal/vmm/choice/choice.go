@@ -1,7 +1,8 @@
 // Package choice decides which VMM the new microVMs of a host run under, and says why.
 //
 // Firecracker is taken where it works: its binary is there, KVM boots a kernel under it, and the host can give it TAPs, without which it
-// has no network. Where its release is known to keep machines from working, QEMU is taken if it has KVM. Everywhere else it is QEMU. What the other one has started before is not lost: its driver recovers it.
+// has no network. Where its release is known to keep machines from working, QEMU is taken if it has KVM. Everywhere else it is QEMU. What the other one has started
+// before is not lost: its driver recovers it.
 package choice
 
 import (
