@@ -58,8 +58,7 @@ func (s *Service) RunRebuild(ctx context.Context, r Rebuild) error {
 		case err != nil:
 			return err
 		}
-	}
-	if r.Old == "" {
+	} else {
 		switch has, err := s.hasReadySnapshot(ctx, r.Image, r.Platform); {
 		case err != nil:
 			return err
@@ -74,15 +73,16 @@ func (s *Service) RunRebuild(ctx context.Context, r Rebuild) error {
 	}
 	s.Step("rebuild: begun")
 	_, err := s.startBuild(ctx, r)
-	switch warmboot.CodeOf(err) {
-	case "", warmboot.NotFound: // NotFound: the image is gone
+	switch {
+	case warmboot.CodeOf(err) == warmboot.NotFound: // the image is gone
 		return nil
-	case warmboot.Conflict:
+	case errors.Is(err, ErrNoRoom):
 		s.log.Warn(fmt.Sprintf("An automatic build of the snapshot of runtime image %s has to wait: %v", r.Image.Short(), err), "image_id", r.Image)
 	}
 	return err
 }
 
+// hasReadySnapshot tells whether the hosts of a platform have a snapshot of an image that can be used.
 func (s *Service) hasReadySnapshot(ctx context.Context, image warmboot.ID, platform string) (bool, error) {
 	ready, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{RuntimeImageID: image, States: []warmboot.SnapshotState{warmboot.SnapshotReady}})
 	return slices.ContainsFunc(ready, func(snap *warmboot.RuntimeSnapshot) bool { return snap.Platform == platform }), err

@@ -627,21 +627,21 @@ func TestProbe(t *testing.T) {
 	}
 
 	// What may be another next time is not remembered.
-	c.StateDir += "-of-a-host-without-memory"
+	poor := c
+	poor.StateDir = filepath.Join(shared(t), "vmm")
 	short := standin.Profile{Version: "1.16.1", Faults: standin.Faults{Calls: map[string]standin.Fault{
 		"PUT /actions": {Refuse: "Cannot allocate memory (os error 12)"},
 	}}}
 	must(t, standin.Change(c.Binary, short))
-	_, err = newDriver(c).Probe(t.Context())
+	_, err = newDriver(poor).Probe(t.Context())
 	wantError(t, err, warmboot.Unavailable, "os error 12")
-	if _, err := os.Stat(filepath.Join(c.StateDir, probeFile)); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(poor.StateDir, probeFile)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("what was found out was written down: %v", err)
 	}
 	must(t, standin.Change(c.Binary, standin.Profile{Version: "1.16.1"}))
-	if again, err := newDriver(c).Probe(t.Context()); err != nil || again.FCVersion() != "v1.16.1" {
+	if again, err := newDriver(poor).Probe(t.Context()); err != nil || again.FCVersion() != "v1.16.1" {
 		t.Errorf("with memory again: %+v, %v", again, err)
 	}
-	c.StateDir = strings.TrimSuffix(c.StateDir, "-of-a-host-without-memory")
 	anew()
 	if caps, err = newDriver(c).Probe(t.Context()); err != nil {
 		t.Fatal(err)
