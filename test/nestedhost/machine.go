@@ -32,10 +32,7 @@ const (
 
 // Config is what a machine is. Every field but Image may be zero.
 type Config struct {
-	Image Image
-	// VCPUs is 1 by default. With more of them a kernel dies now and then: it patches its own code while KVM starts and ends machines,
-	// and QEMU 7.2, whose processors are threads, then executes what is half written ("Oops: int3").
-	VCPUs     int
+	Image     Image
 	MemoryMiB int    // 4096
 	Hostname  string // "nestedhost"
 	Dir       string // where the machine's directory is made; by default not in /tmp, which may be memory, while a disk grows
@@ -57,7 +54,7 @@ type Machine struct {
 // Boot makes a machine with a disk of its own and powers it on. On error nothing is left.
 func Boot(ctx context.Context, cfg Config) (*Machine, error) {
 	const op = "boot nested host"
-	cfg.VCPUs, cfg.MemoryMiB, cfg.Hostname = cmp.Or(cfg.VCPUs, 1), cmp.Or(cfg.MemoryMiB, 4096), cmp.Or(cfg.Hostname, "nestedhost")
+	cfg.MemoryMiB, cfg.Hostname = cmp.Or(cfg.MemoryMiB, 4096), cmp.Or(cfg.Hostname, "nestedhost")
 	m := &Machine{cfg: cfg, machineID: newMachineID()}
 	var undo rollback.Stack
 	defer undo.Unwind()

@@ -42,7 +42,7 @@ func arguments(caps vmm.Capabilities, spec vmm.Spec, restored bool, fds inherite
 	if caps.Accelerator == "tcg" {
 		// The translated code is kept small: a host runs many machines. Five-level page tables make every page walk of the
 		// emulated MMU longer.
-		accel, cpu = "tcg,thread=multi,tb-size=512", "max,la57=off"
+		accel, cpu = "tcg,thread="+tcgThreads(caps, spec)+",tb-size=512", "max,la57=off"
 		// On a busy host the emulated timer may be so late that a kernel takes it for broken, and panics.
 		spec.KernelArgs = append([]string{"no_timer_check"}, spec.KernelArgs...)
 	}
@@ -89,6 +89,16 @@ func arguments(caps vmm.Capabilities, spec vmm.Spec, restored bool, fds inherite
 		args = append(args, "-S", "-incoming", "defer")
 	}
 	return args
+}
+
+// tcgThreads says whether emulated CPUs are threads. Before 8.1, QEMU reads the code it translates before it watches that code for changes
+// (its commit deba78709a): what another CPU writes in between is missed for good. Linux patches itself with all its CPUs running, and dies of
+// it ("Oops: int3"), so there such CPUs take turns.
+func tcgThreads(caps vmm.Capabilities, spec vmm.Spec) string {
+	if spec.VCPUs > 1 && !atLeast(caps.Version, 8, 1) {
+		return "single"
+	}
+	return "multi"
 }
 
 func memory(caps vmm.Capabilities, spec vmm.Spec, restored bool) string {

@@ -128,3 +128,22 @@ func TestAnEmulatedTimerIsNotTested(t *testing.T) {
 		}
 	}
 }
+
+// TestEmulatedCPUsThatPatchCode: QEMU before 8.1 may run what one CPU has changed while another read it.
+func TestEmulatedCPUsThatPatchCode(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		version string
+		vcpus   int
+		want    string
+	}{
+		{"7.2.22", 1, "multi"}, {"7.2.22", 2, "single"}, {"8.0.5", 2, "single"}, {"8.1.0", 2, "multi"}, {"10.0.2", 4, "multi"},
+	} {
+		caps, spec := testCaps, testSpec()
+		caps.Version, spec.VCPUs = c.version, c.vcpus
+		args := arguments(caps, spec, false, inherited{})
+		if got := args[slices.Index(args, "-accel")+1]; got != "tcg,thread="+c.want+",tb-size=512" {
+			t.Errorf("QEMU %s with %d CPUs: -accel %s, want thread=%s", c.version, c.vcpus, got, c.want)
+		}
+	}
+}

@@ -70,6 +70,7 @@ func Initrd(t *testing.T, dir string, modules ...string) string {
 	}
 	entry("dev", 0o040755, [2]int{}, nil)
 	entry("dev/console", 0o020600, [2]int{5, 1}, nil)
+	entry("proc", 0o040755, [2]int{}, nil)
 	entry("sys", 0o040755, [2]int{}, nil)
 	entry("init", 0o100755, [2]int{}, init)
 	entry("lib", 0o040755, [2]int{}, nil)

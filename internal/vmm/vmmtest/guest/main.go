@@ -8,6 +8,7 @@
 //	read         the byte that the memory was last set to, after checking all of it; -1 if it is not all the same, or released
 //	release      the memory is the kernel's again: ok
 //	free         how many MiB the kernel has free
+//	patch N      the kernel changes the code of its scheduler N times and back, while it is busy on every CPU: ok
 //	poweroff     the machine is powered off
 package main
 
@@ -19,6 +20,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
@@ -183,5 +185,48 @@ func (g *guest) do(command string) (any, error) {
 		}
 		return "ok", nil
 	}
+	if k, _ := fmt.Sscanf(command, "patch %d", &n); k == 1 {
+		return "ok", patch(n)
+	}
 	return "unknown command", nil
+}
+
+// patch makes the kernel change its own code by switching the statistics of its scheduler on and off: where they are taken is a jump that it
+// writes anew each time, byte by byte, with a breakpoint in the place of the first.
+func patch(n int) error {
+	const op = "patch the kernel: %w"
+	if err := syscall.Mount("none", "/proc", "proc", 0, ""); err != nil && err != syscall.EBUSY {
+		return fmt.Errorf(op, err)
+	}
+	done := make(chan struct{})
+	defer close(done)
+	for range runtime.NumCPU() {
+		go func() { // two threads that wake each other, so that the scheduler is never out of work
+			a, b := make(chan struct{}), make(chan struct{})
+			go func() {
+				runtime.LockOSThread()
+				for range a {
+					b <- struct{}{}
+				}
+			}()
+			runtime.LockOSThread()
+			defer close(a)
+			for {
+				select {
+				case <-done:
+					return
+				case a <- struct{}{}:
+					<-b
+				}
+			}
+		}()
+	}
+	for range n {
+		for _, value := range []string{"1", "0"} {
+			if err := os.WriteFile("/proc/sys/kernel/sched_schedstats", []byte(value), 0); err != nil {
+				return fmt.Errorf(op, err)
+			}
+		}
+	}
+	return nil
 }
