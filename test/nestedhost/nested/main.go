@@ -35,7 +35,6 @@ func main() {
 func run() (code int, err error) {
 	var paths []string
 	memory := flag.Int("m", 0, "the machine's memory in MiB (default 4096)")
-	cpus := flag.Int("cpus", 0, "its processors (default 1)")
 	suite := flag.String("suite", "", "its Debian suite (default trixie)")
 	flag.Func("copy", "a `path` to copy to /root; may be repeated", func(p string) error { paths = append(paths, p); return nil })
 	flag.Parse()
@@ -55,7 +54,7 @@ func run() (code int, err error) {
 		return 0, err
 	}
 	begin := time.Now()
-	m, err := nestedhost.Boot(ctx, nestedhost.Config{Image: image, MemoryMiB: *memory, VCPUs: *cpus})
+	m, err := nestedhost.Boot(ctx, nestedhost.Config{Image: image, MemoryMiB: *memory})
 	if err != nil {
 		return 0, err
 	}
