@@ -88,31 +88,43 @@ func (s *Service) hasReadySnapshot(ctx context.Context, image warmboot.ID, platf
 	return slices.ContainsFunc(ready, func(snap *warmboot.RuntimeSnapshot) bool { return snap.Platform == platform }), err
 }
 
+// firstBuildWithin is how long after an image was registered it may still be missing its first build: later there was one, and somebody has deleted
+// what came of it.
+const firstBuildWithin = 24 * time.Hour
+
 // snapshotsForPlatform builds, where that is wanted, what the hosts of a platform lack: a snapshot of each image that has one elsewhere, or
-// had one on these hosts before they changed.
+// had one on these hosts before they changed; and of an image that is new and has none, because the manager that registered it died before it
+// could ask for one.
 func (s *Service) snapshotsForPlatform(ctx context.Context, platform string) {
 	if !s.AutoSnapshot || platform == "" {
 		return
 	}
 	all, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{})
-	if err != nil {
+	images, imagesErr := s.store.Images(ctx, warmboot.Page{})
+	if err := errors.Join(err, imagesErr); err != nil {
 		s.log.Warn("Which snapshots a host lacks could not be found out", "err", err)
 		return
 	}
-	has, wanted := map[warmboot.ID]bool{}, map[warmboot.ID]*warmboot.RuntimeSnapshot{}
+	known, here, elsewhere := map[warmboot.ID]bool{}, map[warmboot.ID]bool{}, map[warmboot.ID]bool{}
 	for _, snap := range all {
+		known[snap.RuntimeImageID] = true
 		switch {
 		case snap.State == warmboot.SnapshotDeleted:
 		case snap.Platform == platform:
-			has[snap.RuntimeImageID] = true
-		case snap.State == warmboot.SnapshotReady && wanted[snap.RuntimeImageID] == nil:
-			wanted[snap.RuntimeImageID] = snap
+			here[snap.RuntimeImageID] = true
+		case snap.State == warmboot.SnapshotReady:
+			elsewhere[snap.RuntimeImageID] = true
 		}
 	}
-	for image := range wanted {
-		if !has[image] {
-			s.log.Info(fmt.Sprintf("A snapshot of runtime image %s is built for hosts that cannot use those there are", image.Short()), "image_id", image)
-			s.queueRebuild(Rebuild{Image: image, Platform: platform, Attempt: 1})
+	for _, img := range images {
+		switch {
+		case elsewhere[img.ID] && !here[img.ID]:
+			s.log.Info(fmt.Sprintf("A snapshot of runtime image %s is built for hosts that cannot use those there are", img.ID.Short()), "image_id", img.ID)
+		case !known[img.ID] && time.Since(img.CreatedAt) < firstBuildWithin:
+			s.log.Info(fmt.Sprintf("The first snapshot of runtime image %s is built", img.ID.Short()), "image_id", img.ID)
+		default:
+			continue
 		}
+		s.queueRebuild(Rebuild{Image: img.ID, Platform: platform, Attempt: 1})
 	}
 }

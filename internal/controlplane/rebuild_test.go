@@ -96,6 +96,35 @@ func TestAnImageGetsItsSnapshotByItself(t *testing.T) {
 	}
 }
 
+// A manager that dies after it has registered an image, and before it asks for the image's snapshot, leaves that to the next.
+func TestALostFirstBuildIsMadeUpFor(t *testing.T) {
+	p := newPlane(t, nil)
+	shape := p.shape
+	p.shape = func(c *controlplane.Config) { shape(c); c.AutoSnapshot = true }
+	lost, old := runtimeImage("lost"), runtimeImage("old")
+	for img, age := range map[*warmboot.Image]time.Duration{&lost: time.Minute, &old: 25 * time.Hour} {
+		img.ID, img.Digest, img.CreatedAt = warmboot.NewID(), img.Name, time.Now().UTC().Add(-age)
+	}
+	p.stop()
+	p.offline(func(st *store.Store) {
+		p.must(st.CreateImage(t.Context(), &lost))
+		p.must(st.CreateImage(t.Context(), &old))
+	})
+	p.start()
+	eventually(t, "the image that lost its build has a snapshot", func() (bool, bool) {
+		all, err := p.svc.Snapshots(t.Context(), warmboot.SnapshotFilter{})
+		p.must(err)
+		ready := false
+		for _, snap := range all {
+			if snap.RuntimeImageID == old.ID {
+				t.Fatal("what somebody may have deleted a snapshot of was built again")
+			}
+			ready = ready || snap.RuntimeImageID == lost.ID && snap.State == warmboot.SnapshotReady
+		}
+		return ready, ready
+	})
+}
+
 func TestARebuildIsTakenUpAfterARestart(t *testing.T) {
 	p := newPlane(t, nil)
 	old := p.snapshot()
