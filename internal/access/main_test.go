@@ -5,13 +5,13 @@ import (
 	"database/sql"
 	"log/slog"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
 
 	"warmboot"
+	"warmboot/internal/expect"
 	"warmboot/internal/store"
 )
 
@@ -57,21 +57,12 @@ func (r *rig) keeper(shape func(*Config)) *Keeper {
 
 func (r *rig) must(err error) {
 	r.Helper()
-	if err != nil {
-		r.Fatal(err)
-	}
+	expect.NoError(r, err)
 }
 
 func (r *rig) wantCode(err error, code warmboot.Code, words ...string) {
 	r.Helper()
-	if warmboot.CodeOf(err) != code {
-		r.Fatalf("error %v has code %q, want %q", err, warmboot.CodeOf(err), code)
-	}
-	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			r.Fatalf("error %q does not say %q", err, w)
-		}
-	}
+	expect.Code(r, err, code, words...)
 }
 
 // sql changes the database behind the store's back.

@@ -9,6 +9,7 @@ import (
 	"warmboot"
 	"warmboot/internal/agentrpc"
 	"warmboot/internal/controlplane"
+	"warmboot/internal/expect"
 	"warmboot/internal/telemetry"
 	"warmboot/internal/telemetry/otlptest"
 	"warmboot/internal/telemetry/span"
@@ -19,7 +20,7 @@ func TestATraceGoesOnOnTheHost(t *testing.T) {
 	t.Parallel()
 	collector := otlptest.Start(t)
 	tracing, err := telemetry.NewTracing(t.Context(), telemetry.TracingConfig{Endpoint: collector.URL, Log: slog.New(slog.DiscardHandler)})
-	must(t, err)
+	expect.NoError(t, err)
 	m := newManager(t, filepath.Join(t.TempDir(), "db"))
 	a := join(t, "one", m.token(t), m.address)
 	var seen []string
@@ -33,11 +34,11 @@ func TestATraceGoesOnOnTheHost(t *testing.T) {
 	hosts := agentrpc.NewHosts(m.ca.Manager())
 	defer hosts.Close()
 	host, err := hosts.Host(&warmboot.Host{ID: a.ID, Name: "one", Address: address})
-	must(t, err)
+	expect.NoError(t, err)
 	ctx, root := tracing.Start(t.Context(), "cold boot")
 	for i, ctx := range []context.Context{ctx, t.Context()} {
 		_, err = host.ColdBoot(ctx, controlplane.MachineSpec{Container: controlplane.ContainerRef{ID: warmboot.NewID(), Generation: int64(i + 1)}})
-		must(t, err)
+		expect.NoError(t, err)
 	}
 	root.End(nil)
 	tracing.Close()

@@ -21,28 +21,10 @@ import (
 	"go.uber.org/goleak"
 
 	"warmboot"
+	"warmboot/internal/expect"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func wantCode(t *testing.T, err error, code warmboot.Code, words ...string) {
-	t.Helper()
-	if warmboot.CodeOf(err) != code {
-		t.Fatalf("error %v has code %q, want %q", err, warmboot.CodeOf(err), code)
-	}
-	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			t.Fatalf("error %q does not say %q", err, w)
-		}
-	}
-}
 
 // memory is a store of what this package needs.
 type memory struct {
@@ -120,7 +102,7 @@ func open(t *testing.T) (*Authority, *memory) {
 	t.Helper()
 	m := &memory{}
 	ca, err := Open(t.Context(), m)
-	must(t, err)
+	expect.NoError(t, err)
 	return ca, m
 }
 
@@ -128,10 +110,10 @@ func open(t *testing.T) (*Authority, *memory) {
 func joined(t *testing.T, ca *Authority, m *memory) (*Credentials, warmboot.ID, string, *direct) {
 	t.Helper()
 	secret, _, err := ca.NewToken(t.Context(), m, "", time.Hour, "test")
-	must(t, err)
+	expect.NoError(t, err)
 	dir, signer := filepath.Join(t.TempDir(), "agent"), &direct{ca: ca, m: m}
 	c, id, err := JoinHost(t.Context(), dir, secret, signer)
-	must(t, err)
+	expect.NoError(t, err)
 	signer.id = id
 	return c, id, dir, signer
 }
@@ -140,7 +122,7 @@ func joined(t *testing.T, ca *Authority, m *memory) (*Credentials, warmboot.ID, 
 func handshake(t *testing.T, server, client *tls.Config) (clientSees, serverSees Peer, err error) {
 	t.Helper()
 	l, err := tls.Listen("tcp", "127.0.0.1:0", server)
-	must(t, err)
+	expect.NoError(t, err)
 	defer l.Close()
 	var serverErr error
 	var done sync.WaitGroup
@@ -174,12 +156,12 @@ func TestWhoIsWho(t *testing.T) {
 	manager := ca.Manager()
 	host, id, _, _ := joined(t, ca, m)
 	c, s, err := handshake(t, host.Server(), manager.Client(HostName(id)))
-	must(t, err)
+	expect.NoError(t, err)
 	if c.Host != id || !s.Manager {
 		t.Errorf("%+v, %+v", c, s)
 	}
 	c, s, err = handshake(t, manager.Server(), host.Client(ManagerName()))
-	must(t, err)
+	expect.NoError(t, err)
 	if !c.Manager || s.Host != id || s.Manager {
 		t.Errorf("%+v, %+v", c, s)
 	}
@@ -203,7 +185,7 @@ func TestAnExpiredCertificateIsRefused(t *testing.T) {
 	ca, m := open(t)
 	host, id, _, signer := joined(t, ca, m)
 	der, err := ca.sign(HostName(id), host.pair.Leaf.PublicKey, -time.Minute)
-	must(t, err)
+	expect.NoError(t, err)
 	host.pair.Certificate = [][]byte{der}
 	host.pair.Leaf, _ = x509.ParseCertificate(der)
 	signer.fail = errors.New("the manager does not let it in either")
@@ -232,7 +214,7 @@ func TestACertificateRenewsItself(t *testing.T) {
 		t.Fatalf("a fresh one is renewed (%d times), %v", signer.renews, err)
 	}
 	der, err := ca.sign(HostName(id), first.Leaf.PublicKey, leafLife/4) // what is left of it is less than a third
-	must(t, err)
+	expect.NoError(t, err)
 	old := *first
 	old.Certificate = [][]byte{der}
 	old.Leaf, _ = x509.ParseCertificate(der)
@@ -241,7 +223,7 @@ func TestACertificateRenewsItself(t *testing.T) {
 	signer.fail = errors.New("no manager answers")
 	current := func() (*tls.Certificate, bool) {
 		got, err := host.certificate()
-		must(t, err)
+		expect.NoError(t, err)
 		host.mu.Lock()
 		defer host.mu.Unlock()
 		return got, host.renewing
@@ -253,7 +235,7 @@ func TestACertificateRenewsItself(t *testing.T) {
 	wait(t, func() bool { got, _ := current(); return got != &old })
 	wait(t, func() bool { _, renewing := current(); return !renewing })
 	kept, again, err := LoadHost(dir, signer)
-	must(t, err)
+	expect.NoError(t, err)
 	if now, _ := current(); again != id || kept.pair.Leaf.SerialNumber.Cmp(now.Leaf.SerialNumber) != 0 || now.Leaf.NotAfter.Before(time.Now().Add(leafLife-time.Minute)) {
 		t.Errorf("the new one is not the one that was kept")
 	}
@@ -272,15 +254,15 @@ func TestWhatIsNotSigned(t *testing.T) {
 	t.Parallel()
 	ca, m := open(t)
 	_, key, err := ed25519.GenerateKey(rand.Reader)
-	must(t, err)
+	expect.NoError(t, err)
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	must(t, err)
+	expect.NoError(t, err)
 	_, good, err := newRequest()
-	must(t, err)
+	expect.NoError(t, err)
 	block, _ := pem.Decode([]byte(good))
 	block.Bytes[len(block.Bytes)-1] ^= 1
 	secret, _, err := ca.NewToken(t.Context(), m, "", time.Hour, "test")
-	must(t, err)
+	expect.NoError(t, err)
 	for name, request := range map[string]string{
 		"": "", "text": "hello", "a certificate": ca.Certificate(), "another kind of key": encode("CERTIFICATE REQUEST", der),
 		"a broken signature": string(pem.EncodeToMemory(block)), "no DER": encode("CERTIFICATE REQUEST", []byte("x")),
@@ -289,7 +271,7 @@ func TestWhatIsNotSigned(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		text, _, err := parseToken(secret)
-		must(t, err)
+		expect.NoError(t, err)
 		if _, err := ca.Join(t.Context(), m, JoinRequest{Secret: text, Request: request}); warmboot.CodeOf(err) != warmboot.Invalid {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -304,19 +286,19 @@ func TestPinnedManagers(t *testing.T) {
 	ca, _ := open(t)
 	other, _ := open(t)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
+	expect.NoError(t, err)
 	der, err := other.sign(managerName, key.Public(), time.Hour)
-	must(t, err)
+	expect.NoError(t, err)
 	forged, err := x509.ParseCertificate(der)
-	must(t, err)
+	expect.NoError(t, err)
 	pair, err := ca.Manager().certificate()
-	must(t, err)
+	expect.NoError(t, err)
 	verify := pinned(ca.Pin()).VerifyConnection
-	must(t, verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{pair.Leaf, ca.cert}}))
+	expect.NoError(t, verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{pair.Leaf, ca.cert}}))
 	// The right authority beside a certificate that it has not signed.
-	wantCode(t, verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{forged, ca.cert}}), warmboot.Denied, "not a manager's")
-	wantCode(t, verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{forged, other.cert}}), warmboot.Denied, "not of the cluster")
-	wantCode(t, verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{pair.Leaf}}), warmboot.Denied)
+	expect.Code(t, verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{forged, ca.cert}}), warmboot.Denied, "not a manager's")
+	expect.Code(t, verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{forged, other.cert}}), warmboot.Denied, "not of the cluster")
+	expect.Code(t, verify(tls.ConnectionState{PeerCertificates: []*x509.Certificate{pair.Leaf}}), warmboot.Denied)
 }
 
 func TestCredentialsOnDisk(t *testing.T) {
@@ -325,24 +307,24 @@ func TestCredentialsOnDisk(t *testing.T) {
 	_, _, dir, signer := joined(t, ca, m)
 	for _, name := range []string{keyFile, certificateFile, authorityFile} {
 		info, err := os.Stat(filepath.Join(dir, name))
-		must(t, err)
+		expect.NoError(t, err)
 		if info.Mode().Perm() != 0o600 {
 			t.Errorf("%s has mode %v", name, info.Mode())
 		}
 	}
 	_, _, err := LoadHost(filepath.Join(t.TempDir(), "absent"), signer)
-	wantCode(t, err, warmboot.NotFound, "warmboot host token")
+	expect.Code(t, err, warmboot.NotFound, "warmboot host token")
 	for _, name := range []string{authorityFile, certificateFile, keyFile} {
 		path := filepath.Join(dir, name)
 		text, err := os.ReadFile(path)
-		must(t, err)
-		must(t, os.WriteFile(path, text[:len(text)/2], 0o600))
+		expect.NoError(t, err)
+		expect.NoError(t, os.WriteFile(path, text[:len(text)/2], 0o600))
 		_, _, err = LoadHost(dir, signer)
-		wantCode(t, err, warmboot.Corrupt, "join again")
-		must(t, os.WriteFile(path, text, 0o600))
+		expect.Code(t, err, warmboot.Corrupt, "join again")
+		expect.NoError(t, os.WriteFile(path, text, 0o600))
 	}
 	_, _, err = LoadHost(dir, signer)
-	must(t, err)
+	expect.NoError(t, err)
 }
 
 func TestOpenFindsWhatIsBroken(t *testing.T) {
@@ -350,5 +332,5 @@ func TestOpenFindsWhatIsBroken(t *testing.T) {
 	_, m := open(t)
 	m.authority.Key = "x"
 	_, err := Open(t.Context(), m)
-	wantCode(t, err, warmboot.Corrupt)
+	expect.Code(t, err, warmboot.Corrupt)
 }

@@ -17,23 +17,17 @@ import (
 	"go.uber.org/goleak"
 
 	"warmboot"
+	"warmboot/internal/expect"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
 
 // pair makes a certificate and its key in a directory of their own.
 func pair(t *testing.T) (cert, key string) {
 	t.Helper()
 	dir := t.TempDir()
 	cert, key = filepath.Join(dir, CertFile), filepath.Join(dir, KeyFile)
-	must(t, makeSelfSigned(cert, key, []string{"localhost", "127.0.0.1"}, time.Now().Add(lifetime)))
+	expect.NoError(t, makeSelfSigned(cert, key, []string{"localhost", "127.0.0.1"}, time.Now().Add(lifetime)))
 	return cert, key
 }
 
@@ -48,7 +42,7 @@ func looked(f *Files) {
 func shown(t *testing.T, addr string) string {
 	t.Helper()
 	conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true})
-	must(t, err)
+	expect.NoError(t, err)
 	defer conn.Close()
 	return Fingerprint(&tls.Certificate{Certificate: [][]byte{conn.ConnectionState().PeerCertificates[0].Raw}})
 }
@@ -59,14 +53,14 @@ func TestFilesAreReadAnewWhenTheyChange(t *testing.T) {
 	nextCert, nextKey := pair(t)
 	var log bytes.Buffer
 	f, err := Load(cert, key, slog.New(slog.NewTextHandler(&log, nil)))
-	must(t, err)
+	expect.NoError(t, err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
+	expect.NoError(t, err)
 	server := &http.Server{TLSConfig: f.ServerConfig(), ReadHeaderTimeout: time.Second}
 	ended := make(chan error)
 	go func() { ended <- server.ServeTLS(l, "", "") }()
 	defer func() {
-		must(t, server.Close())
+		expect.NoError(t, server.Close())
 		<-ended
 	}()
 	addr := l.Addr().String()
@@ -83,24 +77,24 @@ func TestFilesAreReadAnewWhenTheyChange(t *testing.T) {
 		}
 	}
 	want("at first", first)
-	must(t, os.Rename(nextCert, cert))
+	expect.NoError(t, os.Rename(nextCert, cert))
 	want("just now", first)
 	looked(f)
 	want("with the new certificate and the old key", first)
 	if !strings.Contains(logged(), "the old one still is") {
 		t.Errorf("the log is %s", logged())
 	}
-	must(t, os.Rename(nextKey, key))
+	expect.NoError(t, os.Rename(nextKey, key))
 	looked(f)
 	second := shown(t, addr)
 	if second == first || second != f.Fingerprint() || !strings.Contains(logged(), second) {
 		t.Fatalf("the new certificate is not shown, or not logged: %s\n%s", second, logged())
 	}
 
-	must(t, os.Remove(cert))
+	expect.NoError(t, os.Remove(cert))
 	looked(f)
 	want("without the file", second)
-	must(t, os.WriteFile(cert, []byte("no certificate"), 0o644))
+	expect.NoError(t, os.WriteFile(cert, []byte("no certificate"), 0o644))
 	looked(f)
 	want("with something else in the file", second)
 	warnings := strings.Count(logged(), "level=WARN")
@@ -134,7 +128,7 @@ func TestSelfSigned(t *testing.T) {
 		t.Helper()
 		log.Reset()
 		f, err := SelfSigned(dir, hosts, slog.New(slog.NewTextHandler(&log, nil)))
-		must(t, err)
+		expect.NoError(t, err)
 		for file, mode := range map[string]os.FileMode{CertFile: 0o644, KeyFile: 0o600} {
 			if info, err := os.Stat(filepath.Join(dir, file)); err != nil || info.Mode().Perm() != mode {
 				t.Errorf("%s: %v, %v", file, info, err)
@@ -160,12 +154,12 @@ func TestSelfSigned(t *testing.T) {
 	if again := open("elsewhere"); again.Fingerprint() != f.Fingerprint() || log.Len() != 0 {
 		t.Errorf("a certificate that clients know was replaced; the log is %s", &log)
 	}
-	must(t, os.Remove(filepath.Join(dir, KeyFile)))
+	expect.NoError(t, os.Remove(filepath.Join(dir, KeyFile)))
 	third := open("localhost")
 	if third.Fingerprint() == f.Fingerprint() {
 		t.Error("a certificate without a key was kept")
 	}
-	must(t, os.WriteFile(filepath.Join(dir, CertFile), []byte("damaged"), 0o644))
+	expect.NoError(t, os.WriteFile(filepath.Join(dir, CertFile), []byte("damaged"), 0o644))
 	if fourth := open("localhost"); fourth.Fingerprint() == third.Fingerprint() || !strings.Contains(log.String(), "new fingerprint") {
 		t.Errorf("the log is %s", &log)
 	}
@@ -178,12 +172,12 @@ func TestCertificateThatIsAboutToExpireIsReplaced(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	cert, key := filepath.Join(dir, CertFile), filepath.Join(dir, KeyFile)
-	must(t, makeSelfSigned(cert, key, []string{"localhost"}, time.Now().Add(renewBefore-time.Minute)))
+	expect.NoError(t, makeSelfSigned(cert, key, []string{"localhost"}, time.Now().Add(renewBefore-time.Minute)))
 	old, err := Load(cert, key, slog.New(slog.DiscardHandler))
-	must(t, err)
+	expect.NoError(t, err)
 	var log bytes.Buffer
 	f, err := SelfSigned(dir, []string{"localhost"}, slog.New(slog.NewTextHandler(&log, nil)))
-	must(t, err)
+	expect.NoError(t, err)
 	if f.Fingerprint() == old.Fingerprint() || !strings.Contains(log.String(), old.Fingerprint()) {
 		t.Errorf("the log is %s", &log)
 	}
@@ -192,7 +186,7 @@ func TestCertificateThatIsAboutToExpireIsReplaced(t *testing.T) {
 func TestLocalHosts(t *testing.T) {
 	t.Parallel()
 	name, err := os.Hostname()
-	must(t, err)
+	expect.NoError(t, err)
 	for host, also := range map[string]string{"127.0.0.1": "127.0.0.1", "192.0.2.7": "192.0.2.7", "box.lan": "box.lan", "::": "::1", "": "127.0.0.1", "fe80::1%lo": "fe80::1"} {
 		got := LocalHosts(host)
 		for _, want := range []string{"localhost", "127.0.0.1", "::1", name, also} {

@@ -16,6 +16,7 @@ import (
 	"warmboot"
 	"warmboot/internal/controlplane"
 	"warmboot/internal/controlplane/hosttest"
+	"warmboot/internal/expect"
 	"warmboot/internal/planetest"
 	"warmboot/internal/store"
 	"warmboot/internal/store/pgtest"
@@ -95,22 +96,13 @@ func (p *plane) offline(f func(*store.Store)) {
 
 func (p *plane) must(err error) {
 	p.t.Helper()
-	if err != nil {
-		p.t.Fatal(err)
-	}
+	expect.NoError(p.t, err)
 }
 
 // wantCode fails the test unless err has the code, and its text every one of words.
 func (p *plane) wantCode(err error, code warmboot.Code, words ...string) {
 	p.t.Helper()
-	if got := warmboot.CodeOf(err); got != code {
-		p.t.Fatalf("error %v has code %q, want %q", err, got, code)
-	}
-	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			p.t.Fatalf("error %q does not say %q", err, w)
-		}
-	}
+	expect.Code(p.t, err, code, words...)
 }
 
 // create makes a container and waits until it has started or failed.

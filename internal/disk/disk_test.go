@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/expect"
 	"warmboot/internal/vmm"
 )
 
@@ -53,13 +54,6 @@ func allocated(t *testing.T, path string) int64 {
 		t.Fatal(err)
 	}
 	return info.Sys().(*syscall.Stat_t).Blocks * 512
-}
-
-func wantCode(t *testing.T, err error, want warmboot.Code) {
-	t.Helper()
-	if warmboot.CodeOf(err) != want {
-		t.Errorf("got the error %v (%s), want %s", err, warmboot.CodeOf(err), want)
-	}
 }
 
 func TestNewIsAnEmptySparseFileSystem(t *testing.T) {
@@ -105,20 +99,20 @@ func TestNewRefuses(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "data.ext4")
 	for _, size := range []int64{-1, 0, 1 << 20, 20<<20 + 1} {
 		_, err := s.New(t.Context(), path, size, vmm.Owner{})
-		wantCode(t, err, warmboot.Invalid)
+		expect.Code(t, err, warmboot.Invalid)
 	}
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	_, err := s.New(t.Context(), path, testSize, vmm.Owner{})
-	wantCode(t, err, warmboot.Conflict)
+	expect.Code(t, err, warmboot.Conflict)
 	if text, _ := os.ReadFile(path); string(text) != "precious" {
 		t.Error("the file that was there is no longer what it was")
 	}
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err = s.New(over, path+"2", testSize*2, vmm.Owner{})
-	wantCode(t, err, warmboot.Canceled)
+	expect.Code(t, err, warmboot.Canceled)
 	left, _ := os.ReadDir(s.Dir)
 	if len(left) != 1 { // the template of testSize
 		t.Errorf("%v is in the template directory", left)
@@ -281,7 +275,7 @@ func TestTemplatesFollowTheBase(t *testing.T) {
 		t.Errorf("after forgetting one of two bases there are the templates %v", left)
 	}
 	_, err := s.Clone(t.Context(), base, filepath.Join(t.TempDir(), "clone"), vmm.Owner{})
-	wantCode(t, err, warmboot.NotFound)
+	expect.Code(t, err, warmboot.NotFound)
 }
 
 func TestOpenRemovesWhatACrashLeft(t *testing.T) {
@@ -328,16 +322,16 @@ func TestFullDiskLeavesNothing(t *testing.T) {
 	}
 	f.Close()
 	_, err = s.Clone(t.Context(), base, filepath.Join(small, "clone"), vmm.Owner{})
-	wantCode(t, err, warmboot.Exhausted)
+	expect.Code(t, err, warmboot.Exhausted)
 	_, err = s.New(t.Context(), filepath.Join(small, "new"), testSize, vmm.Owner{})
-	wantCode(t, err, warmboot.Exhausted)
+	expect.Code(t, err, warmboot.Exhausted)
 	// The templates have no room either.
 	full, err := Open(t.Context(), Config{Dir: filepath.Join(small, "templates"), Driver: "qemu"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, err = full.New(t.Context(), filepath.Join(small, "new"), testSize, vmm.Owner{})
-	wantCode(t, err, warmboot.Exhausted)
+	expect.Code(t, err, warmboot.Exhausted)
 	for _, dir := range []string{small, full.Dir} {
 		left, err := os.ReadDir(dir)
 		if err != nil {
@@ -354,7 +348,7 @@ func TestFullDiskLeavesNothing(t *testing.T) {
 func TestMissingToolIsNamedWithItsPackage(t *testing.T) {
 	t.Parallel()
 	err := run(t.Context(), "make data disk", "e2fsprogs", "mkfs.no-such-thing")
-	wantCode(t, err, warmboot.Unavailable)
+	expect.Code(t, err, warmboot.Unavailable)
 	if !strings.Contains(fmt.Sprint(err), "apt-get install e2fsprogs") {
 		t.Errorf("the error does not say what to do: %v", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"warmboot"
+	"warmboot/internal/expect"
 	"warmboot/internal/vmm"
 )
 
@@ -102,7 +103,7 @@ func TestFlatten(t *testing.T) {
 		t.Errorf("what the snapshot had is not there: %q, %v", content[:4], err)
 	}
 	_, err = s.Flatten(t.Context(), overlay, base, path, testOwner)
-	wantCode(t, err, warmboot.Conflict)
+	expect.Code(t, err, warmboot.Conflict)
 }
 
 // What a hostile guest has written into its overlay leads nowhere, and a damaged overlay leaves nothing.
@@ -169,7 +170,7 @@ func TestFlattenBelievesNothing(t *testing.T) {
 			path := filepath.Join(filepath.Dir(overlay.Path), "raw")
 			_, err := s.Flatten(t.Context(), overlay, base, path, testOwner)
 			if c.code != "" {
-				wantCode(t, err, c.code)
+				expect.Code(t, err, c.code)
 				if !strings.Contains(fmt.Sprint(err), c.says) {
 					t.Errorf("the error does not say %q: %v", c.says, err)
 				}

@@ -29,6 +29,7 @@ import (
 	"warmboot/internal/authority"
 	"warmboot/internal/controlplane"
 	"warmboot/internal/controlplane/hosttest"
+	"warmboot/internal/expect"
 	"warmboot/internal/httpapi"
 	"warmboot/internal/planetest"
 	"warmboot/internal/store"
@@ -165,22 +166,13 @@ func (r *rig) logger() *slog.Logger {
 
 func (r *rig) must(err error) {
 	r.t.Helper()
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	expect.NoError(r.t, err)
 }
 
 // wantCode fails the test unless err has the code, and its text every one of words.
 func (r *rig) wantCode(err error, code warmboot.Code, words ...string) {
 	r.t.Helper()
-	if got := warmboot.CodeOf(err); got != code {
-		r.t.Fatalf("error %v has code %q, want %q", err, got, code)
-	}
-	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			r.t.Fatalf("error %q does not say %q", err, w)
-		}
-	}
+	expect.Code(r.t, err, code, words...)
 }
 
 // create makes a container and waits until it runs.

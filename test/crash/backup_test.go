@@ -10,6 +10,7 @@ import (
 	"warmboot"
 	"warmboot/api"
 	"warmboot/client"
+	"warmboot/internal/expect"
 )
 
 // TestDatabaseRestoredFromABackup puts a database back that knows nothing of the last hour, in which containers were created, stopped and deleted
@@ -23,9 +24,9 @@ func TestDatabaseRestoredFromABackup(t *testing.T) {
 		"SQLite": func(t *testing.T, url string) func() string {
 			path := filepath.Join(t.TempDir(), "backup.db")
 			db, err := sql.Open("sqlite", url)
-			must(t, err)
+			expect.NoError(t, err)
 			_, err = db.ExecContext(t.Context(), "VACUUM INTO ?", path)
-			must(t, errors.Join(err, db.Close()))
+			expect.NoError(t, errors.Join(err, db.Close()))
 			return func() string { return path }
 		},
 	} {
@@ -35,30 +36,30 @@ func TestDatabaseRestoredFromABackup(t *testing.T) {
 			ctx := t.Context()
 			create := func(name string) { // cold, so that none stands on a snapshot and its files may go
 				_, err := p.CreateContainerAndWait(ctx, api.CreateContainer{Name: name, Image: "debian:trixie", ColdBoot: true}, client.Started)
-				must(t, err)
+				expect.NoError(t, err)
 			}
 			for _, c := range []string{"stays", "stopped-since", "deleted-since", "started-since", "deleted-stopped"} {
 				create(c)
 			}
 			for _, c := range []string{"started-since", "deleted-stopped"} {
 				_, err := p.StopContainer(ctx, c, nil)
-				must(t, err)
+				expect.NoError(t, err)
 			}
 			p.Stop()
 			restore := backup(t, p.options.URL)
 			p.restart()
 
 			_, err := p.StopContainer(ctx, "stopped-since", nil)
-			must(t, err)
+			expect.NoError(t, err)
 			for _, c := range []string{"deleted-since", "deleted-stopped"} {
-				must(t, p.DeleteContainer(ctx, c, true))
+				expect.NoError(t, p.DeleteContainer(ctx, c, true))
 			}
 			_, err = p.StartContainer(ctx, "started-since")
-			must(t, err)
+			expect.NoError(t, err)
 			old, err := p.Snapshots(ctx)
-			must(t, err)
+			expect.NoError(t, err)
 			_, err = p.RebuildSnapshot(ctx, old[0].ID)
-			must(t, err)
+			expect.NoError(t, err)
 			p.settled("the snapshot to be replaced", func() error {
 				if p.host.HasSnapshot(warmboot.ID(old[0].ID)) {
 					return fmt.Errorf("the host still has snapshot %s", old[0].ID)
@@ -68,7 +69,7 @@ func TestDatabaseRestoredFromABackup(t *testing.T) {
 			create("created-since")
 			create("created-and-stopped")
 			_, err = p.StopContainer(ctx, "created-and-stopped", nil)
-			must(t, err)
+			expect.NoError(t, err)
 			p.settled("the hour to be over", func() error {
 				return p.containers(map[string]string{"stays": "running", "stopped-since": "stopped", "started-since": "running", "created-since": "running", "created-and-stopped": "stopped"})
 			})

@@ -11,6 +11,7 @@ import (
 	"warmboot"
 	"warmboot/api"
 	"warmboot/client"
+	"warmboot/internal/expect"
 )
 
 // clockVar allows a test to set the machine's clock.
@@ -27,7 +28,7 @@ func TestClockJumps(t *testing.T) {
 	create := func(name string) {
 		want[name] = "running"
 		c, err := p.CreateContainerAndWait(t.Context(), api.CreateContainer{Name: name, Image: "debian:trixie", RestartPolicy: "always"}, client.Started)
-		must(t, err)
+		expect.NoError(t, err)
 		if c.State != "running" || *c.BootMethod != "warm" {
 			t.Fatalf("%+v", c)
 		}
@@ -38,13 +39,13 @@ func TestClockJumps(t *testing.T) {
 		name := fmt.Sprintf("during-%d", i)
 		want[name] = "running"
 		_, err := p.CreateContainer(t.Context(), api.CreateContainer{Name: name, Image: "debian:trixie"})
-		must(t, err)
+		expect.NoError(t, err)
 		setClock(t, jump)
 		create(fmt.Sprintf("after-%d", i))
 		p.settled(fmt.Sprintf("the clock set by %v", jump), func() error { return p.containers(want) })
 
 		before, err := p.Container(t.Context(), "before")
-		must(t, err)
+		expect.NoError(t, err)
 		p.host.Crash(warmboot.ID(before.ID))
 		p.settled("the restart after that", func() error {
 			c, err := p.Container(t.Context(), "before")
@@ -54,16 +55,16 @@ func TestClockJumps(t *testing.T) {
 			return err
 		})
 		hosts, err := p.Hosts(t.Context())
-		must(t, err)
+		expect.NoError(t, err)
 		for _, h := range hosts {
 			if h.State != "up" {
 				t.Errorf("host %s is %s", h.Name, h.State)
 			}
 		}
 		snaps, err := p.Snapshots(t.Context())
-		must(t, err)
+		expect.NoError(t, err)
 		_, err = p.RebuildSnapshot(t.Context(), snaps[0].ID)
-		must(t, err)
+		expect.NoError(t, err)
 		p.settled("a rebuild after that", func() error {
 			all, err := p.Snapshots(t.Context())
 			if err == nil && (len(all) == 0 || all[0].ID == snaps[0].ID || all[0].State != "ready") {
@@ -78,5 +79,5 @@ func TestClockJumps(t *testing.T) {
 func setClock(t *testing.T, by time.Duration) {
 	t.Helper()
 	to := unix.NsecToTimespec(time.Now().Add(by).UnixNano())
-	must(t, unix.ClockSettime(unix.CLOCK_REALTIME, &to))
+	expect.NoError(t, unix.ClockSettime(unix.CLOCK_REALTIME, &to))
 }

@@ -23,16 +23,10 @@ import (
 	"warmboot/internal/authority"
 	"warmboot/internal/controlplane"
 	"warmboot/internal/controlplane/hosttest"
+	"warmboot/internal/expect"
 	"warmboot/internal/store"
 	"warmboot/test/managerprocess"
 )
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
 
 // recoveryLimit is how long it may take after a restart until everything is as it was wanted.
 const recoveryLimit = 10 * time.Second
@@ -73,7 +67,7 @@ func newPlant(t *testing.T, database string) *plant {
 	p.Process = managerprocess.Start(t, p.options)
 	p.join(dir, ip)
 	img, err := p.RegisterImage(t.Context(), api.RegisterImage{Name: "runtime", KernelPath: hosttest.Root + "k", RootfsPath: hosttest.Root + "r"})
-	must(t, err)
+	expect.NoError(t, err)
 	p.image = img.ID
 	p.settled("the first snapshot", func() error { return p.snapshots(1) })
 	return p
@@ -84,24 +78,24 @@ func (p *plant) join(dir, ip string) {
 	t := p.t
 	ctx, cancel := context.WithCancel(context.Background())
 	db, err := store.Open(ctx, store.Config{URL: p.options.URL, Log: slog.New(slog.DiscardHandler)})
-	must(t, err)
+	expect.NoError(t, err)
 	ca, err := authority.Open(ctx, db)
-	must(t, err)
+	expect.NoError(t, err)
 	token, _, err := ca.NewToken(ctx, db, "", time.Hour, "test")
-	must(t, err)
-	must(t, db.Close())
+	expect.NoError(t, err)
+	expect.NoError(t, db.Close())
 	managers := agentrpc.NewManagers([]string{p.options.Cluster})
 	credentials, id, err := authority.JoinHost(ctx, filepath.Join(dir, "agent"), token, managers)
-	must(t, err)
+	expect.NoError(t, err)
 	managers.Use(credentials)
 	l, err := net.Listen("tcp", ip+":18082")
-	must(t, err)
+	expect.NoError(t, err)
 	s := agentrpc.NewServer(agentrpc.ManagersOnly(agentrpc.HostHandler(p.host)), credentials.Server())
 	s.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)
 	var done sync.WaitGroup
 	done.Go(func() { _ = s.ServeTLS(l, "", "") })
 	p.host.ID, p.host.Address = id, l.Addr().String()
-	must(t, p.host.Join(ctx, func() controlplane.Reports { return managers }))
+	expect.NoError(t, p.host.Join(ctx, func() controlplane.Reports { return managers }))
 	done.Go(func() {
 		for ctx.Err() == nil {
 			if warmboot.CodeOf(p.host.Beat(ctx)) == warmboot.NotFound {
@@ -118,7 +112,7 @@ func (p *plant) join(dir, ip string) {
 		_ = s.Close()
 		p.host.Close()
 		done.Wait()
-		must(t, managers.Close())
+		expect.NoError(t, managers.Close())
 	})
 }
 
@@ -214,9 +208,9 @@ func (p *plant) containers(want map[string]string) error {
 func (p *plant) mustRun(name string) api.Container {
 	p.t.Helper()
 	_, err := p.CreateContainer(p.t.Context(), api.CreateContainer{Name: name, Image: "debian:trixie"})
-	must(p.t, err)
+	expect.NoError(p.t, err)
 	c, err := p.WaitContainer(p.t.Context(), name, "started")
-	must(p.t, err)
+	expect.NoError(p.t, err)
 	if c.State != "running" {
 		p.t.Fatalf("%+v", c)
 	}
@@ -227,7 +221,7 @@ func (p *plant) mustRun(name string) api.Container {
 func (p *plant) mustRunOnce(name string) {
 	p.t.Helper()
 	c, err := p.CreateContainerAndWait(p.t.Context(), api.CreateContainer{Name: name, Image: "debian:trixie", AutoRemove: true}, client.Started)
-	must(p.t, err)
+	expect.NoError(p.t, err)
 	if c.State != "running" || !c.AutoRemove {
 		p.t.Fatalf("%+v", c)
 	}
@@ -276,7 +270,7 @@ var operations = map[string]operation{
 		prepare: func(p *plant) {
 			p.mustRun("web")
 			_, err := p.StopContainer(p.t.Context(), "web", nil)
-			must(p.t, err)
+			expect.NoError(p.t, err)
 		},
 		do: func(p *plant) {
 			if _, err := p.StartContainer(p.t.Context(), "web"); err != nil {
@@ -296,7 +290,7 @@ var operations = map[string]operation{
 		prepare: func(p *plant) { p.mustRunOnce("web") },
 		do: func(p *plant) {
 			all, err := p.Containers(p.t.Context())
-			must(p.t, err)
+			expect.NoError(p.t, err)
 			p.host.Exit(warmboot.ID(all[0].ID), 0)
 		},
 		wrong: func(p *plant) error { return p.containers(nil) },
@@ -305,8 +299,8 @@ var operations = map[string]operation{
 		steps: buildSteps,
 		prepare: func(p *plant) {
 			all, err := p.Snapshots(p.t.Context())
-			must(p.t, err)
-			must(p.t, p.DeleteSnapshot(p.t.Context(), all[0].ID))
+			expect.NoError(p.t, err)
+			expect.NoError(p.t, p.DeleteSnapshot(p.t.Context(), all[0].ID))
 			p.settled("no snapshot", func() error { return p.snapshots(0) })
 		},
 		do: func(p *plant) {
@@ -327,7 +321,7 @@ var operations = map[string]operation{
 				return nil
 			}
 			for range warmboot.UnhealthyAfter - 1 {
-				must(p.t, p.DeleteContainer(p.t.Context(), p.mustRun("web").Name, true))
+				expect.NoError(p.t, p.DeleteContainer(p.t.Context(), p.mustRun("web").Name, true))
 			}
 		},
 		do: func(p *plant) {
@@ -343,7 +337,7 @@ var operations = map[string]operation{
 		steps: []string{"delete snapshot: stored"},
 		do: func(p *plant) {
 			all, err := p.Snapshots(p.t.Context())
-			must(p.t, err)
+			expect.NoError(p.t, err)
 			p.cut(p.DeleteSnapshot(p.t.Context(), all[0].ID))
 		},
 		wrong: func(p *plant) error { return p.snapshots(0) },
@@ -380,7 +374,7 @@ func TestKilledAtEachStep(t *testing.T) {
 // TestEveryStepIsTried keeps the list above complete.
 func TestEveryStepIsTried(t *testing.T) {
 	files, err := filepath.Glob("../../internal/controlplane/*.go")
-	must(t, err)
+	expect.NoError(t, err)
 	var tried []string
 	for _, op := range operations {
 		tried = append(tried, op.steps...)
@@ -389,7 +383,7 @@ func TestEveryStepIsTried(t *testing.T) {
 	found := 0
 	for _, f := range files {
 		text, err := os.ReadFile(f)
-		must(t, err)
+		expect.NoError(t, err)
 		if strings.HasSuffix(f, "_test.go") {
 			continue
 		}

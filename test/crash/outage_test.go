@@ -11,6 +11,7 @@ import (
 	"warmboot"
 	"warmboot/api"
 	"warmboot/internal/controlplane"
+	"warmboot/internal/expect"
 	"warmboot/internal/store/pgtest"
 )
 
@@ -24,9 +25,9 @@ func TestDatabaseGoneInTheMiddleOfCreates(t *testing.T) {
 		"crashed": func(t *testing.T) (string, func(), func()) {
 			postgres.Need(t)
 			own, err := pgtest.Start()
-			must(t, err)
-			t.Cleanup(func() { must(t, own.Close()) })
-			return own.Database(t), func() { must(t, own.Crash()) }, func() { must(t, own.Resume()) }
+			expect.NoError(t, err)
+			t.Cleanup(func() { expect.NoError(t, own.Close()) })
+			return own.Database(t), func() { expect.NoError(t, own.Crash()) }, func() { expect.NoError(t, own.Resume()) }
 		},
 		"cut off": func(t *testing.T) (string, func(), func()) {
 			link := postgres.Link(t, postgres.Database(t))

@@ -14,6 +14,7 @@ import (
 	"warmboot/internal/authority"
 	"warmboot/internal/controlplane"
 	"warmboot/internal/controlplane/hosttest"
+	"warmboot/internal/expect"
 	"warmboot/internal/store"
 	"warmboot/test/managerprocess"
 )
@@ -24,10 +25,10 @@ func BenchmarkHosts(b *testing.B) {
 	url := postgres(b)
 	m := managerprocess.Start(b, managerprocess.Options{Name: "m", URL: url, API: "127.0.0.1:28080", Cluster: "127.0.0.1:28081"})
 	db, err := store.Open(b.Context(), store.Config{URL: url, Log: slog.New(slog.DiscardHandler)})
-	must(b, err)
-	b.Cleanup(func() { must(b, db.Close()) })
+	expect.NoError(b, err)
+	b.Cleanup(func() { expect.NoError(b, db.Close()) })
 	ca, err := authority.Open(b.Context(), db)
-	must(b, err)
+	expect.NoError(b, err)
 	ctx, cancel := context.WithCancel(b.Context())
 	var all sync.WaitGroup
 	defer all.Wait()
@@ -37,14 +38,14 @@ func BenchmarkHosts(b *testing.B) {
 		h.Name, h.Address = fmt.Sprintf("h%d", i), "127.0.0.1:1"
 		managers := agentrpc.NewManagers([]string{"127.0.0.1:28081"})
 		token, _, err := ca.NewToken(ctx, db, "", time.Hour, "bench")
-		must(b, err)
+		expect.NoError(b, err)
 		credentials, id, err := authority.JoinHost(ctx, filepath.Join(b.TempDir(), "agent"), token, managers)
-		must(b, err)
+		expect.NoError(b, err)
 		managers.Use(credentials)
 		h.ID = id
 		inventory, err := h.Inventory(ctx)
-		must(b, err)
-		must(b, managers.HostHello(ctx, controlplane.Hello{ID: id, Name: h.Name, Address: h.Address, Inventory: inventory}))
+		expect.NoError(b, err)
+		expect.NoError(b, managers.HostHello(ctx, controlplane.Hello{ID: id, Name: h.Name, Address: h.Address, Inventory: inventory}))
 		all.Go(func() {
 			defer managers.Close()
 			time.Sleep(agent.DefaultBeat * time.Duration(i) / hosts) // as they would come
@@ -68,7 +69,7 @@ func BenchmarkHosts(b *testing.B) {
 		report(b, 100*float64(cpuTime(b, m.PID())-before)/float64(during), "manager-%-of-a-core")
 	}
 	up, err := m.Hosts(b.Context())
-	must(b, err)
+	expect.NoError(b, err)
 	for _, h := range up {
 		if h.State != "up" {
 			b.Errorf("host %s is %s", h.Name, h.State)

@@ -15,6 +15,7 @@ import (
 
 	"warmboot/api"
 	"warmboot/internal/controlplane/hosttest"
+	"warmboot/internal/expect"
 	"warmboot/internal/store/pgtest"
 	"warmboot/test/managerprocess"
 )
@@ -27,13 +28,6 @@ func TestMain(m *testing.M) {
 		code = 1
 	}
 	os.Exit(code)
-}
-
-func must(b testing.TB, err error) {
-	b.Helper()
-	if err != nil {
-		b.Fatal(err)
-	}
 }
 
 // results are the figures of all benchmarks that have run, by name.
@@ -91,8 +85,8 @@ func quantile(of []time.Duration, q float64) float64 {
 func postgres(b *testing.B) string {
 	b.Helper()
 	s, err := pgtest.Start("fsync=on")
-	must(b, err)
-	b.Cleanup(func() { must(b, s.Close()) })
+	expect.NoError(b, err)
+	b.Cleanup(func() { expect.NoError(b, s.Close()) })
 	return s.Database(b)
 }
 
@@ -100,12 +94,12 @@ func postgres(b *testing.B) string {
 func cpuTime(b *testing.B, pid int) time.Duration {
 	b.Helper()
 	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	must(b, err)
+	expect.NoError(b, err)
 	f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+2:]))
 	var ticks int64
 	for _, n := range f[11:13] { // utime and stime, proc(5)
 		t, err := strconv.ParseInt(n, 10, 64)
-		must(b, err)
+		expect.NoError(b, err)
 		ticks += t
 	}
 	return time.Duration(ticks) * 10 * time.Millisecond // USER_HZ is 100
@@ -116,12 +110,12 @@ func started(b *testing.B, url string) *managerprocess.Process {
 	b.Helper()
 	m := managerprocess.Start(b, managerprocess.Options{Name: "m", URL: url, API: "127.0.0.1:28080"})
 	img, err := m.RegisterImage(b.Context(), api.RegisterImage{Name: "runtime", KernelPath: hosttest.Root + "k", RootfsPath: hosttest.Root + "r"})
-	must(b, err)
+	expect.NoError(b, err)
 	id, err := m.CreateSnapshot(b.Context(), img.ID)
-	must(b, err)
+	expect.NoError(b, err)
 	for s := (api.Snapshot{State: "creating"}); s.State == "creating"; {
 		s, err = m.WaitSnapshot(b.Context(), id, s.Metadata.Step)
-		must(b, err)
+		expect.NoError(b, err)
 	}
 	return m
 }

@@ -14,6 +14,7 @@ import (
 	"warmboot/api"
 	"warmboot/internal/access"
 	"warmboot/internal/controlplane/hosttest"
+	"warmboot/internal/expect"
 	"warmboot/internal/httpapi"
 	"warmboot/internal/planetest"
 	"warmboot/internal/telemetry"
@@ -40,10 +41,10 @@ func BenchmarkPages(b *testing.B) {
 	here, there := hosttest.New(), hosttest.New()
 	here.Name, there.Name = "here", "there"
 	p, err := planetest.Start(b.Context(), planetest.Config{URL: url, Hosts: []*hosttest.Host{here, there}})
-	must(b, err)
+	expect.NoError(b, err)
 	b.Cleanup(func() { _ = p.Close(); here.Close(); there.Close() })
 	img, err := p.Service.RegisterImage(b.Context(), warmboot.Image{Name: "runtime", KernelPath: hosttest.Root + "vmlinuz", RootfsPath: hosttest.Root + "rootfs.ext4"})
-	must(b, err)
+	expect.NoError(b, err)
 	db, _ := p.Store.SQL()
 	if _, err := db.ExecContext(b.Context(), fill, string(img.ID), string(here.ID), string(there.ID)); err != nil {
 		b.Fatal(err)
@@ -106,9 +107,9 @@ func measure(b *testing.B, do func()) {
 
 func get(b *testing.B, web *httptest.Server, path string) []byte {
 	req, err := http.NewRequestWithContext(b.Context(), http.MethodGet, web.URL+path, http.NoBody)
-	must(b, err)
+	expect.NoError(b, err)
 	res, err := web.Client().Do(req)
-	must(b, err)
+	expect.NoError(b, err)
 	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
 	if err != nil || res.StatusCode != http.StatusOK {

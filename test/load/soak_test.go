@@ -12,17 +12,18 @@ import (
 	"time"
 
 	"warmboot/api"
+	"warmboot/internal/expect"
 )
 
 // rss is how much memory a process has, in MiB.
 func rss(b *testing.B, pid int) float64 {
 	b.Helper()
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
-	must(b, err)
+	expect.NoError(b, err)
 	for line := range strings.Lines(string(text)) {
 		if f := strings.Fields(line); f[0] == "VmRSS:" {
 			kb, err := strconv.Atoi(f[1])
-			must(b, err)
+			expect.NoError(b, err)
 			return float64(kb) / 1024
 		}
 	}
@@ -46,12 +47,12 @@ func BenchmarkSoak(b *testing.B) {
 				for i := 0; ctx.Err() == nil; i++ {
 					name := fmt.Sprintf("w%d-%d", w, i)
 					_, err := m.CreateContainer(b.Context(), api.CreateContainer{Name: name, Image: "debian:trixie"})
-					must(b, err)
+					expect.NoError(b, err)
 					_, err = m.WaitContainer(b.Context(), name, "started")
-					must(b, err)
+					expect.NoError(b, err)
 					_, err = m.Containers(b.Context())
-					must(b, err)
-					must(b, m.DeleteContainer(b.Context(), name, true))
+					expect.NoError(b, err)
+					expect.NoError(b, m.DeleteContainer(b.Context(), name, true))
 					lives.Add(1)
 				}
 			})

@@ -26,6 +26,7 @@ import (
 	"warmboot/internal/agentrpc"
 	"warmboot/internal/authority"
 	"warmboot/internal/controlplane"
+	"warmboot/internal/expect"
 	"warmboot/internal/httpapi"
 	"warmboot/internal/planetest"
 	"warmboot/internal/rollback"
@@ -171,28 +172,21 @@ type Process struct {
 func Start(t testing.TB, o Options) *Process {
 	t.Helper()
 	text, err := json.Marshal(o)
-	must(t, err)
+	expect.NoError(t, err)
 	m := &Process{t: t, cmd: exec.Command(os.Args[0])}
 	m.cmd.Env = append(os.Environ(), env+"="+string(text))
 	m.cmd.Stderr = os.Stderr
 	m.in, err = m.cmd.StdinPipe()
-	must(t, err)
+	expect.NoError(t, err)
 	out, err := m.cmd.StdoutPipe()
-	must(t, err)
+	expect.NoError(t, err)
 	m.out = bufio.NewScanner(out)
-	must(t, m.cmd.Start())
+	expect.NoError(t, m.cmd.Start())
 	t.Cleanup(m.Stop)
 	m.await("serving")
 	m.Client, err = client.New(client.Config{Addr: "http://" + o.API})
-	must(t, err)
+	expect.NoError(t, err)
 	return m
-}
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // await reads the line that the manager writes next.
@@ -211,14 +205,14 @@ func (m *Process) PID() int { return m.cmd.Process.Pid }
 func (m *Process) DieAt(step string) {
 	m.t.Helper()
 	_, err := fmt.Fprintln(m.in, step)
-	must(m.t, err)
+	expect.NoError(m.t, err)
 	m.await("told")
 }
 
 // Kill ends the manager without a word.
 func (m *Process) Kill() {
 	m.t.Helper()
-	must(m.t, m.cmd.Process.Kill())
+	expect.NoError(m.t, m.cmd.Process.Kill())
 	m.Died(20 * time.Second)
 }
 

@@ -8,51 +8,52 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/expect"
 )
 
 func newToken(t *testing.T, s warmboot.Store, name string, role warmboot.Role) *warmboot.Token {
 	t.Helper()
 	token := &warmboot.Token{ID: warmboot.NewID(), Name: name, Role: role, Digest: strings.ReplaceAll(string(warmboot.NewID()), "-", ""), CreatedAt: now(), CreatedBy: "somebody"}
-	must(t, s.CreateToken(t.Context(), token))
+	expect.NoError(t, s.CreateToken(t.Context(), token))
 	return token
 }
 
 func testTokens(t *testing.T, s warmboot.Store) {
 	ctx := t.Context()
 	none, err := s.Tokens(ctx, warmboot.Page{})
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, len(none), 0)
 	older := newToken(t, s, "older", warmboot.RoleViewer)
 	expiry := now().Add(time.Hour)
 	newer := &warmboot.Token{ID: warmboot.NewID(), Name: "newer", Role: warmboot.RoleAdmin, Digest: "d2", CreatedAt: now().Add(time.Second), CreatedBy: "older", ExpiresAt: &expiry}
-	must(t, s.CreateToken(ctx, newer))
+	expect.NoError(t, s.CreateToken(ctx, newer))
 	for ref, want := range map[string]*warmboot.Token{"older": older, string(older.ID): older, strings.ToUpper(string(newer.ID)): newer, "newer": newer} {
 		got, err := s.FindToken(ctx, ref)
-		must(t, err)
+		expect.NoError(t, err)
 		wantEqual(t, got, want)
 	}
 	got, err := s.TokenByDigest(ctx, "d2")
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got, newer)
 	all, err := s.Tokens(ctx, warmboot.Page{})
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, all, []*warmboot.Token{newer, older})
 
 	taken := *newer
 	taken.ID, taken.Digest = warmboot.NewID(), "d3"
-	wantCode(t, s.CreateToken(ctx, &taken), warmboot.Conflict, "newer", "warmboot token rm newer")
+	expect.Code(t, s.CreateToken(ctx, &taken), warmboot.Conflict, "newer", "warmboot token rm newer")
 	taken.Name, taken.Digest = "same secret", "d2"
-	wantCode(t, s.CreateToken(ctx, &taken), warmboot.Conflict)
+	expect.Code(t, s.CreateToken(ctx, &taken), warmboot.Conflict)
 
-	must(t, s.DeleteToken(ctx, newer.ID))
-	wantCode(t, s.DeleteToken(ctx, newer.ID), warmboot.NotFound, string(newer.ID))
+	expect.NoError(t, s.DeleteToken(ctx, newer.ID))
+	expect.Code(t, s.DeleteToken(ctx, newer.ID), warmboot.NotFound, string(newer.ID))
 	_, err = s.TokenByDigest(ctx, "d2")
-	wantCode(t, err, warmboot.NotFound)
+	expect.Code(t, err, warmboot.NotFound)
 	for _, ref := range []string{"newer", "", "OLDER", "x'; DROP TABLE api_tokens; --", "\x00", "\xff"} {
 		_, err = s.FindToken(ctx, ref)
-		wantCode(t, err, warmboot.NotFound)
+		expect.Code(t, err, warmboot.NotFound)
 	}
-	must(t, s.CreateToken(ctx, newer)) // its name is free again
+	expect.NoError(t, s.CreateToken(ctx, newer)) // its name is free again
 }
 
 func testTokenUse(t *testing.T, s warmboot.Store) {
@@ -62,19 +63,19 @@ func testTokenUse(t *testing.T, s warmboot.Store) {
 	wantUse := func(token *warmboot.Token, at *time.Time) {
 		t.Helper()
 		got, err := s.FindToken(ctx, token.Name)
-		must(t, err)
+		expect.NoError(t, err)
 		wantEqual(t, got.LastUsedAt, at)
 	}
-	must(t, s.TouchTokens(ctx, map[warmboot.ID]time.Time{a.ID: at, warmboot.NewID(): at}))
+	expect.NoError(t, s.TouchTokens(ctx, map[warmboot.ID]time.Time{a.ID: at, warmboot.NewID(): at}))
 	wantUse(a, &at)
 	wantUse(b, nil)
 	// Another manager has seen it later, and is told of earlier.
 	later := at.Add(time.Minute)
-	must(t, s.TouchTokens(ctx, map[warmboot.ID]time.Time{a.ID: later, b.ID: at}))
-	must(t, s.TouchTokens(ctx, map[warmboot.ID]time.Time{a.ID: at, b.ID: later}))
+	expect.NoError(t, s.TouchTokens(ctx, map[warmboot.ID]time.Time{a.ID: later, b.ID: at}))
+	expect.NoError(t, s.TouchTokens(ctx, map[warmboot.ID]time.Time{a.ID: at, b.ID: later}))
 	wantUse(a, &later)
 	wantUse(b, &later)
-	must(t, s.TouchTokens(ctx, nil))
+	expect.NoError(t, s.TouchTokens(ctx, nil))
 }
 
 func testConcurrentTokenNames(t *testing.T, s warmboot.Store) {
@@ -92,7 +93,7 @@ func testConcurrentTokenNames(t *testing.T, s warmboot.Store) {
 			made++
 			continue
 		}
-		wantCode(t, err, warmboot.Conflict, "a token ci")
+		expect.Code(t, err, warmboot.Conflict, "a token ci")
 	}
 	wantEqual(t, made, 1)
 }
@@ -103,7 +104,7 @@ func newAudit(t *testing.T, s warmboot.Store, at time.Time, operation string) *w
 		At: at, Actor: "ci", ActorID: warmboot.NewID(), Role: warmboot.RoleOperator, Operation: operation, EntityType: "container", EntityName: "web\x00\xff",
 		Source: "2001:db8::1", RequestID: "3f2a9c0d1e4b",
 	}
-	must(t, s.BeginAudit(t.Context(), e))
+	expect.NoError(t, s.BeginAudit(t.Context(), e))
 	e.EntityName = "web\uFFFD\uFFFD" // what a text can hold of it
 	return e
 }
@@ -113,7 +114,7 @@ func testAudit(t *testing.T, s warmboot.Store) {
 	entries := func(before int64, limit int) []*warmboot.AuditEntry {
 		t.Helper()
 		all, err := s.AuditEntries(ctx, before, limit)
-		must(t, err)
+		expect.NoError(t, err)
 		return all
 	}
 	wantEqual(t, len(entries(0, 10)), 0)
@@ -123,18 +124,18 @@ func testAudit(t *testing.T, s warmboot.Store) {
 		t.Fatalf("the ids are %d and %d", first.ID, second.ID)
 	}
 	bare := &warmboot.AuditEntry{At: now(), Actor: "warmboot serve", Role: warmboot.RoleAdmin, Operation: "create-token", EntityType: "token"}
-	must(t, s.BeginAudit(ctx, bare))
+	expect.NoError(t, s.BeginAudit(ctx, bare))
 	wantEqual(t, entries(0, 10), []*warmboot.AuditEntry{bare, second, first})
 
 	finished := now()
 	second.EntityID, second.EntityName, second.Outcome, second.FinishedAt = string(warmboot.NewID()), "web", warmboot.AuditOK, &finished
-	must(t, s.FinishAudit(ctx, second))
+	expect.NoError(t, s.FinishAudit(ctx, second))
 	wantEqual(t, entries(0, 2), []*warmboot.AuditEntry{bare, second})
 	wantEqual(t, entries(second.ID, 2), []*warmboot.AuditEntry{first})
 	wantEqual(t, len(entries(first.ID, 2)), 0)
 	wantEqual(t, len(entries(1<<62, 10)), 3)
 	second.ID = 1 << 40
-	wantCode(t, s.FinishAudit(ctx, second), warmboot.NotFound)
+	expect.Code(t, s.FinishAudit(ctx, second), warmboot.NotFound)
 }
 
 func testPruneAudit(t *testing.T, s warmboot.Store) {
@@ -146,13 +147,13 @@ func testPruneAudit(t *testing.T, s warmboot.Store) {
 	prune := func(before time.Time, want int64) {
 		t.Helper()
 		n, err := s.PruneAudit(ctx, before)
-		must(t, err)
+		expect.NoError(t, err)
 		wantEqual(t, n, want)
 	}
 	prune(start.Add(-time.Hour), 2)
 	prune(start.Add(-time.Hour), 0)
 	left, err := s.AuditEntries(ctx, 0, 10)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, left, []*warmboot.AuditEntry{kept})
 	// A number is not given again, or a cursor could skip what came after it.
 	prune(start, 1)

@@ -8,19 +8,20 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/expect"
 )
 
 func newHost(t *testing.T, s warmboot.Store, name string) *warmboot.Host {
 	t.Helper()
 	h := &warmboot.Host{ID: warmboot.NewID(), Name: name, Address: name + ":7000", State: warmboot.HostUp, CreatedAt: now(), Inventory: warmboot.HostInventory{VMM: "qemu-7.2.22", Platform: "p"}}
-	must(t, s.CreateHost(t.Context(), h))
+	expect.NoError(t, s.CreateHost(t.Context(), h))
 	return h
 }
 
 func newManager(t *testing.T, s warmboot.Store, name string) *warmboot.Manager {
 	t.Helper()
 	m := &warmboot.Manager{ID: warmboot.NewID(), Name: name, StartedAt: now()}
-	must(t, s.JoinManagers(t.Context(), m))
+	expect.NoError(t, s.JoinManagers(t.Context(), m))
 	return m
 }
 
@@ -34,36 +35,36 @@ func testHosts(t *testing.T, s warmboot.Store) {
 			MaxVMs: 100, VMs: 7, Snapshots: []warmboot.ID{warmboot.NewID()}, Images: []string{"a", "b"},
 		},
 	}
-	must(t, s.CreateHost(ctx, b))
+	expect.NoError(t, s.CreateHost(ctx, b))
 	a := newHost(t, s, "a")
 	all, err := s.Hosts(ctx, "", 0)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, all, []*warmboot.Host{a, b})
 	for _, ref := range []string{"b", string(b.ID), strings.ToUpper(string(b.ID))} {
 		got, err := s.FindHost(ctx, ref)
-		must(t, err)
+		expect.NoError(t, err)
 		wantEqual(t, got, b)
 	}
 	_, err = s.FindHost(ctx, "absent")
-	wantCode(t, err, warmboot.NotFound, "absent")
+	expect.Code(t, err, warmboot.NotFound, "absent")
 	twin := *b
 	twin.ID = warmboot.NewID()
-	wantCode(t, s.CreateHost(ctx, &twin), warmboot.Conflict, "b", b.ID.Short())
+	expect.Code(t, s.CreateHost(ctx, &twin), warmboot.Conflict, "b", b.ID.Short())
 
 	at := now().Add(time.Minute)
-	must(t, s.BeatHosts(ctx, []warmboot.ID{b.ID, warmboot.NewID()}, at))
+	expect.NoError(t, s.BeatHosts(ctx, []warmboot.ID{b.ID, warmboot.NewID()}, at))
 	_, err = s.UpdateHost(ctx, b.ID, func(h *warmboot.Host) error {
 		h.State, h.Cordoned, h.Inventory.VMs, h.Address = warmboot.HostUp, false, 8, "10.0.0.3:7000"
 		h.Beat, h.LastSeenAt = 0, nil // not its to change
 		return nil
 	})
-	must(t, err)
+	expect.NoError(t, err)
 	b.State, b.Cordoned, b.Inventory.VMs, b.Address, b.Beat, b.LastSeenAt = warmboot.HostUp, false, 8, "10.0.0.3:7000", 4, &at
 	got, err := s.Host(ctx, b.ID)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got, b)
 	_, err = s.UpdateHost(ctx, b.ID, func(*warmboot.Host) error { return warmboot.Errorf(warmboot.Denied, "", "no") })
-	wantCode(t, err, warmboot.Denied)
+	expect.Code(t, err, warmboot.Denied)
 }
 
 func testDeleteHost(t *testing.T, s warmboot.Store) {
@@ -72,46 +73,46 @@ func testDeleteHost(t *testing.T, s warmboot.Store) {
 	h := newHost(t, s, "a")
 	c := container(img, "web")
 	c.HostID = h.ID
-	must(t, s.CreateContainer(ctx, c))
+	expect.NoError(t, s.CreateContainer(ctx, c))
 	snap := snapshot(img, "p")
 	snap.HostID = h.ID
-	must(t, s.CreateSnapshot(ctx, snap))
-	wantCode(t, s.DeleteHost(ctx, h.ID), warmboot.Conflict, "1 containers", "1 snapshots")
-	must(t, s.DeleteContainer(ctx, c.ID))
-	wantCode(t, s.DeleteHost(ctx, h.ID), warmboot.Conflict)
-	must(t, s.DeleteSnapshot(ctx, snap.ID))
-	wantCode(t, s.DeleteHost(ctx, h.ID, func(*warmboot.Host) error { return warmboot.Errorf(warmboot.Stale, "", "seen another") }), warmboot.Stale)
-	must(t, s.DeleteHost(ctx, h.ID))
+	expect.NoError(t, s.CreateSnapshot(ctx, snap))
+	expect.Code(t, s.DeleteHost(ctx, h.ID), warmboot.Conflict, "1 containers", "1 snapshots")
+	expect.NoError(t, s.DeleteContainer(ctx, c.ID))
+	expect.Code(t, s.DeleteHost(ctx, h.ID), warmboot.Conflict)
+	expect.NoError(t, s.DeleteSnapshot(ctx, snap.ID))
+	expect.Code(t, s.DeleteHost(ctx, h.ID, func(*warmboot.Host) error { return warmboot.Errorf(warmboot.Stale, "", "seen another") }), warmboot.Stale)
+	expect.NoError(t, s.DeleteHost(ctx, h.ID))
 	_, err := s.Snapshot(ctx, snap.ID)
-	wantCode(t, err, warmboot.NotFound)
-	wantCode(t, s.DeleteHost(ctx, h.ID), warmboot.NotFound)
+	expect.Code(t, err, warmboot.NotFound)
+	expect.Code(t, s.DeleteHost(ctx, h.ID), warmboot.NotFound)
 	orphan := container(img, "orphan")
 	orphan.HostID = h.ID
-	wantCode(t, s.CreateContainer(ctx, orphan), warmboot.Unavailable, "has been removed")
+	expect.Code(t, s.CreateContainer(ctx, orphan), warmboot.Unavailable, "has been removed")
 }
 
 func testManagers(t *testing.T, s warmboot.Store) {
 	ctx := t.Context()
 	m := newManager(t, s, "one")
 	all, err := s.BeatManager(ctx, m.ID)
-	must(t, err)
+	expect.NoError(t, err)
 	m.Beat = 1
 	wantEqual(t, all, []*warmboot.Manager{m})
-	must(t, s.RemoveManager(ctx, m.ID, 0)) // it has lived since
+	expect.NoError(t, s.RemoveManager(ctx, m.ID, 0)) // it has lived since
 	_, err = s.BeatManager(ctx, m.ID)
-	must(t, err)
-	must(t, s.RemoveManager(ctx, m.ID, 2))
+	expect.NoError(t, err)
+	expect.NoError(t, s.RemoveManager(ctx, m.ID, 2))
 	_, err = s.BeatManager(ctx, m.ID)
-	wantCode(t, err, warmboot.NotFound)
+	expect.Code(t, err, warmboot.NotFound)
 
 	first := newManager(t, s, "one")
 	second := newManager(t, s, "one")
 	_, err = s.BeatManager(ctx, first.ID)
-	wantCode(t, err, warmboot.NotFound)
-	must(t, s.LeaveManagers(ctx, second.ID))
-	must(t, s.LeaveManagers(ctx, second.ID))
+	expect.Code(t, err, warmboot.NotFound)
+	expect.NoError(t, s.LeaveManagers(ctx, second.ID))
+	expect.NoError(t, s.LeaveManagers(ctx, second.ID))
 	_, err = s.BeatManager(ctx, second.ID)
-	wantCode(t, err, warmboot.NotFound)
+	expect.Code(t, err, warmboot.NotFound)
 }
 
 func testLeases(t *testing.T, s warmboot.Store) {
@@ -120,12 +121,12 @@ func testLeases(t *testing.T, s warmboot.Store) {
 	img := newImage(t, s, "runtime")
 	c := newContainer(t, s, img, "web")
 	got, err := s.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error { c.Lease = c.Lease.Take(m.ID); return nil })
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got.Lease, warmboot.Lease{Owner: m.ID, Generation: 1, Held: true})
 	wantEqual(t, got.Lease.HeldByOther(warmboot.NewID()), true)
-	must(t, s.LeaveManagers(ctx, m.ID)) // it dies
+	expect.NoError(t, s.LeaveManagers(ctx, m.ID)) // it dies
 	got, err = s.Container(ctx, c.ID)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got.Lease, warmboot.Lease{Owner: m.ID, Generation: 1})
 }
 
@@ -133,21 +134,21 @@ func testDeletedContainers(t *testing.T, s warmboot.Store) {
 	ctx := t.Context()
 	img := newImage(t, s, "runtime")
 	c, kept := newContainer(t, s, img, "gone"), newContainer(t, s, img, "kept")
-	must(t, s.DeleteContainer(ctx, c.ID))
+	expect.NoError(t, s.DeleteContainer(ctx, c.ID))
 	ids := []warmboot.ID{c.ID, kept.ID, warmboot.NewID()}
 	for range 1500 {
 		ids = append(ids, warmboot.NewID())
 	}
 	got, err := s.DeletedContainers(ctx, ids)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got, map[warmboot.ID]bool{c.ID: true})
-	must(t, s.ForgetDeletedContainers(ctx, now().Add(-time.Hour)))
+	expect.NoError(t, s.ForgetDeletedContainers(ctx, now().Add(-time.Hour)))
 	got, err = s.DeletedContainers(ctx, ids)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, len(got), 1)
-	must(t, s.ForgetDeletedContainers(ctx, now().Add(time.Hour)))
+	expect.NoError(t, s.ForgetDeletedContainers(ctx, now().Add(time.Hour)))
 	got, err = s.DeletedContainers(ctx, ids)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, len(got), 0)
 }
 
@@ -162,17 +163,17 @@ func testPortsOfHosts(t *testing.T, s warmboot.Store) {
 		return c
 	}
 	first, second := on(a, "first"), on(b, "second")
-	must(t, s.CreateContainer(ctx, first))
-	must(t, s.CreateContainer(ctx, second))
-	wantCode(t, s.CreateContainer(ctx, on(b, "third")), warmboot.Conflict, "second")
+	expect.NoError(t, s.CreateContainer(ctx, first))
+	expect.NoError(t, s.CreateContainer(ctx, second))
+	expect.Code(t, s.CreateContainer(ctx, on(b, "third")), warmboot.Conflict, "second")
 	// Placed on another host, it takes its ports along.
 	move := func(c *warmboot.Container) error { c.HostID = b.ID; return nil }
 	_, err := s.UpdateContainer(ctx, first.ID, move)
-	wantCode(t, err, warmboot.Conflict, "second")
-	must(t, s.DeleteContainer(ctx, second.ID))
+	expect.Code(t, err, warmboot.Conflict, "second")
+	expect.NoError(t, s.DeleteContainer(ctx, second.ID))
 	_, err = s.UpdateContainer(ctx, first.ID, move)
-	must(t, err)
-	must(t, s.CreateContainer(ctx, on(a, "fourth")))
+	expect.NoError(t, err)
+	expect.NoError(t, s.CreateContainer(ctx, on(a, "fourth")))
 }
 
 // testFeed wants whatever is published to be heard, where there may be somebody else to hear it.
@@ -185,7 +186,7 @@ func testFeed(t *testing.T, s warmboot.Store) {
 	}()
 	<-connected
 	long := strings.Repeat("x", warmboot.FeedLimit)
-	must(t, s.Publish(ctx, []string{"it's", long}))
+	expect.NoError(t, s.Publish(ctx, []string{"it's", long}))
 	if alone := s.Publish(ctx, []string{long + "x"}) == nil; !alone {
 		for _, want := range []string{"it's", long} {
 			select {
@@ -197,7 +198,7 @@ func testFeed(t *testing.T, s warmboot.Store) {
 		}
 	}
 	cancel()
-	wantCode(t, <-ended, warmboot.Canceled)
+	expect.Code(t, <-ended, warmboot.Canceled)
 }
 
 // testClosedHosts wants nothing new to be stored on a host that takes nothing, whatever a manager believed.
@@ -207,15 +208,15 @@ func testClosedHosts(t *testing.T, s warmboot.Store) {
 	h, other := newHost(t, s, "a"), newHost(t, s, "b")
 	elsewhere := container(img, "elsewhere")
 	elsewhere.HostID = other.ID
-	must(t, s.CreateContainer(ctx, elsewhere))
+	expect.NoError(t, s.CreateContainer(ctx, elsewhere))
 	alter := func(change func(*warmboot.Host)) {
 		t.Helper()
 		_, err := s.UpdateHost(ctx, h.ID, func(h *warmboot.Host) error { change(h); return nil })
-		must(t, err)
+		expect.NoError(t, err)
 	}
 	wantClosed := func(err error, says string) {
 		t.Helper()
-		wantCode(t, err, warmboot.Unavailable, says)
+		expect.Code(t, err, warmboot.Unavailable, says)
 		if !errors.Is(err, warmboot.ErrHostClosed) {
 			t.Errorf("the error is %v", err)
 		}
@@ -233,11 +234,11 @@ func testClosedHosts(t *testing.T, s warmboot.Store) {
 		wantClosed(err, says)
 		alter(func(h *warmboot.Host) { h.Cordoned, h.State = false, warmboot.HostUp })
 	}
-	must(t, s.CreateContainer(ctx, fresh))
+	expect.NoError(t, s.CreateContainer(ctx, fresh))
 	alter(func(h *warmboot.Host) { h.Cordoned = true })
 	_, err := s.UpdateContainer(ctx, fresh.ID, func(c *warmboot.Container) error { c.VMID = "vm-1"; return nil })
-	must(t, err) // it is there already
+	expect.NoError(t, err) // it is there already
 	running := container(img, "running")
 	running.HostID, running.State = h.ID, warmboot.ContainerRunning
-	must(t, s.CreateContainer(ctx, running)) // so was this one, before the database was restored
+	expect.NoError(t, s.CreateContainer(ctx, running)) // so was this one, before the database was restored
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/expect"
 )
 
 func testAuthority(t *testing.T, s warmboot.Store) {
@@ -42,12 +43,12 @@ func testJoinTokens(t *testing.T, s warmboot.Store) {
 	h := newHost(t, s, "a")
 	fresh := &warmboot.JoinToken{ID: warmboot.NewID(), Digest: "d1", HostID: h.ID, CreatedBy: "me", CreatedAt: at, ExpiresAt: at.Add(time.Hour)}
 	stale := &warmboot.JoinToken{ID: warmboot.NewID(), Digest: "d2", CreatedAt: at, ExpiresAt: at.Add(time.Minute)}
-	must(t, s.CreateJoinToken(ctx, fresh))
-	must(t, s.CreateJoinToken(ctx, stale))
+	expect.NoError(t, s.CreateJoinToken(ctx, fresh))
+	expect.NoError(t, s.CreateJoinToken(ctx, stale))
 	_, err := s.TakeJoinToken(ctx, "absent", at)
-	wantCode(t, err, warmboot.Unauthenticated, "warmboot host token")
+	expect.Code(t, err, warmboot.Unauthenticated, "warmboot host token")
 	_, err = s.TakeJoinToken(ctx, "d2", at.Add(time.Minute))
-	wantCode(t, err, warmboot.Unauthenticated)
+	expect.Code(t, err, warmboot.Unauthenticated)
 	var mu sync.Mutex
 	var got []*warmboot.JoinToken
 	var wg sync.WaitGroup

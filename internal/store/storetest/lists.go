@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"warmboot"
+	"warmboot/internal/expect"
 )
 
 func testContainerFilters(t *testing.T, s warmboot.Store) {
@@ -25,7 +26,7 @@ func testContainerFilters(t *testing.T, s warmboot.Store) {
 		{Name: "webz", Image: "redis", RuntimeImageID: img.ID, HostID: here.ID, State: warmboot.ContainerStopped, BootMethod: warmboot.BootCold},
 	} {
 		c.ID, c.CreatedAt = warmboot.NewID(), at.Add(time.Duration(i)*time.Second)
-		must(t, s.CreateContainer(ctx, c))
+		expect.NoError(t, s.CreateContainer(ctx, c))
 	}
 	for _, c := range []struct {
 		filter warmboot.ContainerFilter
@@ -52,7 +53,7 @@ func testContainerFilters(t *testing.T, s warmboot.Store) {
 		{warmboot.ContainerFilter{HostID: warmboot.NewID()}, nil},
 	} {
 		all, err := s.Containers(ctx, c.filter)
-		must(t, err)
+		expect.NoError(t, err)
 		var names []string
 		for _, one := range all {
 			names = append(names, one.Name)
@@ -69,7 +70,7 @@ func testSnapshotFilters(t *testing.T, s warmboot.Store) {
 	add := func(img *warmboot.Image, host warmboot.ID, state warmboot.SnapshotState) warmboot.ID {
 		snap := snapshot(img, "p")
 		snap.HostID, snap.State = host, state
-		must(t, s.CreateSnapshot(ctx, snap))
+		expect.NoError(t, s.CreateSnapshot(ctx, snap))
 		return snap.ID
 	}
 	ready, gone, foreign, building := add(img, h.ID, warmboot.SnapshotReady), add(img, h.ID, warmboot.SnapshotDeleted), add(other, "", warmboot.SnapshotReady), add(img, "", warmboot.SnapshotCreating)
@@ -85,7 +86,7 @@ func testSnapshotFilters(t *testing.T, s warmboot.Store) {
 		{warmboot.SnapshotFilter{RuntimeImageID: img.ID, Page: warmboot.Page{Limit: 2}}, []warmboot.ID{building, gone}},
 	} {
 		all, err := s.Snapshots(ctx, c.filter)
-		must(t, err)
+		expect.NoError(t, err)
 		var ids []warmboot.ID
 		for _, one := range all {
 			ids = append(ids, one.ID)
@@ -155,10 +156,10 @@ func testPages(t *testing.T, s warmboot.Store) {
 	}
 	for name, l := range lists {
 		for i := range 7 {
-			must(t, l.add(i))
+			expect.NoError(t, l.add(i))
 		}
 		whole, err := l.page(warmboot.Page{})
-		must(t, err)
+		expect.NoError(t, err)
 		if len(whole) < 7 || !slices.IsSortedFunc(whole, func(a, b warmboot.Place) int { return b.CreatedAt.Compare(a.CreatedAt) }) {
 			t.Fatalf("%s are not newest first: %v", name, whole)
 		}
@@ -166,7 +167,7 @@ func testPages(t *testing.T, s warmboot.Store) {
 			var got []warmboot.Place
 			for p := (warmboot.Page{Limit: size}); ; p.After = got[len(got)-1] {
 				part, err := l.page(p)
-				must(t, err)
+				expect.NoError(t, err)
 				if len(part) > size {
 					t.Fatalf("%s: a page of %d has %d", name, size, len(part))
 				}
@@ -179,11 +180,11 @@ func testPages(t *testing.T, s warmboot.Store) {
 			}
 		}
 		first, err := l.page(warmboot.Page{Limit: 3})
-		must(t, err)
-		must(t, l.remove(first[2].ID))
-		must(t, l.add(100)) // of a later moment than all
+		expect.NoError(t, err)
+		expect.NoError(t, l.remove(first[2].ID))
+		expect.NoError(t, l.add(100)) // of a later moment than all
 		rest, err := l.page(warmboot.Page{After: first[2]})
-		must(t, err)
+		expect.NoError(t, err)
 		wantEqual(t, rest, whole[3:])
 	}
 
@@ -196,7 +197,7 @@ func testPages(t *testing.T, s warmboot.Store) {
 		want  []string
 	}{{"", 0, []string{"a", "b", "c", "d"}}, {"", 2, []string{"a", "b"}}, {"b", 2, []string{"c", "d"}}, {"bb", 1, []string{"c"}}, {"d", 2, nil}, {"'; --", 0, []string{"a", "b", "c", "d"}}} {
 		all, err := s.Hosts(ctx, c.after, c.limit)
-		must(t, err)
+		expect.NoError(t, err)
 		var names []string
 		for _, h := range all {
 			names = append(names, h.Name)
@@ -218,14 +219,14 @@ func testCounts(t *testing.T, s warmboot.Store) {
 	counts := func(want *warmboot.Counts) {
 		t.Helper()
 		got, err := s.Counts(ctx)
-		must(t, err)
+		expect.NoError(t, err)
 		wantEqual(t, got, want)
 	}
 	counts(&warmboot.Counts{})
 	img := newImage(t, s, "runtime")
 	for i, c := range []*warmboot.Container{{State: warmboot.ContainerRunning, VMID: "vm-1"}, {State: warmboot.ContainerRunning, VMID: "vm-2"}, {State: warmboot.ContainerCreating}, {State: warmboot.ContainerStopped}} {
 		c.ID, c.Name, c.RuntimeImageID, c.CreatedAt = warmboot.NewID(), fmt.Sprint("c", i), img.ID, now()
-		must(t, s.CreateContainer(ctx, c))
+		expect.NoError(t, s.CreateContainer(ctx, c))
 	}
 	finish(t, s, newSnapshot(t, s, img))
 	newSnapshot(t, s, img)

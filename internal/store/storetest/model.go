@@ -7,6 +7,7 @@ import (
 	"pgregory.net/rapid"
 
 	"warmboot"
+	"warmboot/internal/expect"
 )
 
 // testSnapshotModel does random things to a few snapshots of one image, on two platforms, and compares them with a model after each.
@@ -31,11 +32,11 @@ func testSnapshotModel(t *testing.T, s warmboot.Store) {
 				snap := snapshot(img, platform.Draw(r, "platform"))
 				for _, other := range model {
 					if other.State == warmboot.SnapshotCreating && other.Platform == snap.Platform {
-						expect(r, s.CreateSnapshot(ctx, snap), false)
+						wantMove(r, s.CreateSnapshot(ctx, snap), false)
 						return
 					}
 				}
-				expect(r, s.CreateSnapshot(ctx, snap), true)
+				wantMove(r, s.CreateSnapshot(ctx, snap), true)
 				model[snap.ID], ids = snap, append(ids, snap.ID)
 			},
 			"finish": func(r *rapid.T) {
@@ -45,7 +46,7 @@ func testSnapshotModel(t *testing.T, s warmboot.Store) {
 					outdated = []string{"p", "q"}
 				}
 				_, err := s.FinishSnapshot(ctx, snap, outdated)
-				if !expect(r, err, snap.State == warmboot.SnapshotCreating) {
+				if !wantMove(r, err, snap.State == warmboot.SnapshotCreating) {
 					return
 				}
 				for _, other := range model {
@@ -57,27 +58,27 @@ func testSnapshotModel(t *testing.T, s warmboot.Store) {
 			},
 			"fail": func(r *rapid.T) {
 				snap := pick(r)
-				expect(r, s.FailSnapshot(ctx, snap.ID, "broken"), true)
+				wantMove(r, s.FailSnapshot(ctx, snap.ID, "broken"), true)
 				if snap.State != warmboot.SnapshotDeleted {
 					snap.State, snap.Metadata.Error = warmboot.SnapshotUnhealthy, "broken"
 				}
 			},
 			"delete": func(r *rapid.T) {
 				snap := pick(r)
-				expect(r, s.DeleteSnapshot(ctx, snap.ID), true)
+				wantMove(r, s.DeleteSnapshot(ctx, snap.ID), true)
 				snap.State = warmboot.SnapshotDeleted
 			},
 			"restore": func(r *rapid.T) {
 				snap := pick(r)
 				used := now()
 				if n := rapid.IntRange(-2, 3).Draw(r, "successes"); n > 0 {
-					expect(r, s.RecordSuccesses(ctx, snap.ID, used, n), true)
+					wantMove(r, s.RecordSuccesses(ctx, snap.ID, used, n), true)
 					snap.LastUsedAt, snap.SuccessCount, snap.FailureStreak = &used, snap.SuccessCount+int64(n), 0
 					return
 				}
 				const failure = "mute"
 				_, err := s.RecordFailure(ctx, snap.ID, used, failure)
-				expect(r, err, true)
+				wantMove(r, err, true)
 				snap.LastUsedAt = &used
 				snap.FailureCount, snap.FailureStreak = snap.FailureCount+1, snap.FailureStreak+1
 				if snap.State == warmboot.SnapshotReady && snap.FailureStreak >= warmboot.UnhealthyAfter {
@@ -88,7 +89,7 @@ func testSnapshotModel(t *testing.T, s warmboot.Store) {
 				ready := map[string]int{}
 				for _, want := range model {
 					got, err := s.Snapshot(ctx, want.ID)
-					must(t, err)
+					expect.NoError(t, err)
 					wantEqual(t, got, want)
 					if got.State == warmboot.SnapshotReady {
 						ready[got.Platform]++
@@ -148,7 +149,7 @@ func testContainerModel(t *testing.T, s warmboot.Store) {
 				for _, other := range model {
 					taken = taken || other.Name == c.Name
 				}
-				if expect(r, s.CreateContainer(ctx, c), !taken) {
+				if wantMove(r, s.CreateContainer(ctx, c), !taken) {
 					model[c.ID], ids = c, append(ids, c.ID)
 				}
 			},
@@ -157,7 +158,7 @@ func testContainerModel(t *testing.T, s warmboot.Store) {
 				next := rapid.SampledFrom(states).Draw(r, "state")
 				ok := next == c.State || c.State.CanBecome(next) && (next != warmboot.ContainerStarting || !portTaken(c.ID))
 				_, err := s.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error { c.State = next; return nil })
-				if expect(r, err, ok) && next != c.State {
+				if wantMove(r, err, ok) && next != c.State {
 					released[c.ID] = next == warmboot.ContainerDeleting && !holdsPort(c)
 					c.State = next
 				}
@@ -172,7 +173,7 @@ func testContainerModel(t *testing.T, s warmboot.Store) {
 					c.Lease = c.Lease.Take(who)
 					return nil
 				})
-				if expect(r, err, !c.Lease.HeldByOther(who)) {
+				if wantMove(r, err, !c.Lease.HeldByOther(who)) {
 					c.Lease = c.Lease.Take(who)
 					c.Lease.Held = alive[who]
 				}
@@ -180,32 +181,32 @@ func testContainerModel(t *testing.T, s warmboot.Store) {
 			"release": func(r *rapid.T) {
 				c := pick(r)
 				_, err := s.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error { c.Lease = c.Lease.Release(); return nil })
-				expect(r, err, true)
+				wantMove(r, err, true)
 				c.Lease = c.Lease.Release()
 			},
 			"delete": func(r *rapid.T) {
 				c := pick(r)
-				expect(r, s.DeleteContainer(ctx, c.ID), true)
+				wantMove(r, s.DeleteContainer(ctx, c.ID), true)
 				delete(model, c.ID)
 				ids = slices.DeleteFunc(ids, func(id warmboot.ID) bool { return id == c.ID })
 			},
 			"": func(*rapid.T) {
 				for _, want := range model {
 					got, err := s.Container(ctx, want.ID)
-					must(t, err)
+					expect.NoError(t, err)
 					wantEqual(t, got, want)
 				}
 			},
 		})
 		for _, id := range ids {
-			must(t, s.DeleteContainer(ctx, id))
+			expect.NoError(t, s.DeleteContainer(ctx, id))
 		}
-		must(t, s.DeleteHost(ctx, host.ID))
+		expect.NoError(t, s.DeleteHost(ctx, host.ID))
 	})
 }
 
-// expect checks the outcome of a move; it reports whether it was made.
-func expect(r *rapid.T, err error, ok bool) bool {
+// wantMove checks the outcome of a move; it reports whether it was made.
+func wantMove(r *rapid.T, err error, ok bool) bool {
 	if ok && err != nil || !ok && warmboot.CodeOf(err) != warmboot.Conflict {
 		r.Fatalf("error %v, where the move should succeed: %t", err, ok)
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/expect"
 )
 
 func receipt(key string) *warmboot.Receipt {
@@ -18,7 +19,7 @@ func receipt(key string) *warmboot.Receipt {
 // wantRepeated fails the test unless err tells of the receipt that is stored.
 func wantRepeated(t *testing.T, err error, want *warmboot.Receipt) {
 	t.Helper()
-	wantCode(t, err, warmboot.Conflict)
+	expect.Code(t, err, warmboot.Conflict)
 	var repeated *warmboot.Repeated
 	if !errors.As(err, &repeated) {
 		t.Fatalf("%v does not tell of the first", err)
@@ -51,10 +52,10 @@ func testReceipts(t *testing.T, s warmboot.Store) {
 		first := receipt(kind)
 		first.Secret = []byte{0, 255, 1}
 		id, err := create(warmboot.WithReceipt(ctx, first), 1)
-		must(t, err)
+		expect.NoError(t, err)
 		wantEqual(t, first.EntityID, id)
 		got, err := s.Receipt(ctx, kind)
-		must(t, err)
+		expect.NoError(t, err)
 		wantEqual(t, got, first)
 
 		second := receipt(kind)
@@ -63,26 +64,26 @@ func testReceipts(t *testing.T, s warmboot.Store) {
 		wantRepeated(t, err, first)
 		wantEqual(t, second.EntityID, warmboot.ID(""))
 		_, err = create(ctx, 2) // nothing of it is there
-		must(t, err)
+		expect.NoError(t, err)
 	}
 	_, err := s.Receipt(ctx, "nobody's")
-	wantCode(t, err, warmboot.NotFound)
+	expect.Code(t, err, warmboot.NotFound)
 
 	there := receipt("there")
-	must(t, s.KeepReceipt(ctx, there, img.ID))
+	expect.NoError(t, s.KeepReceipt(ctx, there, img.ID))
 	wantEqual(t, there.EntityID, img.ID)
 	wantRepeated(t, s.KeepReceipt(ctx, receipt("there"), warmboot.NewID()), there)
 
 	old := receipt("old")
 	old.CreatedAt = now().Add(-time.Hour)
-	must(t, s.KeepReceipt(ctx, old, img.ID))
+	expect.NoError(t, s.KeepReceipt(ctx, old, img.ID))
 	n, err := s.PruneReceipts(ctx, now().Add(-time.Minute))
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, n, int64(1))
 	_, err = s.Receipt(ctx, "old")
-	wantCode(t, err, warmboot.NotFound)
+	expect.Code(t, err, warmboot.NotFound)
 	_, err = s.Receipt(ctx, "there")
-	must(t, err)
+	expect.NoError(t, err)
 }
 
 // testReceiptAndEntity has creates fail: there is no receipt of what was not made.
@@ -92,16 +93,16 @@ func testReceiptAndEntity(t *testing.T, s warmboot.Store) {
 	web := newContainer(t, s, img, "web", port("127.0.0.1", 80, warmboot.TCP))
 	r := receipt("k")
 	rctx := warmboot.WithReceipt(ctx, r)
-	wantCode(t, s.CreateContainer(rctx, container(img, "web")), warmboot.Conflict, "web")
-	wantCode(t, s.CreateContainer(rctx, container(img, "other", port("127.0.0.1", 80, warmboot.TCP))), warmboot.Conflict, "80/tcp")
-	wantCode(t, s.CreateImage(rctx, &warmboot.Image{ID: warmboot.NewID(), Name: "runtime", CreatedAt: now()}), warmboot.Conflict, "runtime")
+	expect.Code(t, s.CreateContainer(rctx, container(img, "web")), warmboot.Conflict, "web")
+	expect.Code(t, s.CreateContainer(rctx, container(img, "other", port("127.0.0.1", 80, warmboot.TCP))), warmboot.Conflict, "80/tcp")
+	expect.Code(t, s.CreateImage(rctx, &warmboot.Image{ID: warmboot.NewID(), Name: "runtime", CreatedAt: now()}), warmboot.Conflict, "runtime")
 	_, err := s.Receipt(ctx, "k")
-	wantCode(t, err, warmboot.NotFound)
-	must(t, s.DeleteContainer(ctx, web.ID))
+	expect.Code(t, err, warmboot.NotFound)
+	expect.NoError(t, s.DeleteContainer(ctx, web.ID))
 	c := container(img, "web")
-	must(t, s.CreateContainer(rctx, c))
+	expect.NoError(t, s.CreateContainer(rctx, c))
 	wantEqual(t, r.EntityID, c.ID)
-	must(t, s.DeleteContainer(ctx, c.ID))
+	expect.NoError(t, s.DeleteContainer(ctx, c.ID))
 	wantRepeated(t, s.CreateContainer(warmboot.WithReceipt(ctx, receipt("k")), container(img, "web")), r) // it was made, whatever became of it
 }
 
@@ -133,10 +134,10 @@ func testConcurrentReceipts(t *testing.T, s warmboot.Store) {
 		}
 		wg.Wait()
 		all, err := s.Containers(ctx, warmboot.ContainerFilter{})
-		must(t, err)
+		expect.NoError(t, err)
 		wantEqual(t, len(all), round+1)
 		for i, id := range ids {
-			must(t, errs[i])
+			expect.NoError(t, errs[i])
 			wantEqual(t, id, all[0].ID)
 		}
 	}

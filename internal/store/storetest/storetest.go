@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"warmboot"
+	"warmboot/internal/expect"
 )
 
 // Run runs the suite. open returns a store with nothing in it, which open's test closes.
@@ -77,27 +78,6 @@ func Run(t *testing.T, open func(t *testing.T) warmboot.Store) {
 	}
 }
 
-// must fails the test on an error.
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// wantCode fails the test unless err has the code, and its text every one of words.
-func wantCode(t *testing.T, err error, code warmboot.Code, words ...string) {
-	t.Helper()
-	if got := warmboot.CodeOf(err); got != code {
-		t.Fatalf("error %v has code %q, want %q", err, got, code)
-	}
-	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			t.Fatalf("error %q does not say %q", err, w)
-		}
-	}
-}
-
 func wantEqual(t *testing.T, got, want any) {
 	t.Helper()
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()); diff != "" {
@@ -114,14 +94,14 @@ func newImage(t *testing.T, s warmboot.Store, name string) *warmboot.Image {
 		ID: warmboot.NewID(), Name: name, KernelPath: "/srv/images/vmlinuz", InitrdPath: "/srv/images/initrd.img", RootfsPath: "/srv/images/rootfs.ext4",
 		Digest: strings.Repeat("a", 64), SizeBytes: 400 << 20, Recipe: strings.Repeat("b", 64), CreatedAt: now(),
 	}
-	must(t, s.CreateImage(t.Context(), img))
+	expect.NoError(t, s.CreateImage(t.Context(), img))
 	return img
 }
 
 func newSnapshot(t *testing.T, s warmboot.Store, img *warmboot.Image) *warmboot.RuntimeSnapshot {
 	t.Helper()
 	snap := snapshot(img, "p")
-	must(t, s.CreateSnapshot(t.Context(), snap))
+	expect.NoError(t, s.CreateSnapshot(t.Context(), snap))
 	return snap
 }
 
@@ -134,14 +114,14 @@ func snapshot(img *warmboot.Image, platform string) *warmboot.RuntimeSnapshot {
 func finish(t *testing.T, s warmboot.Store, snap *warmboot.RuntimeSnapshot, outdated ...string) []warmboot.ID {
 	t.Helper()
 	replaced, err := s.FinishSnapshot(t.Context(), snap, outdated)
-	must(t, err)
+	expect.NoError(t, err)
 	return replaced
 }
 
 func snapshotState(t *testing.T, s warmboot.Store, id warmboot.ID) warmboot.SnapshotState {
 	t.Helper()
 	got, err := s.Snapshot(t.Context(), id)
-	must(t, err)
+	expect.NoError(t, err)
 	return got.State
 }
 
@@ -156,7 +136,7 @@ func container(img *warmboot.Image, name string, ports ...warmboot.PortMapping) 
 func newContainer(t *testing.T, s warmboot.Store, img *warmboot.Image, name string, ports ...warmboot.PortMapping) *warmboot.Container {
 	t.Helper()
 	c := container(img, name, ports...)
-	must(t, s.CreateContainer(t.Context(), c))
+	expect.NoError(t, s.CreateContainer(t.Context(), c))
 	return c
 }
 
@@ -168,35 +148,35 @@ func become(t *testing.T, s warmboot.Store, id warmboot.ID, states ...warmboot.C
 	t.Helper()
 	for _, state := range states {
 		_, err := s.UpdateContainer(t.Context(), id, func(c *warmboot.Container) error { c.State = state; return nil })
-		must(t, err)
+		expect.NoError(t, err)
 	}
 }
 
 func testImages(t *testing.T, s warmboot.Store) {
 	ctx := t.Context()
 	none, err := s.Images(ctx, warmboot.Page{})
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, len(none), 0)
 	older := newImage(t, s, "older")
 	newer := newImage(t, s, "newer")
 
 	got, err := s.Image(ctx, older.ID)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got, older)
 	got, err = s.ImageByName(ctx, "newer")
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got, newer)
 	all, err := s.Images(ctx, warmboot.Page{})
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, all, []*warmboot.Image{newer, older})
 
 	_, err = s.Image(ctx, warmboot.NewID())
-	wantCode(t, err, warmboot.NotFound)
+	expect.Code(t, err, warmboot.NotFound)
 	_, err = s.ImageByName(ctx, "absent")
-	wantCode(t, err, warmboot.NotFound, "absent")
+	expect.Code(t, err, warmboot.NotFound, "absent")
 	same := *older
 	same.ID = warmboot.NewID()
-	wantCode(t, s.CreateImage(ctx, &same), warmboot.Conflict, "older", string(older.ID))
+	expect.Code(t, s.CreateImage(ctx, &same), warmboot.Conflict, "older", string(older.ID))
 }
 
 func testUpdateImage(t *testing.T, s warmboot.Store) {
@@ -207,25 +187,25 @@ func testUpdateImage(t *testing.T, s warmboot.Store) {
 		return s.UpdateImage(ctx, img.ID, func(img *warmboot.Image) error { img.Name, img.Digest = name, "x"; return nil })
 	}
 	_, err := rename("base")
-	must(t, err)
+	expect.NoError(t, err)
 	img.Name = "base" // and nothing else
 	got, err := s.ImageByName(ctx, "base")
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got, img)
 	_, err = rename("base")
-	must(t, err)
+	expect.NoError(t, err)
 	_, err = rename("other")
-	wantCode(t, err, warmboot.Conflict, "other")
+	expect.Code(t, err, warmboot.Conflict, "other")
 	_, err = s.UpdateImage(ctx, img.ID, func(*warmboot.Image) error { return warmboot.Errorf(warmboot.Stale, "", "seen another") })
-	wantCode(t, err, warmboot.Stale)
+	expect.Code(t, err, warmboot.Stale)
 	_, err = s.UpdateImage(ctx, warmboot.NewID(), func(*warmboot.Image) error { return nil })
-	wantCode(t, err, warmboot.NotFound)
+	expect.Code(t, err, warmboot.NotFound)
 	newImage(t, s, "runtime") // the name is free
 
 	refuse := func(*warmboot.Image) error { return warmboot.Errorf(warmboot.Stale, "", "seen another") }
 	allow := func(seen *warmboot.Image) error { wantEqual(t, seen, img); return nil }
-	wantCode(t, s.DeleteImage(ctx, img.ID, allow, refuse), warmboot.Stale)
-	must(t, s.DeleteImage(ctx, img.ID, allow))
+	expect.Code(t, s.DeleteImage(ctx, img.ID, allow, refuse), warmboot.Stale)
+	expect.NoError(t, s.DeleteImage(ctx, img.ID, allow))
 }
 
 func testDeleteImage(t *testing.T, s warmboot.Store) {
@@ -233,27 +213,27 @@ func testDeleteImage(t *testing.T, s warmboot.Store) {
 	img := newImage(t, s, "runtime")
 	snap := newSnapshot(t, s, img)
 	c := newContainer(t, s, img, "web")
-	wantCode(t, s.DeleteImage(ctx, img.ID), warmboot.Conflict, "container web")
-	must(t, s.DeleteContainer(ctx, c.ID))
-	wantCode(t, s.DeleteImage(ctx, img.ID), warmboot.Conflict, string(snap.ID))
-	must(t, s.DeleteSnapshot(ctx, snap.ID))
-	must(t, s.DeleteImage(ctx, img.ID))
+	expect.Code(t, s.DeleteImage(ctx, img.ID), warmboot.Conflict, "container web")
+	expect.NoError(t, s.DeleteContainer(ctx, c.ID))
+	expect.Code(t, s.DeleteImage(ctx, img.ID), warmboot.Conflict, string(snap.ID))
+	expect.NoError(t, s.DeleteSnapshot(ctx, snap.ID))
+	expect.NoError(t, s.DeleteImage(ctx, img.ID))
 	_, err := s.Image(ctx, img.ID)
-	wantCode(t, err, warmboot.NotFound)
-	wantCode(t, s.DeleteImage(ctx, img.ID), warmboot.NotFound)
+	expect.Code(t, err, warmboot.NotFound)
+	expect.Code(t, s.DeleteImage(ctx, img.ID), warmboot.NotFound)
 
 	all, err := s.Images(ctx, warmboot.Page{})
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, len(all), 0)
-	wantCode(t, s.CreateContainer(ctx, container(img, "late")), warmboot.NotFound)
+	expect.Code(t, s.CreateContainer(ctx, container(img, "late")), warmboot.NotFound)
 
 	left, err := s.Snapshot(ctx, snap.ID) // its files may still have to be removed, and are found by the image's id
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, left.State, warmboot.SnapshotDeleted)
 	wantEqual(t, left.RuntimeImageID, img.ID)
 	newImage(t, s, "runtime") // the name is free
-	must(t, s.ForgetSnapshot(ctx, snap.ID))
-	must(t, s.CreateImage(ctx, &warmboot.Image{ID: img.ID, Name: "again", CreatedAt: now()})) // nothing is left of it
+	expect.NoError(t, s.ForgetSnapshot(ctx, snap.ID))
+	expect.NoError(t, s.CreateImage(ctx, &warmboot.Image{ID: img.ID, Name: "again", CreatedAt: now()})) // nothing is left of it
 }
 
 func testSnapshotRoundTrip(t *testing.T, s warmboot.Store) {
@@ -266,18 +246,18 @@ func testSnapshotRoundTrip(t *testing.T, s warmboot.Store) {
 		CreatedAt: now(), SuccessCount: 42, FailureCount: 7, FailureStreak: 2, LastUsedAt: &used,
 		Metadata: warmboot.SnapshotMetadata{SizeBytes: 900_000_000, MemSizeBytes: 512_000_000, CompressedSizeBytes: 1, Compressed: true, DockerVersion: "26.1.5", VCPUs: 2, BuildSeconds: 21.5, ColdBootSeconds: 15.25, PauseSeconds: .25, Error: "no"},
 	}
-	must(t, s.CreateSnapshot(ctx, snap))
+	expect.NoError(t, s.CreateSnapshot(ctx, snap))
 	got, err := s.Snapshot(ctx, snap.ID)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got, snap)
 	second := newSnapshot(t, s, img)
 	all, err := s.Snapshots(ctx, warmboot.SnapshotFilter{})
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, all, []*warmboot.RuntimeSnapshot{second, snap})
 
 	orphan := *second
 	orphan.ID, orphan.RuntimeImageID = warmboot.NewID(), warmboot.NewID()
-	wantCode(t, s.CreateSnapshot(ctx, &orphan), warmboot.NotFound, string(orphan.RuntimeImageID))
+	expect.Code(t, s.CreateSnapshot(ctx, &orphan), warmboot.NotFound, string(orphan.RuntimeImageID))
 }
 
 func testFinishSnapshot(t *testing.T, s warmboot.Store) {
@@ -285,13 +265,13 @@ func testFinishSnapshot(t *testing.T, s warmboot.Store) {
 	img, other := newImage(t, s, "runtime"), newImage(t, s, "other")
 	done := func(img *warmboot.Image, platform string) *warmboot.RuntimeSnapshot {
 		snap := snapshot(img, platform)
-		must(t, s.CreateSnapshot(ctx, snap))
+		expect.NoError(t, s.CreateSnapshot(ctx, snap))
 		finish(t, s, snap)
 		return snap
 	}
 	elsewhere, foreign, outdated, ready := done(other, "p"), done(img, "q"), done(img, "old"), done(img, "p")
 	sick := newSnapshot(t, s, img)
-	must(t, s.FailSnapshot(ctx, sick.ID, "no Docker"))
+	expect.NoError(t, s.FailSnapshot(ctx, sick.ID, "no Docker"))
 	next := newSnapshot(t, s, img)
 	next.SnapshotPath, next.FCVersion, next.Metadata.SizeBytes = "/srv/fc/"+string(next.ID), "qemu-8.0.0", 900
 	replaced := finish(t, s, next, "old", "unheard of")
@@ -301,7 +281,7 @@ func testFinishSnapshot(t *testing.T, s warmboot.Store) {
 	slices.Sort(want)
 	wantEqual(t, replaced, want)
 	got, err := s.Snapshot(ctx, next.ID)
-	must(t, err)
+	expect.NoError(t, err)
 	next.State = warmboot.SnapshotReady
 	wantEqual(t, got, next)
 	for id, want := range map[warmboot.ID]warmboot.SnapshotState{
@@ -311,13 +291,13 @@ func testFinishSnapshot(t *testing.T, s warmboot.Store) {
 	}
 
 	building := newSnapshot(t, s, img)
-	must(t, s.DeleteSnapshot(ctx, building.ID))
+	expect.NoError(t, s.DeleteSnapshot(ctx, building.ID))
 	_, err = s.FinishSnapshot(ctx, building, nil)
-	wantCode(t, err, warmboot.Conflict, "deleted")
+	expect.Code(t, err, warmboot.Conflict, "deleted")
 	wantEqual(t, snapshotState(t, s, next.ID), warmboot.SnapshotReady) // a finish that was refused has not marked anything
 	building.ID = warmboot.NewID()
 	_, err = s.FinishSnapshot(ctx, building, nil)
-	wantCode(t, err, warmboot.NotFound)
+	expect.Code(t, err, warmboot.NotFound)
 }
 
 func testOneBuildAtATime(t *testing.T, s warmboot.Store) {
@@ -336,14 +316,14 @@ func testOneBuildAtATime(t *testing.T, s warmboot.Store) {
 			began++
 			continue
 		}
-		wantCode(t, err, warmboot.Conflict, "being built")
+		expect.Code(t, err, warmboot.Conflict, "being built")
 	}
 	wantEqual(t, began, 1)
-	must(t, s.CreateSnapshot(ctx, snapshot(img, "q")))
+	expect.NoError(t, s.CreateSnapshot(ctx, snapshot(img, "q")))
 	all, err := s.Snapshots(ctx, warmboot.SnapshotFilter{})
-	must(t, err)
-	must(t, s.DeleteSnapshot(ctx, all[1].ID))
-	must(t, s.CreateSnapshot(ctx, snapshot(img, "p")))
+	expect.NoError(t, err)
+	expect.NoError(t, s.DeleteSnapshot(ctx, all[1].ID))
+	expect.NoError(t, s.CreateSnapshot(ctx, snapshot(img, "p")))
 }
 
 // testBuildIsTakenOver lets a builder that has lost its lease come back.
@@ -356,43 +336,43 @@ func testBuildIsTakenOver(t *testing.T, s warmboot.Store) {
 			snap.Lease = snap.Lease.Take(m.ID)
 			return nil
 		})
-		must(t, err)
+		expect.NoError(t, err)
 		return got
 	}
 	late, now := take(first), take(second)
 	_, err := s.FinishSnapshot(ctx, late, nil)
-	wantCode(t, err, warmboot.Conflict, "taken over")
+	expect.Code(t, err, warmboot.Conflict, "taken over")
 	finish(t, s, now)
 	got, err := s.Snapshot(ctx, snap.ID)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got.Lease, warmboot.Lease{Generation: 2})
 	_, err = s.UpdateSnapshot(ctx, snap.ID, func(snap *warmboot.RuntimeSnapshot) error { snap.State = warmboot.SnapshotCreating; return nil })
-	wantCode(t, err, warmboot.Conflict, "ready", "creating")
+	expect.Code(t, err, warmboot.Conflict, "ready", "creating")
 }
 
 func testSnapshotStates(t *testing.T, s warmboot.Store) {
 	ctx := t.Context()
 	snap := newSnapshot(t, s, newImage(t, s, "runtime"))
-	wantCode(t, s.ForgetSnapshot(ctx, snap.ID), warmboot.Conflict, "creating")
-	must(t, s.FailSnapshot(ctx, snap.ID, "disk full"))
+	expect.Code(t, s.ForgetSnapshot(ctx, snap.ID), warmboot.Conflict, "creating")
+	expect.NoError(t, s.FailSnapshot(ctx, snap.ID, "disk full"))
 	got, err := s.Snapshot(ctx, snap.ID)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got.State, warmboot.SnapshotUnhealthy)
 	wantEqual(t, got.Metadata.Error, "disk full")
 
-	must(t, s.DeleteSnapshot(ctx, snap.ID))
-	must(t, s.DeleteSnapshot(ctx, snap.ID))
-	must(t, s.FailSnapshot(ctx, snap.ID, "late"))
+	expect.NoError(t, s.DeleteSnapshot(ctx, snap.ID))
+	expect.NoError(t, s.DeleteSnapshot(ctx, snap.ID))
+	expect.NoError(t, s.FailSnapshot(ctx, snap.ID, "late"))
 	got, err = s.Snapshot(ctx, snap.ID)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got.State, warmboot.SnapshotDeleted)
-	must(t, s.ForgetSnapshot(ctx, snap.ID))
+	expect.NoError(t, s.ForgetSnapshot(ctx, snap.ID))
 	for _, err := range []error{s.ForgetSnapshot(ctx, snap.ID), s.DeleteSnapshot(ctx, snap.ID), s.FailSnapshot(ctx, snap.ID, "")} {
-		wantCode(t, err, warmboot.NotFound, string(snap.ID))
+		expect.Code(t, err, warmboot.NotFound, string(snap.ID))
 	}
-	wantCode(t, s.RecordSuccesses(ctx, snap.ID, now(), 1), warmboot.NotFound)
+	expect.Code(t, s.RecordSuccesses(ctx, snap.ID, now(), 1), warmboot.NotFound)
 	_, err = s.RecordFailure(ctx, snap.ID, now(), "")
-	wantCode(t, err, warmboot.NotFound)
+	expect.Code(t, err, warmboot.NotFound)
 }
 
 func testRecordRestore(t *testing.T, s warmboot.Store) {
@@ -416,16 +396,16 @@ func testRecordRestore(t *testing.T, s warmboot.Store) {
 		var got *warmboot.RuntimeSnapshot
 		var err error
 		if use.failure == "" {
-			must(t, s.RecordSuccesses(ctx, snap.ID, at, 1))
+			expect.NoError(t, s.RecordSuccesses(ctx, snap.ID, at, 1))
 			got, err = s.Snapshot(ctx, snap.ID)
 		} else {
 			got, err = s.RecordFailure(ctx, snap.ID, at, use.failure)
 		}
-		must(t, err)
+		expect.NoError(t, err)
 		use.want.ID, use.want.RuntimeImageID, use.want.Platform, use.want.FCVersion, use.want.CreatedAt, use.want.LastUsedAt = snap.ID, snap.RuntimeImageID, snap.Platform, snap.FCVersion, snap.CreatedAt, &at
 		wantEqual(t, got, &use.want)
 		stored, err := s.Snapshot(ctx, snap.ID)
-		must(t, err)
+		expect.NoError(t, err)
 		if diff := cmp.Diff(got, stored); diff != "" {
 			t.Fatalf("use %d: what was returned is not what was stored:\n%s", i, diff)
 		}
@@ -450,39 +430,39 @@ func testContainerRoundTrip(t *testing.T, s warmboot.Store) {
 		Phases: []warmboot.Phase{{Name: warmboot.PhaseDisk, Duration: 1234567}}, ExitCode: &code, Error: "e",
 		CreatedAt: now(), StartedAt: &started, FinishedAt: &finished,
 	}
-	must(t, s.CreateContainer(ctx, c))
+	expect.NoError(t, s.CreateContainer(ctx, c))
 	got, err := s.Container(ctx, c.ID)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got, c)
 
 	bare := newContainer(t, s, img, "bare")
 	got, err = s.Container(ctx, bare.ID)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got, bare)
 
-	must(t, s.DeleteContainer(ctx, c.ID))
+	expect.NoError(t, s.DeleteContainer(ctx, c.ID))
 	_, err = s.Container(ctx, c.ID)
-	wantCode(t, err, warmboot.NotFound)
-	wantCode(t, s.DeleteContainer(ctx, c.ID), warmboot.NotFound, string(c.ID))
+	expect.Code(t, err, warmboot.NotFound)
+	expect.Code(t, s.DeleteContainer(ctx, c.ID), warmboot.NotFound, string(c.ID))
 
 	orphan := container(img, "orphan")
 	orphan.RuntimeImageID = warmboot.NewID()
-	wantCode(t, s.CreateContainer(ctx, orphan), warmboot.NotFound, string(orphan.RuntimeImageID))
+	expect.Code(t, s.CreateContainer(ctx, orphan), warmboot.NotFound, string(orphan.RuntimeImageID))
 }
 
 func testContainerNameTaken(t *testing.T, s warmboot.Store) {
 	ctx := t.Context()
 	img := newImage(t, s, "runtime")
 	first := newContainer(t, s, img, "web")
-	wantCode(t, s.CreateContainer(ctx, container(img, "web")), warmboot.Conflict, "web", first.ID.Short(), "creating")
-	must(t, s.DeleteContainer(ctx, first.ID))
+	expect.Code(t, s.CreateContainer(ctx, container(img, "web")), warmboot.Conflict, "web", first.ID.Short(), "creating")
+	expect.NoError(t, s.DeleteContainer(ctx, first.ID))
 	second, other := newContainer(t, s, img, "web"), newContainer(t, s, img, "other")
 	rename := func(name string) error {
 		_, err := s.UpdateContainer(ctx, second.ID, func(c *warmboot.Container) error { c.Name = name; return nil })
 		return err
 	}
-	wantCode(t, rename("other"), warmboot.Conflict, "other", other.ID.Short(), "creating")
-	must(t, rename("www"))
+	expect.Code(t, rename("other"), warmboot.Conflict, "other", other.ID.Short(), "creating")
+	expect.NoError(t, rename("www"))
 	newContainer(t, s, img, "web")
 }
 
@@ -492,7 +472,7 @@ func testFindContainer(t *testing.T, s warmboot.Store) {
 	add := func(id, name string) *warmboot.Container {
 		c := container(img, name)
 		c.ID = warmboot.ID(id)
-		must(t, s.CreateContainer(ctx, c))
+		expect.NoError(t, s.CreateContainer(ctx, c))
 		return c
 	}
 	one := add("aaaaaaaa-1111-4000-8000-000000000001", "web")
@@ -508,10 +488,10 @@ func testFindContainer(t *testing.T, s warmboot.Store) {
 		}
 	}
 	_, err := s.FindContainer(ctx, "aaaaaaaa")
-	wantCode(t, err, warmboot.Conflict, "web", "db")
+	expect.Code(t, err, warmboot.Conflict, "web", "db")
 	for _, ref := range []string{"", "-", "%", "_", "WEB", "c", "aaaaaaaa3", string(warmboot.NewID()), "x'; DROP TABLE containers; --", strings.Repeat("a", 300)} {
 		_, err := s.FindContainer(ctx, ref)
-		wantCode(t, err, warmboot.NotFound)
+		expect.Code(t, err, warmboot.NotFound)
 	}
 }
 
@@ -531,7 +511,7 @@ func testListContainers(t *testing.T, s warmboot.Store) {
 		{[]warmboot.ContainerState{warmboot.ContainerStopped}, nil},
 	} {
 		all, err := s.Containers(ctx, warmboot.ContainerFilter{States: want.states})
-		must(t, err)
+		expect.NoError(t, err)
 		var ids []warmboot.ID
 		for _, c := range all {
 			ids = append(ids, c.ID)
@@ -552,16 +532,16 @@ func testContainerStates(t *testing.T, s warmboot.Store) {
 		for _, to := range states {
 			c := container(img, string(from)+"-"+string(to))
 			c.State = from
-			must(t, s.CreateContainer(ctx, c))
+			expect.NoError(t, s.CreateContainer(ctx, c))
 			_, err := s.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error { c.State, c.Error = to, "changed"; return nil })
 			got, readErr := s.Container(ctx, c.ID)
-			must(t, readErr)
+			expect.NoError(t, readErr)
 			if from == to || from.CanBecome(to) {
-				must(t, err)
+				expect.NoError(t, err)
 				wantEqual(t, got.State, to)
 				continue
 			}
-			wantCode(t, err, warmboot.Conflict, string(from), string(to))
+			expect.Code(t, err, warmboot.Conflict, string(from), string(to))
 			wantEqual(t, got, c)
 		}
 	}
@@ -576,7 +556,7 @@ func testUpdateContainer(t *testing.T, s warmboot.Store) {
 		c.Phases = append(c.Phases, warmboot.Phase{Name: warmboot.PhaseBoot, Duration: time.Second})
 		return nil
 	})
-	must(t, err)
+	expect.NoError(t, err)
 	want := *c
 	want.State, want.BootMethod, want.VMID, want.ExitCode, want.StartedAt = warmboot.ContainerRunning, warmboot.BootCold, "vm-1", &code, &at
 	want.Phases = []warmboot.Phase{{Name: warmboot.PhaseBoot, Duration: time.Second}}
@@ -592,10 +572,10 @@ func testUpdateContainer(t *testing.T, s warmboot.Store) {
 		_, _ = s.UpdateContainer(ctx, c.ID, func(c *warmboot.Container) error { c.Error = "x"; panic("in change") })
 	}()
 	got, err = s.Container(ctx, c.ID)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got, &want)
 	_, err = s.UpdateContainer(ctx, warmboot.NewID(), func(*warmboot.Container) error { t.Error("called for nothing"); return nil })
-	wantCode(t, err, warmboot.NotFound)
+	expect.Code(t, err, warmboot.NotFound)
 }
 
 func testConcurrentUpdates(t *testing.T, s warmboot.Store) {
@@ -617,7 +597,7 @@ func testConcurrentUpdates(t *testing.T, s warmboot.Store) {
 	}
 	wg.Wait()
 	got, err := s.Container(ctx, c.ID)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, len(got.Error), writers*each)
 }
 
@@ -648,16 +628,16 @@ func testPorts(t *testing.T, s warmboot.Store) {
 		again := container(img, warmboot.NewID().Short(), port("127.0.0.1", 9999, warmboot.TCP), c.port)
 		err := s.CreateContainer(ctx, again)
 		if c.holder == "" {
-			must(t, err)
-			must(t, s.DeleteContainer(ctx, again.ID))
+			expect.NoError(t, err)
+			expect.NoError(t, s.DeleteContainer(ctx, again.ID))
 			continue
 		}
-		wantCode(t, err, warmboot.Conflict, "container "+c.holder, held[c.holder].ID.Short(), fmt.Sprintf("%d/tcp", c.port.HostPort))
+		expect.Code(t, err, warmboot.Conflict, "container "+c.holder, held[c.holder].ID.Short(), fmt.Sprintf("%d/tcp", c.port.HostPort))
 		_, err = s.Container(ctx, again.ID)
-		wantCode(t, err, warmboot.NotFound) // and its first port is free again, as the next round shows
+		expect.Code(t, err, warmboot.NotFound) // and its first port is free again, as the next round shows
 	}
 	twice := container(img, "twice", port("127.0.0.1", 90, warmboot.TCP), port("0.0.0.0", 90, warmboot.TCP))
-	wantCode(t, s.CreateContainer(ctx, twice), warmboot.Invalid, "90/tcp", "twice")
+	expect.Code(t, s.CreateContainer(ctx, twice), warmboot.Invalid, "90/tcp", "twice")
 }
 
 func testPortsOfStopped(t *testing.T, s warmboot.Store) {
@@ -666,21 +646,21 @@ func testPortsOfStopped(t *testing.T, s warmboot.Store) {
 	p := port("127.0.0.1", 8080, warmboot.TCP)
 	first := newContainer(t, s, img, "first", p)
 	become(t, s, first.ID, warmboot.ContainerRunning, warmboot.ContainerStopping)
-	wantCode(t, s.CreateContainer(ctx, container(img, "early", p)), warmboot.Conflict, "first", "stopping")
+	expect.Code(t, s.CreateContainer(ctx, container(img, "early", p)), warmboot.Conflict, "first", "stopping")
 	become(t, s, first.ID, warmboot.ContainerStopped)
 	second := newContainer(t, s, img, "second", p)
 	_, err := s.UpdateContainer(ctx, first.ID, func(c *warmboot.Container) error { c.State = warmboot.ContainerStarting; return nil })
-	wantCode(t, err, warmboot.Conflict, "second")
+	expect.Code(t, err, warmboot.Conflict, "second")
 	got, err := s.Container(ctx, first.ID)
-	must(t, err)
+	expect.NoError(t, err)
 	wantEqual(t, got.State, warmboot.ContainerStopped)
 	wantEqual(t, got.Spec.PortMappings, []warmboot.PortMapping{p})
 
 	become(t, s, second.ID, warmboot.ContainerRunning, warmboot.ContainerDeleting)
-	wantCode(t, s.CreateContainer(ctx, container(img, "early", p)), warmboot.Conflict, "second", "deleting")
-	must(t, s.DeleteContainer(ctx, second.ID))
+	expect.Code(t, s.CreateContainer(ctx, container(img, "early", p)), warmboot.Conflict, "second", "deleting")
+	expect.NoError(t, s.DeleteContainer(ctx, second.ID))
 	become(t, s, first.ID, warmboot.ContainerStarting, warmboot.ContainerRunning)
-	wantCode(t, s.CreateContainer(ctx, container(img, "late", p)), warmboot.Conflict, "first", "running")
+	expect.Code(t, s.CreateContainer(ctx, container(img, "late", p)), warmboot.Conflict, "first", "running")
 }
 
 func testConcurrentPortClaims(t *testing.T, s warmboot.Store) {
@@ -696,7 +676,7 @@ func testConcurrentPortClaims(t *testing.T, s warmboot.Store) {
 	}
 	wg.Wait()
 	all, err := s.Containers(ctx, warmboot.ContainerFilter{})
-	must(t, err)
+	expect.NoError(t, err)
 	specific, any := 0, 0
 	for _, c := range all {
 		if c.Spec.PortMappings[0].HostIP.IsUnspecified() {
@@ -710,7 +690,7 @@ func testConcurrentPortClaims(t *testing.T, s warmboot.Store) {
 	}
 	for _, err := range errs {
 		if err != nil {
-			wantCode(t, err, warmboot.Conflict)
+			expect.Code(t, err, warmboot.Conflict)
 		}
 	}
 }
@@ -719,6 +699,6 @@ func testCanceledContext(t *testing.T, s warmboot.Store) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err := s.Images(ctx, warmboot.Page{})
-	wantCode(t, err, warmboot.Canceled)
-	wantCode(t, s.DeleteSnapshot(ctx, warmboot.NewID()), warmboot.Canceled)
+	expect.Code(t, err, warmboot.Canceled)
+	expect.Code(t, s.DeleteSnapshot(ctx, warmboot.NewID()), warmboot.Canceled)
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"warmboot"
+	"warmboot/internal/expect"
 	"warmboot/internal/vmm"
 )
 
@@ -18,7 +19,7 @@ func (e *env) reclaim(t *testing.T) {
 			return
 		}
 		_, err := r.Reclaim(e.context(t), 0)
-		wantCode(t, err, warmboot.Conflict)
+		expect.Code(t, err, warmboot.Conflict)
 		return
 	}
 	spec := e.spec

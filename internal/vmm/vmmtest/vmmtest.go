@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/expect"
 	"warmboot/internal/vmm"
 )
 
@@ -213,13 +214,6 @@ func (e *env) number(t *testing.T, m vmm.Machine, command string) int {
 	return n
 }
 
-func wantCode(t *testing.T, err error, want warmboot.Code) {
-	t.Helper()
-	if warmboot.CodeOf(err) != want {
-		t.Errorf("got the error %v (%s), want %s", err, warmboot.CodeOf(err), want)
-	}
-}
-
 func digest(t *testing.T, path string) [32]byte {
 	t.Helper()
 	f, err := os.Open(path)
@@ -273,7 +267,7 @@ func (e *env) freeze(t *testing.T) {
 
 	stateFile := filepath.Join(e.dir, "state")
 	_, err = m.Snapshot(ctx, vmm.SnapshotOptions{StateFile: stateFile})
-	wantCode(t, err, warmboot.Conflict) // it runs
+	expect.Code(t, err, warmboot.Conflict) // it runs
 	if _, err := os.Stat(stateFile); err == nil {
 		t.Error("a snapshot that failed left its state file")
 	}
@@ -390,7 +384,7 @@ func (e *env) clones(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := m.Snapshot(e.context(t), vmm.SnapshotOptions{StateFile: filepath.Join(e.dir, "second")})
-	wantCode(t, err, warmboot.Invalid) // its memory is in no file
+	expect.Code(t, err, warmboot.Invalid) // its memory is in no file
 }
 
 func (e *env) recover(t *testing.T) {
@@ -431,7 +425,7 @@ func (e *env) recoverDead(t *testing.T) {
 	reused.PID = os.Getpid() // somebody else's now
 	for _, h := range []vmm.Handle{m.Handle(), reused} {
 		_, err := e.Again(t, e.driver).Recover(e.context(t), h)
-		wantCode(t, err, warmboot.NotFound)
+		expect.Code(t, err, warmboot.NotFound)
 		e.nothingLeft(t, h.ID, h.Dir)
 	}
 }
@@ -455,7 +449,7 @@ func (e *env) kill(t *testing.T) {
 	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the guest channel of a dead machine goes on: %v", err)
 	}
-	wantCode(t, m.Pause(ctx), warmboot.Unavailable)
+	expect.Code(t, m.Pause(ctx), warmboot.Unavailable)
 	if conn, err := m.DialGuest(ctx); err == nil {
 		conn.Close()
 		t.Error("the guest of a dead machine can be dialled")
@@ -543,7 +537,7 @@ func (e *env) createFails(t *testing.T) {
 			if err == nil {
 				m.Stop(ctx, 0)
 			}
-			wantCode(t, err, c.code)
+			expect.Code(t, err, c.code)
 			if err != nil && !strings.Contains(err.Error(), c.says) {
 				t.Errorf("the error does not mention %q: %v", c.says, err)
 			}
@@ -588,7 +582,7 @@ func (e *env) restoreFails(t *testing.T) {
 			if err == nil {
 				m.Stop(context.Background(), 0)
 			}
-			wantCode(t, err, c.code)
+			expect.Code(t, err, c.code)
 			t.Logf("after %v: %v", time.Since(start), err)
 			e.nothingLeft(t, id, path)
 		})

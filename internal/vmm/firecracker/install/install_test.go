@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/expect"
 )
 
 // member is an entry of an archive.
@@ -158,18 +159,6 @@ func only(t *testing.T, dir string, want ...string) {
 	}
 }
 
-func wantCode(t *testing.T, err error, want warmboot.Code, says ...string) {
-	t.Helper()
-	if warmboot.CodeOf(err) != want {
-		t.Errorf("the error is %v (%s), want %s", err, warmboot.CodeOf(err), want)
-	}
-	for _, s := range says {
-		if !strings.Contains(fmt.Sprint(err), s) {
-			t.Errorf("the error does not say %q: %v", s, err)
-		}
-	}
-}
-
 func TestInstall(t *testing.T) {
 	t.Parallel()
 	s := startSite(t, release(t), honest)
@@ -246,7 +235,7 @@ func TestADownloadThatBreaksOffGoesOn(t *testing.T) {
 			}
 		}
 		_, _, err := Install(ctx, c)
-		wantCode(t, err, warmboot.Canceled, "goes on where it ended")
+		expect.Code(t, err, warmboot.Canceled, "goes on where it ended")
 		part := filepath.Join(c.Dir, ".firecracker-"+Version+".tgz.part")
 		info, err := os.Stat(part)
 		if err != nil || info.Size() <= int64(half) || info.Size() >= int64(len(content)) {
@@ -360,7 +349,7 @@ func TestNoDownload(t *testing.T) {
 				config.SHA256 = c.sum
 			}
 			_, _, err := Install(t.Context(), config)
-			wantCode(t, err, c.code, c.says, "FIRECRACKER=", archiveURL, archiveSHA256)
+			expect.Code(t, err, c.code, c.says, "FIRECRACKER=", archiveURL, archiveSHA256)
 			only(t, config.Dir, c.left...)
 			if info, err := os.Stat(filepath.Join(config.Dir, c.left[0])); err != nil || info.Size() > 0 {
 				t.Errorf("what is left has %d bytes (%v)", info.Size(), err)
@@ -375,7 +364,7 @@ func TestNoDownload(t *testing.T) {
 		}
 		l.Close()
 		_, _, err = Install(t.Context(), Config{Dir: t.TempDir(), URL: "http://" + l.Addr().String(), Retry: time.Millisecond})
-		wantCode(t, err, warmboot.Unavailable, "connection refused", "FIRECRACKER=")
+		expect.Code(t, err, warmboot.Unavailable, "connection refused", "FIRECRACKER=")
 	})
 }
 
@@ -413,7 +402,7 @@ func TestHostileArchives(t *testing.T) {
 			config := s.config(t)
 			outside := filepath.Join(filepath.Dir(config.Dir))
 			_, _, err := Install(t.Context(), config)
-			wantCode(t, err, warmboot.Corrupt, c.says)
+			expect.Code(t, err, warmboot.Corrupt, c.says)
 			if _, err := os.Stat(filepath.Join(config.Dir, Version)); err == nil {
 				t.Error("something is installed")
 			}
@@ -482,7 +471,7 @@ func TestAFullDisk(t *testing.T) {
 			c := s.config(t)
 			c.Dir = small
 			_, _, err := Install(t.Context(), c)
-			wantCode(t, err, warmboot.Exhausted, "the disk is full")
+			expect.Code(t, err, warmboot.Exhausted, "the disk is full")
 			only(t, small, ".firecracker-"+Version+".tgz.part", ".lock")
 		})
 	}
@@ -513,7 +502,7 @@ func TestInstallationsWaitForOneAnother(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	_, _, err = Install(ctx, c)
-	wantCode(t, err, warmboot.Timeout, "another installation")
+	expect.Code(t, err, warmboot.Timeout, "another installation")
 }
 
 // A release that an earlier warmboot has installed is better than none.
@@ -546,8 +535,8 @@ func TestWhereItMayNotBe(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _, err := Install(t.Context(), Config{Dir: filepath.Join(file, "below")})
-	wantCode(t, err, warmboot.Internal, "not a directory")
-	wantCode(t, failure(&fs.PathError{Op: "mkdir", Path: Dir, Err: syscall.EACCES}), warmboot.Denied, "run it as root", Dir)
+	expect.Code(t, err, warmboot.Internal, "not a directory")
+	expect.Code(t, failure(&fs.PathError{Op: "mkdir", Path: Dir, Err: syscall.EACCES}), warmboot.Denied, "run it as root", Dir)
 }
 
 // downloadVar makes the test that follows ask the makers themselves.
