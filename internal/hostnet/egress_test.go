@@ -52,11 +52,7 @@ func TestEgressPolicies(t *testing.T) {
 			if err := tt.egress.Validate(); err != nil {
 				t.Fatal(err)
 			}
-			at, release, err := Hold(warmboot.TCP, anyPort(localhost))
-			if err != nil {
-				t.Fatal(err)
-			}
-			release()
+			at := freePort(t, localhost)
 			s := take(t, n, Wants{Egress: tt.egress, Forwards: []vmm.Forward{{Protocol: warmboot.TCP, HostIP: localhost, HostPort: at.Port(), GuestPort: 80}}})
 			g := newGuest(t, s)
 			serve(t, g.ns, netip.AddrPortFrom(netip.IPv4Unspecified(), 80), "guest")

@@ -102,11 +102,7 @@ func TestNothingIsInherited(t *testing.T) {
 	c.CIDR, c.Ready = netip.MustParsePrefix("10.201.1.0/30"), -1
 	n := open(t, c)
 	server := serve(t, world.ns, anyPort(world.addr), "world")
-	at, release, err := Hold(warmboot.TCP, anyPort(netip.IPv4Unspecified()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	release()
+	at := freePort(t, netip.IPv4Unspecified())
 	first := take(t, n, Wants{Forwards: []vmm.Forward{{Protocol: warmboot.TCP, HostIP: netip.IPv4Unspecified(), HostPort: at.Port(), GuestPort: 80}}, Bandwidth: warmboot.Bandwidth{EgressMbit: 1}})
 	g := newGuest(t, first)
 	serve(t, g.ns, netip.AddrPortFrom(netip.IPv4Unspecified(), 80), "guest")
@@ -201,11 +197,7 @@ func TestTwoOwners(t *testing.T) {
 	if here.keeper.block.Overlaps(there.keeper.block.Prefix) {
 		t.Fatalf("both have addresses in %s", here.keeper.block.Prefix)
 	}
-	at, release, err := Hold(warmboot.TCP, anyPort(netip.IPv4Unspecified()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	release()
+	at := freePort(t, netip.IPv4Unspecified())
 	mine := newGuest(t, take(t, here, Wants{Forwards: []vmm.Forward{{Protocol: warmboot.TCP, HostIP: netip.IPv4Unspecified(), HostPort: at.Port(), GuestPort: 80}}}))
 	inside := serve(t, mine.ns, netip.AddrPortFrom(netip.IPv4Unspecified(), 80), "mine")
 	slot, err := there.Take(t.Context(), Wants{})
@@ -239,11 +231,7 @@ func TestTwoOwners(t *testing.T) {
 func TestRulesComeBack(t *testing.T) {
 	t.Parallel()
 	n := open(t, config(t))
-	at, release, err := Hold(warmboot.TCP, anyPort(localhost))
-	if err != nil {
-		t.Fatal(err)
-	}
-	release()
+	at := freePort(t, localhost)
 	g := newGuest(t, take(t, n, Wants{Forwards: []vmm.Forward{{Protocol: warmboot.TCP, HostIP: localhost, HostPort: at.Port(), GuestPort: 80}}}))
 	serve(t, g.ns, netip.AddrPortFrom(netip.IPv4Unspecified(), 80), "guest")
 	for _, soon := range []bool{false, true} {
@@ -256,11 +244,7 @@ func TestRulesComeBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		if soon { // before that is noticed
-			other, release, err := Hold(warmboot.TCP, anyPort(localhost))
-			if err != nil {
-				t.Fatal(err)
-			}
-			release()
+			other := freePort(t, localhost)
 			s, err := n.Take(t.Context(), Wants{Forwards: []vmm.Forward{{Protocol: warmboot.TCP, HostIP: localhost, HostPort: other.Port(), GuestPort: 80}}})
 			if err != nil {
 				t.Fatalf("while the rules are away: %v", err)
@@ -400,6 +384,17 @@ func hold(t *testing.T, h holding) (*exec.Cmd, held) {
 	return cmd, got
 }
 
+// served is a slot whose guest serves a published port, and whose holder was killed.
+func served(t *testing.T, c Config, at netip.AddrPort) (holding, held) {
+	t.Helper()
+	h := holding{Owner: c.Owner, FirstUID: c.FirstUID, ResolvConf: c.resolvConf, Port: at.Port()}
+	holder, slot := hold(t, h)
+	g := newGuest(t, &Slot{Network: slot.Network})
+	serve(t, g.ns, netip.AddrPortFrom(netip.IPv4Unspecified(), 80), "guest")
+	kill(holder)
+	return h, slot
+}
+
 func TestAdopt(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
@@ -407,11 +402,7 @@ func TestAdopt(t *testing.T) {
 	server := serve(t, world.ns, anyPort(world.addr), "world")
 	c := config(t)
 	c.CIDR = netip.MustParsePrefix("10.201.2.0/29") // no room for anybody else
-	at, release, err := Hold(warmboot.TCP, anyPort(localhost))
-	if err != nil {
-		t.Fatal(err)
-	}
-	release()
+	at := freePort(t, localhost)
 	h := holding{Owner: c.Owner, FirstUID: c.FirstUID, ResolvConf: c.resolvConf, CIDR: c.CIDR, Port: at.Port(), Egress: warmboot.Egress{Policy: warmboot.EgressDeny}}
 	other, slot := hold(t, h)
 	g := newGuest(t, &Slot{Network: slot.Network})
@@ -472,16 +463,8 @@ func TestOldSlotsInUserMode(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
 	c := config(t)
-	at, release, err := Hold(warmboot.TCP, anyPort(localhost))
-	if err != nil {
-		t.Fatal(err)
-	}
-	release()
-	h := holding{Owner: c.Owner, FirstUID: c.FirstUID, ResolvConf: c.resolvConf, Port: at.Port()}
-	other, slot := hold(t, h)
-	g := newGuest(t, &Slot{Network: slot.Network})
-	serve(t, g.ns, netip.AddrPortFrom(netip.IPv4Unspecified(), 80), "guest")
-	kill(other)
+	at := freePort(t, localhost)
+	h, slot := served(t, c, at)
 	for _, mode := range []Mode{TAP, User} {
 		c.Mode = mode
 		n, err := Open(t.Context(), c)
@@ -499,11 +482,7 @@ func TestOldSlotsInUserMode(t *testing.T) {
 	}
 	t.Run("adopted in time", func(t *testing.T) {
 		c := config(t)
-		h := holding{Owner: c.Owner, FirstUID: c.FirstUID, ResolvConf: c.resolvConf, Port: at.Port()}
-		other, slot := hold(t, h)
-		g := newGuest(t, &Slot{Network: slot.Network})
-		serve(t, g.ns, netip.AddrPortFrom(netip.IPv4Unspecified(), 80), "guest")
-		kill(other)
+		h, slot := served(t, c, at)
 		c.Mode = User
 		n, err := Open(t.Context(), c)
 		if err != nil {
@@ -612,17 +591,10 @@ func TestPortTakenWhileAway(t *testing.T) {
 	t.Parallel()
 	needRoot(t)
 	c := config(t)
-	at, release, err := Hold(warmboot.TCP, anyPort(localhost))
+	at := freePort(t, localhost)
+	h, slot := served(t, c, at)
+	_, release, err := Hold(warmboot.TCP, at)
 	if err != nil {
-		t.Fatal(err)
-	}
-	release()
-	h := holding{Owner: c.Owner, FirstUID: c.FirstUID, ResolvConf: c.resolvConf, Port: at.Port()}
-	other, slot := hold(t, h)
-	g := newGuest(t, &Slot{Network: slot.Network})
-	serve(t, g.ns, netip.AddrPortFrom(netip.IPv4Unspecified(), 80), "guest")
-	kill(other)
-	if _, release, err = Hold(warmboot.TCP, at); err != nil {
 		t.Fatal(err)
 	}
 	defer release()

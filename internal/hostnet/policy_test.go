@@ -156,11 +156,7 @@ func TestPublishedPortTellsWhoAsks(t *testing.T) {
 	t.Parallel()
 	world := newOutside(t)
 	n := open(t, config(t))
-	at, release, err := Hold(warmboot.TCP, anyPort(netip.IPv4Unspecified()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	release()
+	at := freePort(t, netip.IPv4Unspecified())
 	s := take(t, n, Wants{Forwards: []vmm.Forward{{Protocol: warmboot.TCP, HostIP: netip.IPv4Unspecified(), HostPort: at.Port(), GuestPort: 80}}})
 	g := newGuest(t, s)
 	serve(t, g.ns, netip.AddrPortFrom(netip.IPv4Unspecified(), 80), "guest")

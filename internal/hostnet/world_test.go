@@ -19,6 +19,7 @@ import (
 	vishns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"warmboot"
 	"warmboot/internal/netns"
 )
 
@@ -384,6 +385,17 @@ func lost(t *testing.T, ns *os.File, network, to string) {
 }
 
 func anyPort(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, 0) }
+
+// freePort is a port of the address that nobody holds.
+func freePort(t *testing.T, addr netip.Addr) netip.AddrPort {
+	t.Helper()
+	at, release, err := Hold(warmboot.TCP, anyPort(addr))
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	return at
+}
 
 // guestOrHost is a place to connect from; the zero value is the host.
 type guestOrHost struct{ ns *os.File }

@@ -33,10 +33,7 @@ func TestServe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, step := range []struct {
-		name string
-		run  func(*testing.T, *server, api.Image)
-	}{
+	s.day(t, img, []step{
 		{"a container without a snapshot boots cold", coldWithoutSnapshot},
 		{"two requests build one snapshot", oneBuildForTwo},
 		{"a container boots warm", warm},
@@ -51,17 +48,28 @@ func TestServe(t *testing.T) {
 		{"containers outlive the server", outlive},
 		{"a warm boot is one trace", traced},
 		{"nothing is left", nothingLeft},
-	} {
+	})
+}
+
+// step is one thing that an operator does in a day.
+type step struct {
+	name string
+	run  func(*testing.T, *server, api.Image)
+}
+
+// day takes the steps one after the other, as long as all is well: each builds on those before.
+func (s *server) day(t *testing.T, img api.Image, steps []step) {
+	defer func() { s.t = t }()
+	for _, step := range steps {
 		if !t.Run(step.name, func(t *testing.T) {
 			s.t = t
 			start := time.Now()
 			step.run(t, s, img)
 			t.Logf("took %.1fs", time.Since(start).Seconds())
 		}) {
-			break // what follows builds on it
+			return
 		}
 	}
-	s.t = t
 }
 
 func coldWithoutSnapshot(t *testing.T, s *server, _ api.Image) {

@@ -39,27 +39,14 @@ func TestSystemdImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, step := range []struct {
-		name string
-		run  func(*testing.T, *server, api.Image)
-	}{
+	s.day(t, img, []step{
 		{"one image is frozen, one that does not start Docker is refused", ownSnapshots},
 		{"clones are not twins", ownTwins},
 		{"the agent is killed", agentKilled},
 		{"Docker is killed in one, the other is stopped and started", dockerKilled},
 		{"Docker is gone for good", dockerGone},
 		{"nothing is left", nothingLeft},
-	} {
-		if !t.Run(step.name, func(t *testing.T) {
-			s.t = t
-			start := time.Now()
-			step.run(t, s, img)
-			t.Logf("took %.1fs", time.Since(start).Seconds())
-		}) {
-			break // what follows builds on it
-		}
-	}
-	s.t = t
+	})
 }
 
 // withDockerDisabled is a copy of an image's root disk on which `systemctl disable docker.service` was run. Docker comes up all the same,

@@ -501,6 +501,39 @@ func TestConnectionDoesNotSurviveTheSnapshot(t *testing.T) {
 // helperVar, set to a helped or its like as JSON, makes this test binary restore a machine and end.
 const helperVar = "WARMBOOT_TEST_FIRECRACKER_HELPER"
 
+// left has this test run in a process of its own, which is told what to do, and returns the machine that it leaves.
+func left(t *testing.T, told any) (h vmm.Handle) {
+	t.Helper()
+	text, err := json.Marshal(told)
+	if err != nil {
+		t.Fatal(err)
+	}
+	helper := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+	helper.Env = append(os.Environ(), helperVar+"="+string(text), cgroupVar+"="+testCgroup())
+	out, err := helper.Output()
+	if err == nil {
+		err = json.Unmarshal(out, &h)
+	}
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return h
+}
+
+// leave ends that process, and nothing is cleaned up.
+func leave(t *testing.T, m vmm.Machine, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := json.Marshal(m.Handle())
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Printf("%s\n", out)
+	os.Exit(0)
+}
+
 // helped is what the helper is told.
 type helped struct {
 	Binary string
@@ -519,34 +552,13 @@ func TestMachineOutlivesUs(t *testing.T) {
 		d := newDriver(Config{Unjailed: !jailing(), Unlimited: !limitable(), Binary: h.Binary})
 		d.found = foundAs(t, h.Caps, Release{1, 15, 1})
 		m, err := d.Restore(t.Context(), h.Snap, h.Opts)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := json.Marshal(m.Handle())
-		if err != nil {
-			t.Fatal(err)
-		}
-		fmt.Printf("%s\n", out)
-		os.Exit(0) // and no clean-up
+		leave(t, m, err)
 	}
 	t.Parallel()
 	r := newRig(t, standin.Profile{Version: "1.15.1"})
 	h := helped{Binary: r.Binary, Caps: r.found.caps, Snap: r.snap, Opts: vmm.RestoreOptions{RootDisk: r.spec.RootDisk, DataDisk: r.spec.DataDisk, Owner: owner}}
 	h.Opts.ID, h.Opts.Dir = r.place(t)
-	text, err := json.Marshal(h)
-	if err != nil {
-		t.Fatal(err)
-	}
-	helper := exec.Command(os.Args[0], "-test.run=^TestMachineOutlivesUs$")
-	helper.Env = append(os.Environ(), helperVar+"="+string(text), cgroupVar+"="+testCgroup())
-	out, err := helper.Output()
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	var handle vmm.Handle
-	if err := json.Unmarshal(out, &handle); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	handle := left(t, h)
 	m, err := r.Recover(t.Context(), handle)
 	if err != nil {
 		t.Fatal(err)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -281,15 +280,7 @@ func TestRealMachineOutlivesUs(t *testing.T) {
 		config := safestConfig(t)
 		config.ProbeKernel, config.StateDir = spec.Kernel, filepath.Dir(spec.Dir)
 		m, err := newDriver(config).Create(t.Context(), spec)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := json.Marshal(m.Handle())
-		if err != nil {
-			t.Fatal(err)
-		}
-		fmt.Printf("%s\n", out)
-		os.Exit(0) // and no clean-up
+		leave(t, m, err)
 	}
 	if len(realBinaries()) == 0 {
 		t.Skipf("SKIPPED: this test runs machines in real Firecrackers; set %s to their paths, divided by colons, and %s to a runtime image", firecrackerVar, vmmtest.ImageVar)
@@ -300,20 +291,7 @@ func TestRealMachineOutlivesUs(t *testing.T) {
 	spec.KernelArgs = append(strings.Fields(os.Getenv(kernelArgsVar)), "ignore_loglevel")
 	r := &rig{Driver: newDriver(safestConfig(t)), dir: dir}
 	spec.ID, spec.Dir = r.place(t)
-	text, err := json.Marshal(spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	helper := exec.Command(os.Args[0], "-test.run=^TestRealMachineOutlivesUs$")
-	helper.Env = append(os.Environ(), helperVar+"="+string(text), cgroupVar+"="+testCgroup())
-	out, err := helper.Output()
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	var handle vmm.Handle
-	if err := json.Unmarshal(out, &handle); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	handle := left(t, spec)
 	m, err := r.Recover(t.Context(), handle)
 	if err != nil {
 		t.Fatal(err)
