@@ -14,54 +14,43 @@ import (
 
 func (a *app) hostCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "host", Aliases: []string{"hosts"}, Short: "Hosts: the machines that run microVMs", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(a.hostListCmd(), a.hostInspectCmd(),
+	cmd.AddCommand(a.hostLsCmd(), a.hostInspectCmd(),
 		a.cordonCmd("cordon", "Keep new containers and builds away from hosts; what is there goes on", true),
 		a.cordonCmd("uncordon", "Let new containers and builds come to hosts again", false),
 		a.drainCmd(), a.hostRemoveCmd(), a.hostTokenCmd())
 	return cmd
 }
 
-func (a *app) hostListCmd() *cobra.Command {
-	return &cobra.Command{
-		Use:     "ls",
-		Aliases: []string{"list", "ps"},
-		Short:   "List hosts",
-		Args:    cobra.NoArgs,
-		RunE: a.do(func(ctx context.Context, _ []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			list, err := cl.Hosts(ctx)
-			if err != nil {
-				return err
-			}
-			defer func() {
-				for _, h := range list {
-					if h.Inventory.VMMWarning != "" && a.format != "json" {
-						fmt.Fprintf(a.Err, "! %s: %s\n", h.Name, h.Inventory.VMMWarning)
-					}
+func (a *app) hostLsCmd() *cobra.Command {
+	return lsCmd(a, listing[api.Host]{
+		short: "List hosts", quiet: "only names", name: func(h api.Host) string { return h.Name },
+		get: func(ctx context.Context, cl *client.Client) ([]api.Host, error) {
+			all, err := cl.Hosts(ctx)
+			for _, h := range all {
+				if h.Inventory.VMMWarning != "" && a.format != "json" {
+					fmt.Fprintf(a.Err, "! %s: %s\n", h.Name, h.Inventory.VMMWarning)
 				}
-			}()
-			return printList(a, list,
-				column[api.Host]{"NAME", func(h api.Host) string { return h.Name }},
-				column[api.Host]{"STATUS", hostStatus},
-				column[api.Host]{"VMS", func(h api.Host) string { return fmt.Sprintf("%d/%d", h.Inventory.VMs, h.Inventory.MaxVMs) }},
-				column[api.Host]{"VMM", func(h api.Host) string { return h.Inventory.VMM }},
-				column[api.Host]{"CPUS", func(h api.Host) string { return fmt.Sprint(h.Inventory.CPUs) }},
-				column[api.Host]{"MEMORY", func(h api.Host) string { return size(h.Inventory.MemoryBytes) }},
-				column[api.Host]{"DISK FREE", func(h api.Host) string { return size(h.Inventory.DiskFreeBytes) }},
-				column[api.Host]{"SNAPSHOTS", func(h api.Host) string { return fmt.Sprint(len(h.Inventory.Snapshots)) }},
-				column[api.Host]{"PLATFORM", func(h api.Host) string { return h.Inventory.Platform }},
-				column[api.Host]{"ADDRESS", func(h api.Host) string {
-					if h.Address == "" {
-						return "-"
-					}
-					return h.Address
-				}},
-			)
-		}),
-	}
+			}
+			return all, err
+		},
+		columns: []column[api.Host]{
+			{"NAME", func(h api.Host) string { return h.Name }},
+			{"STATUS", hostStatus},
+			{"VMS", func(h api.Host) string { return fmt.Sprintf("%d/%d", h.Inventory.VMs, h.Inventory.MaxVMs) }},
+			{"VMM", func(h api.Host) string { return h.Inventory.VMM }},
+			{"CPUS", func(h api.Host) string { return fmt.Sprint(h.Inventory.CPUs) }},
+			{"MEMORY", func(h api.Host) string { return size(h.Inventory.MemoryBytes) }},
+			{"DISK FREE", func(h api.Host) string { return size(h.Inventory.DiskFreeBytes) }},
+			{"SNAPSHOTS", func(h api.Host) string { return fmt.Sprint(len(h.Inventory.Snapshots)) }},
+			{"PLATFORM", func(h api.Host) string { return h.Inventory.Platform }},
+			{"ADDRESS", func(h api.Host) string {
+				if h.Address == "" {
+					return "-"
+				}
+				return h.Address
+			}},
+		},
+	}, "ps")
 }
 
 // hostStatus is a host's state as people say it.

@@ -87,38 +87,17 @@ func (a *app) printImage(img api.Image) error {
 }
 
 func (a *app) imageLsCmd() *cobra.Command {
-	var quiet bool
-	cmd := &cobra.Command{
-		Use:     "ls",
-		Aliases: []string{"list"},
-		Short:   "List runtime images",
-		Args:    cobra.NoArgs,
-		RunE: a.do(func(ctx context.Context, _ []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			images, err := cl.Images(ctx)
-			if err != nil {
-				return err
-			}
-			if quiet {
-				for _, img := range images {
-					fmt.Fprintln(a.Out, shortID(img.ID))
-				}
-				return nil
-			}
-			return printList(a, images,
-				column[api.Image]{"IMAGE ID", func(i api.Image) string { return shortID(i.ID) }},
-				column[api.Image]{"NAME", func(i api.Image) string { return i.Name }},
-				column[api.Image]{"SIZE", func(i api.Image) string { return size(i.SizeBytes) }},
-				column[api.Image]{"CREATED", func(i api.Image) string { return ago(i.CreatedAt) }},
-				column[api.Image]{"DIGEST", func(i api.Image) string { return i.Digest[:min(12, len(i.Digest))] }},
-			)
-		}),
-	}
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "only ids")
-	return cmd
+	return lsCmd(a, listing[api.Image]{
+		short: "List runtime images", quiet: "only ids", name: func(i api.Image) string { return shortID(i.ID) },
+		get: func(ctx context.Context, cl *client.Client) ([]api.Image, error) { return cl.Images(ctx) },
+		columns: []column[api.Image]{
+			{"IMAGE ID", func(i api.Image) string { return shortID(i.ID) }},
+			{"NAME", func(i api.Image) string { return i.Name }},
+			{"SIZE", func(i api.Image) string { return size(i.SizeBytes) }},
+			{"CREATED", func(i api.Image) string { return ago(i.CreatedAt) }},
+			{"DIGEST", func(i api.Image) string { return i.Digest[:min(12, len(i.Digest))] }},
+		},
+	})
 }
 
 func (a *app) imageRegisterCmd() *cobra.Command {

@@ -102,64 +102,44 @@ func (a *app) snapshotMade(ctx context.Context, cl *client.Client, id string, wa
 }
 
 func (a *app) snapshotLsCmd() *cobra.Command {
-	var quiet bool
-	cmd := &cobra.Command{
-		Use:     "ls",
-		Aliases: []string{"list"},
-		Short:   "List runtime snapshots",
-		Args:    cobra.NoArgs,
-		RunE: a.do(func(ctx context.Context, _ []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
+	images := map[string]string{} // their names
+	return lsCmd(a, listing[api.Snapshot]{
+		short: "List runtime snapshots", quiet: "only ids", name: func(s api.Snapshot) string { return shortID(s.ID) },
+		get: func(ctx context.Context, cl *client.Client) ([]api.Snapshot, error) {
 			snapshots, err := cl.Snapshots(ctx)
-			if err != nil {
-				return err
+			if err != nil || a.format == "json" {
+				return snapshots, err
 			}
-			if quiet {
-				for _, s := range snapshots {
-					fmt.Fprintln(a.Out, shortID(s.ID))
-				}
-				return nil
+			all, err := cl.Images(ctx)
+			for _, img := range all {
+				images[img.ID] = img.Name
 			}
-			names := map[string]string{}
-			if a.format != "json" {
-				images, err := cl.Images(ctx)
-				if err != nil {
-					return err
+			return snapshots, err
+		},
+		columns: []column[api.Snapshot]{
+			{"SNAPSHOT ID", func(s api.Snapshot) string { return shortID(s.ID) }},
+			{"IMAGE", func(s api.Snapshot) string {
+				if name := images[s.RuntimeImageID]; name != "" {
+					return name
 				}
-				for _, img := range images {
-					names[img.ID] = img.Name
+				return shortID(s.RuntimeImageID)
+			}},
+			{"STATE", snapshotStatus},
+			{"VMM", func(s api.Snapshot) string { return s.FCVersion }},
+			{"MEMORY", func(s api.Snapshot) string { return size(s.Metadata.MemSizeBytes) }},
+			{"ON DISK", func(s api.Snapshot) string { return size(s.Metadata.SizeBytes) }},
+			{"RESTORED", func(s api.Snapshot) string {
+				return fmt.Sprintf("%d, %d failed", s.SuccessCount, s.FailureCount)
+			}},
+			{"LAST USED", func(s api.Snapshot) string {
+				if s.LastUsedAt == nil {
+					return "never"
 				}
-			}
-			return printList(a, snapshots,
-				column[api.Snapshot]{"SNAPSHOT ID", func(s api.Snapshot) string { return shortID(s.ID) }},
-				column[api.Snapshot]{"IMAGE", func(s api.Snapshot) string {
-					if name := names[s.RuntimeImageID]; name != "" {
-						return name
-					}
-					return shortID(s.RuntimeImageID)
-				}},
-				column[api.Snapshot]{"STATE", snapshotStatus},
-				column[api.Snapshot]{"VMM", func(s api.Snapshot) string { return s.FCVersion }},
-				column[api.Snapshot]{"MEMORY", func(s api.Snapshot) string { return size(s.Metadata.MemSizeBytes) }},
-				column[api.Snapshot]{"ON DISK", func(s api.Snapshot) string { return size(s.Metadata.SizeBytes) }},
-				column[api.Snapshot]{"RESTORED", func(s api.Snapshot) string {
-					return fmt.Sprintf("%d, %d failed", s.SuccessCount, s.FailureCount)
-				}},
-				column[api.Snapshot]{"LAST USED", func(s api.Snapshot) string {
-					if s.LastUsedAt == nil {
-						return "never"
-					}
-					return ago(*s.LastUsedAt)
-				}},
-				column[api.Snapshot]{"CREATED", func(s api.Snapshot) string { return ago(s.CreatedAt) }},
-			)
-		}),
-	}
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "only ids")
-	return cmd
+				return ago(*s.LastUsedAt)
+			}},
+			{"CREATED", func(s api.Snapshot) string { return ago(s.CreatedAt) }},
+		},
+	})
 }
 
 // snapshotStatus is the state, with what is being done or what went wrong.

@@ -68,52 +68,31 @@ admin     may also give and take tokens, and read the audit log`,
 }
 
 func (a *app) tokenLsCmd() *cobra.Command {
-	var quiet bool
-	cmd := &cobra.Command{
-		Use:     "ls",
-		Aliases: []string{"list"},
-		Short:   "List tokens",
-		Args:    cobra.NoArgs,
-		RunE: a.do(func(ctx context.Context, _ []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			tokens, err := cl.Tokens(ctx)
-			if err != nil {
-				return err
-			}
-			if quiet {
-				for _, t := range tokens {
-					fmt.Fprintln(a.Out, t.Name)
+	return lsCmd(a, listing[api.Token]{
+		short: "List tokens", quiet: "only names", name: func(t api.Token) string { return t.Name },
+		get: func(ctx context.Context, cl *client.Client) ([]api.Token, error) { return cl.Tokens(ctx) },
+		columns: []column[api.Token]{
+			{"NAME", func(t api.Token) string { return t.Name }},
+			{"ROLE", func(t api.Token) string { return t.Role }},
+			{"CREATED", func(t api.Token) string { return ago(t.CreatedAt) }},
+			{"BY", func(t api.Token) string { return t.CreatedBy }},
+			{"EXPIRES", func(t api.Token) string {
+				switch {
+				case t.ExpiresAt == nil:
+					return "never"
+				case t.Expired:
+					return "expired " + ago(*t.ExpiresAt)
 				}
-				return nil
-			}
-			return printList(a, tokens,
-				column[api.Token]{"NAME", func(t api.Token) string { return t.Name }},
-				column[api.Token]{"ROLE", func(t api.Token) string { return t.Role }},
-				column[api.Token]{"CREATED", func(t api.Token) string { return ago(t.CreatedAt) }},
-				column[api.Token]{"BY", func(t api.Token) string { return t.CreatedBy }},
-				column[api.Token]{"EXPIRES", func(t api.Token) string {
-					switch {
-					case t.ExpiresAt == nil:
-						return "never"
-					case t.Expired:
-						return "expired " + ago(*t.ExpiresAt)
-					}
-					return ago(*t.ExpiresAt)
-				}},
-				column[api.Token]{"LAST USED", func(t api.Token) string {
-					if t.LastUsedAt == nil {
-						return "never"
-					}
-					return ago(*t.LastUsedAt)
-				}},
-			)
-		}),
-	}
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "only names")
-	return cmd
+				return ago(*t.ExpiresAt)
+			}},
+			{"LAST USED", func(t api.Token) string {
+				if t.LastUsedAt == nil {
+					return "never"
+				}
+				return ago(*t.LastUsedAt)
+			}},
+		},
+	})
 }
 
 func (a *app) tokenRmCmd() *cobra.Command {
