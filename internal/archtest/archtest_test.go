@@ -44,6 +44,7 @@ var layers = []string{
 	"warmboot/internal/telemetry",
 	"warmboot/internal/netns",
 	"warmboot/internal/durable",
+	"warmboot/internal/expect",
 	"warmboot/internal/rollback",
 	"warmboot/gen",
 	"warmboot/api",
