@@ -395,6 +395,19 @@ func TestNobodyWaitsForADockerThatDoesNotStartACommand(t *testing.T) {
 	}
 }
 
+// TestAMachineThatDiesAfterItsCommand: whether Docker had started the command again nobody can know.
+func TestAMachineThatDiesAfterItsCommand(t *testing.T) {
+	d := startDocker(t, func(conn *net.UnixConn, req *http.Request) {
+		if strings.HasSuffix(req.URL.Path, "/wait") {
+			io.WriteString(conn, answered+`{"StatusCode":5}`)
+		} // else it hangs up
+	})
+	end, err := (&Agent{}).waitExit(t.Context(), &microVM{docker: d, machine: &testMachine{}}, warmboot.NewID())
+	if want := (controlplane.Ended{Code: 5, Cut: true}); err != nil || end != want {
+		t.Errorf("the end is %+v, %v; want %+v", end, err, want)
+	}
+}
+
 // TestACommandThatEndsAgainAndAgain: a Docker that says so as fast as it can is not asked as fast.
 func TestACommandThatEndsAgainAndAgain(t *testing.T) {
 	var asked atomic.Int32

@@ -76,13 +76,13 @@ func (a *Agent) watch(c *container, vm *microVM) {
 	vm.unwatch = cancel
 	c.mu.Unlock()
 	go func() {
-		code, err := a.waitExit(ctx, vm, c.id)
+		end, err := a.waitExit(ctx, vm, c.id)
 		if ctx.Err() != nil {
 			return // it is stopped or removed, or this process lets go of it
 		}
-		end := controlplane.Ended{Container: c.id, Code: code}
+		end.Container = c.id
 		if err != nil {
-			end.Reason = err.Error()
+			end.Code, end.Reason = -1, err.Error()
 		}
 		a.exits.add(end)
 	}()
@@ -95,18 +95,18 @@ func (vm *microVM) stopWatching() {
 	}
 }
 
-// waitExit returns once the command has ended and is not started again by Docker's restart policy, with its exit code, or with an
+// waitExit returns once the command has ended and is not started again by Docker's restart policy, with its end, or with an
 // Unavailable error once its machine has died. If the guest's Docker or the guest agent dies, whoever supervises it starts it again, and
 // the waiting goes on; a Docker that was killed has taken the command with it, unless it is set to live-restore.
-func (a *Agent) waitExit(ctx context.Context, vm *microVM, id warmboot.ID) (int, error) {
+func (a *Agent) waitExit(ctx context.Context, vm *microVM, id warmboot.ID) (controlplane.Ended, error) {
 	const op = "wait for container"
 	ctx, stop := whileAlive(ctx, vm.machine)
 	defer stop()
 	for losses := 1; ; losses++ {
 		begin := time.Now()
-		code, ended, err := waitOnce(ctx, vm)
+		end, ended, err := waitOnce(ctx, vm)
 		if ended {
-			return code, nil
+			return end, nil
 		}
 		if err == nil { // Docker has started it again
 			losses = 0
@@ -117,7 +117,7 @@ func (a *Agent) waitExit(ctx context.Context, vm *microVM, id warmboot.ID) (int,
 			continue
 		}
 		if cerrdefs.IsNotFound(err) {
-			return -1, dockerError(op, err)
+			return end, dockerError(op, err)
 		}
 		if time.Since(begin) > steadyWait {
 			losses = 1
@@ -127,11 +127,11 @@ func (a *Agent) waitExit(ctx context.Context, vm *microVM, id warmboot.ID) (int,
 		}
 		switch {
 		case errors.Is(context.Cause(ctx), errVMDied):
-			return -1, warmboot.Errorf(warmboot.Unavailable, op, "its microVM ended unexpectedly; `warmboot start` boots it again from its own disk")
+			return end, warmboot.Errorf(warmboot.Unavailable, op, "its microVM ended unexpectedly; `warmboot start` boots it again from its own disk")
 		case ctx.Err() != nil:
-			return -1, ctx.Err()
+			return end, ctx.Err()
 		}
-		return -1, &warmboot.Error{Code: warmboot.Unavailable, Op: op, Msg: "the connection to Docker in its microVM was lost; `warmboot start` boots it again from its own disk", Err: err}
+		return end, &warmboot.Error{Code: warmboot.Unavailable, Op: op, Msg: "the connection to Docker in its microVM was lost; `warmboot start` boots it again from its own disk", Err: err}
 	}
 }
 
@@ -167,21 +167,24 @@ func (a *Agent) regain(ctx context.Context, vm *microVM, id warmboot.ID, cause e
 }
 
 // waitOnce waits for the command's end as long as the connection to Docker lasts. One that Docker starts again has not ended.
-func waitOnce(ctx context.Context, vm *microVM) (code int, ended bool, err error) {
+func waitOnce(ctx context.Context, vm *microVM) (end controlplane.Ended, ended bool, err error) {
 	wait := vm.docker.ContainerWait(ctx, ociContainer, client.ContainerWaitOptions{Condition: dockertypes.WaitConditionNotRunning})
 	select {
 	case res := <-wait.Result:
 		if res.Error != nil {
-			return -1, false, errors.New(guestrpc.Brief(res.Error.Message))
+			return end, false, errors.New(guestrpc.Brief(res.Error.Message))
 		}
-		code = int(res.StatusCode)
+		end.Code = int(res.StatusCode)
 	case err := <-wait.Error:
-		return -1, false, brief{err} // it may be the whole answer
+		return end, false, brief{err} // it may be the whole answer
 	case <-ctx.Done():
-		return -1, false, ctx.Err()
+		return end, false, ctx.Err()
 	}
 	res, err := vm.docker.ContainerInspect(ctx, ociContainer, client.ContainerInspectOptions{})
-	// What happens to the machine meanwhile does not change how the command ended.
-	again := err == nil && res.Container.State != nil && (res.Container.State.Running || res.Container.State.Restarting)
-	return code, !again, nil
+	if err != nil { // What happens to the machine meanwhile does not change how the command ended, but perhaps it runs again.
+		end.Cut = true
+		return end, true, nil
+	}
+	again := res.Container.State != nil && (res.Container.State.Running || res.Container.State.Restarting)
+	return end, !again, nil
 }

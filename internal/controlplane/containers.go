@@ -269,11 +269,11 @@ func (s *Service) stop(h *hold, c *warmboot.Container, grace time.Duration) {
 		return
 	}
 	s.Step("stop: stopped on host")
-	text := ""
+	end := Ended{Code: code}
 	if err != nil {
-		text = err.Error()
+		end.Reason = err.Error()
 	}
-	s.recordEnd(h, c, code, text, false)
+	s.recordEnd(h, c, end, false)
 }
 
 // StartContainer boots a stopped container again, from its own disk; one that runs or starts already is left alone. That is a cold boot: the memory of a snapshot would not

@@ -72,7 +72,7 @@ func (s *Service) ended(ctx context.Context, end Ended, rebooted bool) error {
 		if err != nil {
 			s.log.Error("The microVM of a container that has ended could not be released", "container_id", c.ID, "err", err)
 		}
-		s.recordEnd(h, c, end.Code, end.Reason, rebooted)
+		s.recordEnd(h, c, end, rebooted)
 	}); err != nil {
 		h.abandon()
 		h.end()
@@ -82,16 +82,16 @@ func (s *Service) ended(ctx context.Context, end Ended, rebooted bool) error {
 }
 
 // recordEnd moves a container to stopped and gives its lease back, and starts it again if its restart policy wants that; one that is to be
-// removed at its end is. code is -1 if it is not known.
-func (s *Service) recordEnd(h *hold, c *warmboot.Container, code int, text string, rebooted bool) {
+// removed at its end is.
+func (s *Service) recordEnd(h *hold, c *warmboot.Container, how Ended, rebooted bool) {
 	end := func(c *warmboot.Container) error {
 		now := time.Now().UTC()
-		c.State, c.FinishedAt, c.VMID, c.Error, c.ExitCode = warmboot.ContainerStopped, &now, "", text, nil
+		c.State, c.FinishedAt, c.VMID, c.Error, c.ExitCode = warmboot.ContainerStopped, &now, "", how.Reason, nil
 		if c.Spec.AutoRemove {
 			c.State = warmboot.ContainerDeleting
 		}
-		if code >= 0 {
-			c.ExitCode = &code
+		if how.Code >= 0 {
+			c.ExitCode = &how.Code
 		}
 		return nil
 	}
@@ -110,13 +110,14 @@ func (s *Service) recordEnd(h *hold, c *warmboot.Container, code int, text strin
 		}
 		return
 	}
-	s.log.Info(fmt.Sprintf("Container %s ended", h.id.Short()), "container_id", h.id, "exit_code", code, "reason", text)
+	s.log.Info(fmt.Sprintf("Container %s ended", h.id.Short()), "container_id", h.id, "exit_code", how.Code, "reason", how.Reason)
 	if after.State == warmboot.ContainerDeleting {
 		_ = s.remove(h, after) // it has told the log, and gives the container back for another try
 		return
 	}
-	// While its machine lives, the Docker in it restarts the command: an end with a known code is one that the policy accepts.
-	if code < 0 && after.ShouldRestart(rebooted) {
+	// While its machine lives, the Docker in it restarts the command: an end with a known code is one that the policy accepts, unless the machine died before
+	// Docker had answered that.
+	if (how.Code < 0 || how.Cut) && after.ShouldRestart(rebooted) {
 		s.restart(h.id, rebooted)
 	}
 }

@@ -99,6 +99,8 @@ type Ended struct {
 	Container warmboot.ID
 	Code      int    // of the command; -1 if it is not known
 	Reason    string // why it is not known: what happened to the machine
+	// Cut says that Docker could not be asked any more whether it starts the command again, as it does where the restart policy wants that.
+	Cut bool
 }
 
 // Peer is another host, from which files can be fetched.

@@ -299,6 +299,30 @@ func TestAMachineThatDiesComesBackByItsPolicy(t *testing.T) {
 	}
 }
 
+// A machine that dies just after its command has ended may have been about to start it again.
+func TestAMachineThatDiesAfterItsCommandComesBackByItsPolicy(t *testing.T) {
+	p := newPlane(t, nil)
+	for name, policy := range map[string]warmboot.RestartName{"always": warmboot.RestartAlways, "failure": warmboot.RestartOnFailure} {
+		c := p.create(controlplane.CreateContainer{Name: name, Spec: restartPolicy(policy)})
+		p.host.ExitCut(c.ID, 3)
+		eventually(t, name+" runs again", func() (bool, bool) {
+			now, err := p.svc.Container(t.Context(), name)
+			p.must(err)
+			return true, now.State == warmboot.ContainerRunning && now.Restarts == 1
+		})
+	}
+	for name, c := range map[string]struct {
+		policy warmboot.RestartName
+		code   int
+	}{"never": {warmboot.RestartNo, 3}, "good": {warmboot.RestartOnFailure, 0}} {
+		made := p.create(controlplane.CreateContainer{Name: name, Spec: restartPolicy(c.policy)})
+		p.host.ExitCut(made.ID, c.code)
+		if now := p.wait(made.ID, controlplane.WaitStopped); now.ExitCode == nil || *now.ExitCode != c.code || now.Error != "" || now.ShouldRestart(false) {
+			t.Errorf("%+v", now)
+		}
+	}
+}
+
 // TestARestartThatFailsIsTriedAgain: what a restart policy has begun it goes on with, as long as it may.
 func TestARestartThatFailsIsTriedAgain(t *testing.T) {
 	var boots atomic.Int32

@@ -73,6 +73,7 @@ type machine struct {
 	created  bool                // Docker knows the container
 	exited   chan struct{}
 	code     int
+	cut      bool
 	crashed  bool
 	logs     []controlplane.LogLine
 	more     chan struct{} // closed when logs or exited change
@@ -410,7 +411,7 @@ func (h *Host) report(id warmboot.ID, m *machine) {
 	}
 	for {
 		h.mu.Lock()
-		end, told, reports := controlplane.Ended{Container: id, Code: m.code}, !m.running && !m.crashed || h.machines[id] != m, h.reports
+		end, told, reports := controlplane.Ended{Container: id, Code: m.code, Cut: m.cut}, !m.running && !m.crashed || h.machines[id] != m, h.reports
 		if m.crashed {
 			end.Code, end.Reason = -1, "wait: the microVM ended unexpectedly"
 		}
@@ -560,6 +561,14 @@ func (h *Host) ScrubSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot)
 func (h *Host) Exit(id warmboot.ID, code int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.machines[id].end(code)
+}
+
+// ExitCut ends the command of a container by itself, and its machine before anybody could ask whether the command is started again.
+func (h *Host) ExitCut(id warmboot.ID, code int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.machines[id].cut = true
 	h.machines[id].end(code)
 }
 
