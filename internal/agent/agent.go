@@ -48,7 +48,7 @@ type Config struct {
 	RestoreTimeout time.Duration // restore to Docker answering: DefaultRestoreTimeout
 	BootTimeout    time.Duration // cold boot to Docker answering: DefaultBootTimeout
 
-	// OwnerBase is the first of the user ids that VMMs run as when this process is root; its group is shared by all of them.
+	// OwnerBase is the group that may read snapshots when this process is root, and each VMM has one of the ids after it as its user and group.
 	// DefaultOwnerBase if 0.
 	OwnerBase uint32
 	// ID and Name are this host's; by default they are kept in ROOT/host.json, and the name is the machine's.
@@ -195,7 +195,7 @@ func (a *Agent) Close() error {
 // Capabilities is what the driver found out about this host.
 func (a *Agent) Capabilities() vmm.Capabilities { return a.caps }
 
-// group is the group that may read snapshots and images: the one all VMMs run in, or our own if we are not root.
+// group is the group that may come to snapshots by their paths: vmm.Owner.Readers, or our own if we are not root.
 func (a *Agent) group() int {
 	if os.Geteuid() != 0 {
 		return os.Getegid()

@@ -35,7 +35,7 @@ func TestNoTwoSlotsShareAUser(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if o := a.owner(s); os.Geteuid() == 0 && (users[o.UID] || o.UID <= a.OwnerBase || o.UID > a.OwnerBase+hostnet.MaxSlots || o.GID != a.OwnerBase) {
+		if o := a.owner(s); os.Geteuid() == 0 && (users[o.UID] || o.UID <= a.OwnerBase || o.UID > a.OwnerBase+hostnet.MaxSlots || o.GID != o.UID || o.Readers != a.OwnerBase) {
 			t.Fatalf("slot %d has user %+v", s.Number, o)
 		} else {
 			users[o.UID] = true

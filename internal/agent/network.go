@@ -54,13 +54,13 @@ func networkOf(s warmboot.ContainerSpec) hostnet.Wants {
 	return w
 }
 
-// owner is the user that the VMM in a slot runs as. Slot 0 has the id after the shared group's. The group is for reading snapshots; what is one
-// container's is closed to it (docs/adr/0020-jailer.md).
+// owner is the user and group that the VMM in a slot runs as, and nothing else does (docs/adr/0020-jailer.md). Slot 0 has the id after the readers'.
 func (a *Agent) owner(slot *hostnet.Slot) vmm.Owner {
 	if os.Geteuid() != 0 {
 		return vmm.Owner{}
 	}
-	return vmm.Owner{UID: a.OwnerBase + 1 + uint32(slot.Number), GID: a.OwnerBase}
+	id := a.OwnerBase + 1 + uint32(slot.Number)
+	return vmm.Owner{UID: id, GID: id, Readers: a.OwnerBase}
 }
 
 // Slots tells how many microVMs this host has a place for, and how many places are taken, those of builds included.

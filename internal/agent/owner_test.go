@@ -14,8 +14,9 @@ import (
 	"warmboot/internal/vmm"
 )
 
-// The group that VMMs have in common may read snapshots, and nothing that is one container's. Nobody else may read either.
-func TestWhatIsAContainersIsClosedToTheGroup(t *testing.T) {
+// A VMM may come to snapshots by their paths if it is in the readers' group, and to nothing that is another container's. Nobody else on the host
+// comes to either.
+func TestWhatIsAContainersIsClosedToOthers(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: only root runs VMMs as other users")
@@ -34,21 +35,22 @@ func TestWhatIsAContainersIsClosedToTheGroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	may := func(owner vmm.Owner, command ...string) bool {
+		t.Helper()
 		cmd := exec.Command(command[0], command[1:]...)
 		cmd.Dir = "/"
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: owner.UID, Gid: owner.GID}}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: owner.UID, Gid: owner.GID, Groups: owner.Groups()}}
 		return cmd.Run() == nil
 	}
-	sibling := vmm.Owner{UID: r.OwnerBase + 99, GID: r.OwnerBase}
-	stranger := vmm.Owner{UID: sibling.UID, GID: sibling.UID}
+	sibling := vmm.Owner{UID: r.OwnerBase + 99, GID: r.OwnerBase + 99, Readers: r.OwnerBase}
+	stranger := vmm.Owner{UID: sibling.UID, GID: sibling.GID} // as one in a jail is
 	for _, name := range snapshot.DataFiles() {
 		file := filepath.Join(built.Path, name)
 		if !may(sibling, "head", "-c", "1", file) || may(stranger, "head", "-c", "1", file) || may(sibling, "dd", "if=/dev/null", "conv=notrunc", "of="+file) {
 			info, err := os.Stat(file)
-			t.Errorf("%s is not for the group to read, and for nobody else: %v, %v", name, info, err)
+			t.Errorf("%s is not for readers to read, and for nobody else: %v, %v", name, info, err)
 		}
 	}
-	owners := map[uint32]bool{}
+	users, groups := map[uint32]bool{}, map[uint32]bool{}
 	for _, m := range []warmboot.ID{warm.Container.ID, cold.Container.ID} {
 		dir := r.containerDir(m)
 		c := &container{dir: dir}
@@ -68,7 +70,8 @@ func TestWhatIsAContainersIsClosedToTheGroup(t *testing.T) {
 				t.Errorf("%s has mode %v", strings.TrimPrefix(path, dir), info.Mode())
 			}
 			if path == c.dataDisk() {
-				owners[info.Sys().(*syscall.Stat_t).Uid] = true
+				st := info.Sys().(*syscall.Stat_t)
+				users[st.Uid], groups[st.Gid] = true, true
 			}
 			return nil
 		}); err != nil {
@@ -80,7 +83,7 @@ func TestWhatIsAContainersIsClosedToTheGroup(t *testing.T) {
 			}
 		}
 	}
-	if len(owners) != 2 || owners[0] {
-		t.Errorf("the disks' users are %v, not one for each", owners)
+	if len(users) != 2 || users[0] || len(groups) != 2 || groups[0] || groups[r.OwnerBase] {
+		t.Errorf("the disks' users are %v and their groups %v, not one for each", users, groups)
 	}
 }

@@ -29,7 +29,7 @@ import (
 type Config struct {
 	Dir    string // where templates are kept; made if missing, and only ours
 	Driver string // the VMM: "qemu" reads qcow2 overlays, every other one raw disks only
-	Group  int    // the group that all VMMs run in: it must be able to pass through to a base, which Open does not check
+	Group  int    // the group that is to read snapshots (vmm.Owner.Readers): it must be able to pass through to a base, which Open does not check
 	Log    *slog.Logger
 }
 

@@ -22,7 +22,7 @@ import (
 
 const testSize = 256 << 20
 
-var testOwner = vmm.Owner{UID: 1_900_099_001, GID: 1_900_099_000}
+var testOwner = vmm.Owner{UID: 1_900_099_001, GID: 1_900_099_001, Readers: 1_900_099_000}
 
 func open(t *testing.T, driver string) *Store {
 	t.Helper()

@@ -49,7 +49,7 @@ func (s *Store) Flatten(ctx context.Context, overlay vmm.Disk, base, path string
 			return vmm.Disk{}, failure(op, err)
 		}
 		as = func(cmd *exec.Cmd) {
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: owner.UID, Gid: owner.GID}}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: owner.UID, Gid: owner.GID, Groups: owner.Groups()}}
 			cmd.Dir = "/"
 		}
 	}

@@ -39,7 +39,7 @@ const FetchFile = "fetch.json"
 func DataFiles() []string { return []string{MemoryFile, StateFile, DataFile} }
 
 // FormatVersion of metadata.json. A reader refuses any other.
-const FormatVersion = 1
+const FormatVersion = 2
 
 // MetadataLimit is far above what metadata.json can need, in bytes; a larger file is not ours.
 const MetadataLimit = 64 << 10
@@ -85,7 +85,7 @@ type Draft struct {
 	dir  string // where they will be
 }
 
-// NewDraft makes the directory for a new artifact. group is the group that may pass through it to the files.
+// NewDraft makes the directory for a new artifact. Only group may pass through it to the files.
 func NewDraft(root string, image, id warmboot.ID, group int) (*Draft, error) {
 	dir := Dir(root, image, id)
 	parent := filepath.Dir(dir)
@@ -134,7 +134,7 @@ func (d *Draft) Discard() error { return os.RemoveAll(d.Path) }
 
 // Access is what VMMs, which run as other users than we do, may do with an artifact's files.
 type Access struct {
-	Group int // may read them
+	Group int // may come to them by their paths; who is given them otherwise, as jails are, may read them whoever it is
 	// WritableMemory also lets the group write to the memory file, for VMMs that cannot map a file privately unless
 	// they could write to it (see docs/adr/0004-memory-file-access.md). A write would be found by Verifier.
 	WritableMemory bool
@@ -183,9 +183,9 @@ func (d *Draft) CommitFetched(metadata []byte, access Access) (*Artifact, error)
 func (d *Draft) seal(access Access) (map[string]File, error) {
 	files := map[string]File{}
 	for _, name := range DataFiles() {
-		mode := os.FileMode(0o440)
+		mode := os.FileMode(0o444)
 		if name == MemoryFile && access.WritableMemory {
-			mode = 0o660
+			mode = 0o664
 		}
 		f, err := seal(d.File(name), access.Group, mode)
 		if err != nil {

@@ -54,7 +54,7 @@ func TestAnArtifactIsReadAsItWasWritten(t *testing.T) {
 		t.Error(err)
 	}
 	for _, name := range []string{MemoryFile, StateFile, DataFile} {
-		if info, err := os.Stat(a.File(name)); err != nil || info.Mode().Perm() != 0o440 {
+		if info, err := os.Stat(a.File(name)); err != nil || info.Mode().Perm() != 0o444 {
 			t.Errorf("%s: %v, %v", name, info.Mode(), err)
 		}
 	}
@@ -63,7 +63,7 @@ func TestAnArtifactIsReadAsItWasWritten(t *testing.T) {
 func TestOnlyTheMemoryFileIsWritableAndOnlyWhereItMustBe(t *testing.T) {
 	t.Parallel()
 	_, a := written(t, Access{Group: os.Getegid(), WritableMemory: true})
-	for name, want := range map[string]os.FileMode{MemoryFile: 0o660, StateFile: 0o440, DataFile: 0o440} {
+	for name, want := range map[string]os.FileMode{MemoryFile: 0o664, StateFile: 0o444, DataFile: 0o444} {
 		if info, err := os.Stat(a.File(name)); err != nil || info.Mode().Perm() != want {
 			t.Errorf("%s: %v, want %v (%v)", name, info.Mode(), want, err)
 		}
@@ -117,9 +117,9 @@ func TestMetadataThatCannotBeTrusted(t *testing.T) {
 	}{
 		{"empty", "", warmboot.Corrupt},
 		{"not JSON", "{", warmboot.Corrupt},
-		{"another format", `{"format":2}`, warmboot.Incompatible},
-		{"a field that nobody knows", `{"format":1,"x":1}`, warmboot.Corrupt},
-		{"no files", `{"format":1}`, warmboot.Corrupt},
+		{"another format", `{"format":1}`, warmboot.Incompatible},
+		{"a field that nobody knows", `{"format":2,"x":1}`, warmboot.Corrupt},
+		{"no files", `{"format":2}`, warmboot.Corrupt},
 		{"far too large", strings.Repeat(" ", MetadataLimit+1), warmboot.Corrupt},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -160,6 +160,17 @@ type Forward struct {
 type Owner struct {
 	UID uint32 `json:"uid"`
 	GID uint32 `json:"gid"`
+	// Readers is a group that the process is in besides, so that it can come to the files of snapshots by their paths. A process in a jail finds
+	// them there and is in no other group. 0 is none.
+	Readers uint32 `json:"readers,omitempty"`
+}
+
+// Groups are the groups that the owner is in besides its own.
+func (o Owner) Groups() []uint32 {
+	if o.Readers == 0 {
+		return nil
+	}
+	return []uint32{o.Readers}
 }
 
 // Snapshot names the files of a frozen machine and what a restored machine must have in common with it.

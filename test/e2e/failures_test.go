@@ -108,7 +108,7 @@ func (s *stack) freeze(t *testing.T, sabotage string) warmboot.RuntimeSnapshot {
 	}
 	snap := warmboot.RuntimeSnapshot{ID: warmboot.NewID(), RuntimeImageID: s.img.ID, HostID: s.agent.ID, Platform: here.Platform, State: warmboot.SnapshotCreating, FCVersion: s.agent.Capabilities().FCVersion(), CreatedAt: time.Now().UTC()}
 	group := int(s.uidBase)
-	owner := vmm.Owner{UID: s.uidBase + 1<<15, GID: s.uidBase}
+	owner := vmm.Owner{UID: s.uidBase + 1<<15, GID: s.uidBase + 1<<15, Readers: s.uidBase}
 	draft, err := snapshot.NewDraft(s.root, s.img.ID, snap.ID, group)
 	if err != nil {
 		t.Fatal(err)

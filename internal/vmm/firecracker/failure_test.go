@@ -85,11 +85,11 @@ func freeze(t testing.TB, version string) *frozen {
 		}
 		for _, path := range []string{f.snap.MemoryFile, f.snap.StateFile} {
 			if os.Geteuid() == 0 {
-				if err := os.Chown(path, 0, int(owner.GID)); err != nil {
+				if err := os.Chown(path, 0, int(owner.Readers)); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if err := os.Chmod(path, 0o440); err != nil {
+			if err := os.Chmod(path, 0o444); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -25,7 +25,7 @@ const (
 func jailing() bool { return os.Getenv(jailedVar) != "" }
 
 // owner is a user that nothing else runs as.
-var owner = vmm.Owner{UID: 1_900_098_001, GID: 1_900_098_000}
+var owner = vmm.Owner{UID: 1_900_098_001, GID: 1_900_098_001, Readers: 1_900_098_000}
 
 func TestConformance(t *testing.T) {
 	t.Parallel()

@@ -46,7 +46,7 @@ func Start(cmd *exec.Cmd, owner vmm.Owner, ambient []uintptr) (*Process, error) 
 		if err != nil {
 			return nil, err
 		}
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: owner.UID, Gid: owner.GID, Groups: groups}
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: owner.UID, Gid: owner.GID, Groups: append(groups, owner.Groups()...)}
 		cmd.SysProcAttr.AmbientCaps = ambient
 	}
 	if err := cmd.Start(); err != nil {

@@ -29,7 +29,7 @@ import (
 // The tests with machines take turns: an emulated CPU keeps a real one busy.
 
 // owner is a user that nothing else runs as.
-var owner = vmm.Owner{UID: 1_900_099_001, GID: 1_900_099_000}
+var owner = vmm.Owner{UID: 1_900_099_001, GID: 1_900_099_001, Readers: 1_900_099_000}
 
 func TestConformance(t *testing.T) {
 	kernel := vmmtest.Kernel(t)
@@ -129,13 +129,13 @@ func TestConfinement(t *testing.T) {
 				status[k] = strings.Join(strings.Fields(v), " ")
 			}
 			uid, gid := fmt.Sprint(owner.UID), fmt.Sprint(owner.GID)
-			groups, err := process.KVMGroup() // and of all groups, that one
+			groups, err := process.KVMGroup() // and of all groups, that one and the one for snapshots
 			if err != nil {
 				t.Fatal(err)
 			}
 			for k, want := range map[string]string{
 				"Uid": strings.Join([]string{uid, uid, uid, uid}, " "), "Gid": strings.Join([]string{gid, gid, gid, gid}, " "),
-				"Groups": strings.Trim(fmt.Sprint(groups), "[]"), "CapEff": c.caps, "CapPrm": c.caps, "CapInh": c.caps, "CapAmb": c.caps, "NoNewPrivs": "1", "Seccomp": "2",
+				"Groups": strings.Trim(fmt.Sprint(append(groups, owner.Groups()...)), "[]"), "CapEff": c.caps, "CapPrm": c.caps, "CapInh": c.caps, "CapAmb": c.caps, "NoNewPrivs": "1", "Seccomp": "2",
 			} {
 				if status[k] != want {
 					t.Errorf("%s is %q, want %q", k, status[k], want)

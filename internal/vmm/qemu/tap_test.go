@@ -61,7 +61,7 @@ func TestTAP(t *testing.T) {
 	}
 	spec := machineFor(t, "tap", kernel)
 	spec.Initrd, spec.MemoryFile, spec.Network = initrd, filepath.Join(dir, "memory"), tapNetwork(t)
-	if err := os.Chown(dir, -1, int(owner.GID)); err != nil {
+	if err := os.Chown(dir, -1, int(owner.Readers)); err != nil {
 		t.Fatal(err)
 	}
 	spec.Network.Forwards = []vmm.Forward{{Protocol: warmboot.TCP, HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 80, GuestPort: 80}} // not ours to publish
@@ -104,7 +104,7 @@ func TestTAP(t *testing.T) {
 		t.Fatal(err)
 	}
 	stop(m)
-	if err := os.Chmod(snap.MemoryFile, 0o660); err != nil {
+	if err := os.Chmod(snap.MemoryFile, 0o664); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 2 {

@@ -251,7 +251,7 @@ func (e *env) freeze(t *testing.T) {
 	e.spec.MemoryFile = filepath.Join(e.spec.Dir, "..", "memory")
 	if os.Geteuid() == 0 {
 		// The VMM must be able to open it where it is.
-		if err := os.Chown(e.dir, -1, int(e.spec.Owner.GID)); err != nil {
+		if err := os.Chown(e.dir, -1, int(e.spec.Owner.Readers)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -299,16 +299,16 @@ func (e *env) freeze(t *testing.T) {
 		t.Errorf("the memory file has %d bytes, want %d", info.Size(), want)
 	}
 	if os.Geteuid() == 0 {
-		// As the agent seals it: the VMM's group may read it, and write to it if nothing else will do.
+		// As the agent seals it: who comes there may read it, and a group of VMMs write to it if nothing else will do.
 		caps, err := e.driver.Probe(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		mode := os.FileMode(0o440)
+		mode := os.FileMode(0o444)
 		if caps.WritableMemoryFile {
-			mode = 0o660
+			mode = 0o664
 		}
-		if err := errors.Join(os.Chown(e.snap.MemoryFile, 0, int(e.spec.Owner.GID)), os.Chmod(e.snap.MemoryFile, mode)); err != nil {
+		if err := errors.Join(os.Chown(e.snap.MemoryFile, 0, int(e.spec.Owner.Readers)), os.Chmod(e.snap.MemoryFile, mode)); err != nil {
 			t.Fatal(err)
 		}
 	}
