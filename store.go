@@ -72,8 +72,9 @@ type SnapshotFilter struct {
 
 // SnapshotStore keeps runtime snapshots.
 type SnapshotStore interface {
-	// CreateSnapshot stores a new snapshot. While another of the same image and platform is being built it is a Conflict.
-	CreateSnapshot(ctx context.Context, s *RuntimeSnapshot) error
+	// CreateSnapshot stores a new snapshot. While another of the same image and platform is being built it is a Conflict. A condition is asked, perhaps
+	// more than once, with all the others as they are when it is stored, deleted ones included; where it does not hold it is an error of that.
+	CreateSnapshot(ctx context.Context, s *RuntimeSnapshot, conditions ...func(others []*RuntimeSnapshot) error) error
 	Snapshot(ctx context.Context, id ID) (*RuntimeSnapshot, error)
 	// Snapshots are newest first and include deleted ones whose files may still be there.
 	Snapshots(ctx context.Context, f SnapshotFilter) ([]*RuntimeSnapshot, error)

@@ -68,9 +68,9 @@ func (a *announced) DeleteContainer(ctx context.Context, id warmboot.ID) error {
 	return err
 }
 
-func (a *announced) CreateSnapshot(ctx context.Context, s *warmboot.RuntimeSnapshot) error {
+func (a *announced) CreateSnapshot(ctx context.Context, s *warmboot.RuntimeSnapshot, conditions ...func([]*warmboot.RuntimeSnapshot) error) error {
 	defer a.lock(s.ID)()
-	err := a.Store.CreateSnapshot(ctx, s)
+	err := a.Store.CreateSnapshot(ctx, s, conditions...)
 	if err == nil {
 		a.tellSnapshot(s.ID, s.State)
 	}

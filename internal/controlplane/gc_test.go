@@ -129,6 +129,18 @@ func TestTheLeastRecentlyUsedSnapshotMakesRoom(t *testing.T) {
 	}
 	_, err = build("image3")
 	p.wantCode(err, warmboot.Conflict, "MANAGER_MAX_RUNTIME_SNAPSHOTS is 2", "containers that stand on it")
+	// A limit that is lower than it was is kept from the next build on.
+	all, err := p.svc.Containers(t.Context(), warmboot.ContainerFilter{})
+	p.must(err)
+	for _, c := range all {
+		p.must(p.svc.DeleteContainer(t.Context(), string(c.ID), true))
+	}
+	p.svc.MaxSnapshots = 1
+	fourth, err := build("image4")
+	p.must(err)
+	p.waitState(fourth, warmboot.SnapshotReady)
+	p.waitState(snaps[0], warmboot.SnapshotDeleted)
+	p.waitState(third, warmboot.SnapshotDeleted)
 }
 
 func TestScrubbingFindsDamage(t *testing.T) {

@@ -83,7 +83,6 @@ type Service struct {
 	uses    uses
 	cold    coldTimes
 
-	room       sync.Mutex  // held from when snapshots are counted until one more is stored
 	gc         sync.Mutex  // one garbage collection at a time
 	collecting atomic.Bool // collect is about to run
 }

@@ -68,14 +68,34 @@ func (s *Service) startBuild(ctx context.Context, r Rebuild) (warmboot.ID, error
 // ErrNoRoom is the cause of a Conflict when there are as many snapshots as there may be, and none of them may go.
 var ErrNoRoom = errors.New("there is no room for one more snapshot")
 
-// storeNewSnapshot stores a snapshot if there is, or can be made, room for it.
+// storeNewSnapshot stores a snapshot. While one more would be too many it deletes the least recently used one, or reports a Conflict if none may go.
 func (s *Service) storeNewSnapshot(ctx context.Context, snap *warmboot.RuntimeSnapshot) error {
-	s.room.Lock()
-	defer s.room.Unlock()
-	if err := s.roomForSnapshot(ctx, snap.RuntimeImageID, snap.Platform); err != nil {
-		return err
+	for {
+		var others []*warmboot.RuntimeSnapshot
+		err := s.store.CreateSnapshot(ctx, snap, func(all []*warmboot.RuntimeSnapshot) error {
+			if others = s.besides(snap, all); len(others) < s.MaxSnapshots {
+				return nil
+			}
+			return warmboot.Errorf(warmboot.Conflict, "build snapshot", "%w: there are %d already, MANAGER_MAX_RUNTIME_SNAPSHOTS is %d, and each is being built or has containers that stand on it; delete such containers, or raise the limit", ErrNoRoom, len(others), s.MaxSnapshots)
+		})
+		if !errors.Is(err, ErrNoRoom) {
+			return err
+		}
+		if evicted, evictErr := s.evictSnapshot(ctx, others); evictErr != nil || !evicted {
+			return cmp.Or(evictErr, err)
+		}
 	}
-	return s.store.CreateSnapshot(ctx, snap)
+}
+
+// besides are the snapshots that exist and that the new one will not replace.
+func (s *Service) besides(snap *warmboot.RuntimeSnapshot, all []*warmboot.RuntimeSnapshot) (others []*warmboot.RuntimeSnapshot) {
+	replaced := append(s.outdated(all), snap.Platform)
+	for _, other := range all {
+		if other.State != warmboot.SnapshotDeleted && (other.RuntimeImageID != snap.RuntimeImageID || !slices.Contains(replaced, other.Platform)) {
+			others = append(others, other)
+		}
+	}
+	return others
 }
 
 // building is the snapshot of an image and platform that is being built, "" if none is.
@@ -90,32 +110,6 @@ func (s *Service) building(ctx context.Context, image warmboot.ID, platform stri
 		}
 	}
 	return "", nil
-}
-
-// roomForSnapshot deletes the least recently used snapshot when one more would be too many, or reports a Conflict if none may go. The one that the new snapshot will replace does
-// not count.
-func (s *Service) roomForSnapshot(ctx context.Context, image warmboot.ID, platform string) error {
-	all, err := s.store.Snapshots(ctx, warmboot.SnapshotFilter{})
-	if err != nil {
-		return err
-	}
-	replaced := append(s.outdated(all), platform)
-	n := 0
-	var others []*warmboot.RuntimeSnapshot
-	for _, other := range all {
-		if other.State != warmboot.SnapshotDeleted && (other.RuntimeImageID != image || !slices.Contains(replaced, other.Platform)) {
-			n++
-			others = append(others, other)
-		}
-	}
-	if n < s.MaxSnapshots {
-		return nil
-	}
-	evicted, err := s.evictSnapshot(ctx, others)
-	if err != nil || evicted {
-		return err
-	}
-	return warmboot.Errorf(warmboot.Conflict, "build snapshot", "%w: there are %d already, MANAGER_MAX_RUNTIME_SNAPSHOTS is %d, and each is being built or has containers that stand on it; delete such containers, or raise the limit", ErrNoRoom, n, s.MaxSnapshots)
 }
 
 // Snapshots lists the runtime snapshots, newest first.

@@ -23,6 +23,8 @@ type dialect struct {
 	forShare    string // ends a SELECT whose row must stay as it is to the end of the transaction
 	// lockPorts keeps others from claiming the same ports before the transaction has ended.
 	lockPorts func(context.Context, *sql.Tx, []warmboot.PortMapping) error
+	// lockSnapshots keeps others from creating snapshots before the transaction has ended.
+	lockSnapshots func(context.Context, *sql.Tx) error
 	// listen hands over what Publish sends until the connection breaks or ctx ends; nil: the database serves one manager only.
 	listen func(ctx context.Context, url string, connected func(), message func(string)) error
 	// again tells whether a transaction that failed so, and was undone, may succeed if it is just run again.

@@ -35,6 +35,7 @@ var postgresDialect = dialect{
 	forShare:      " FOR SHARE",
 	forKeyShare:   " FOR KEY SHARE",
 	lockPorts:     lockPostgresPorts,
+	lockSnapshots: lockPostgresSnapshots,
 	listen:        listenPostgres,
 	again:         postgresAgain,
 	classify:      classifyPostgres,
@@ -131,12 +132,22 @@ func postgresMigrationLock() (goose.ProviderOption, error) {
 	return goose.WithSessionLocker(l), nil
 }
 
+// lockSpace is "wboo". It sets our advisory locks apart from those of others in the same database. In it a host port has its own number.
+const (
+	lockSpace        = 0x77626f6f
+	lockNewSnapshots = -1
+)
+
+func lockPostgresSnapshots(ctx context.Context, tx *sql.Tx) error {
+	_, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock($1, $2)`, lockSpace, lockNewSnapshots)
+	return err
+}
+
 // lockPostgresPorts takes a lock for each port number. Everybody takes them in the same order, and so nobody waits in a circle.
 func lockPostgresPorts(ctx context.Context, tx *sql.Tx, ports []warmboot.PortMapping) error {
-	const space = 0x77626f6f // "wboo": sets our locks apart from those of others in the same database
 	sorted := slices.SortedFunc(slices.Values(ports), func(a, b warmboot.PortMapping) int { return cmp.Compare(a.HostPort, b.HostPort) })
 	for _, p := range sorted {
-		if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock($1, $2)`, space, int(p.HostPort)); err != nil {
+		if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock($1, $2)`, lockSpace, int(p.HostPort)); err != nil {
 			return err
 		}
 	}

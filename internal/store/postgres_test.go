@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"warmboot"
+	"warmboot/internal/expect"
 	"warmboot/internal/store"
 	"warmboot/internal/store/pgtest"
 	"warmboot/internal/store/storetest"
@@ -218,6 +220,43 @@ func TestTwoManagersFinishTwoBuilds(t *testing.T) {
 	}
 	if len(ready) != 20 {
 		t.Errorf("%d of 20 images have a ready snapshot", len(ready))
+	}
+}
+
+// TestTwoManagersAtTheLimit has both create the last snapshot that there is room for, at once.
+func TestTwoManagersAtTheLimit(t *testing.T) {
+	t.Parallel()
+	url := postgres.Database(t)
+	managers := []*store.Store{open(t, url), open(t, url)}
+	full := errors.New("full")
+	for round := range 20 {
+		var images []*warmboot.Image
+		for range managers {
+			img := image()
+			img.Name = string(img.ID)
+			expect.NoError(t, managers[0].CreateImage(t.Context(), img))
+			images = append(images, img)
+		}
+		var wg sync.WaitGroup
+		for i, m := range managers {
+			snap := &warmboot.RuntimeSnapshot{ID: warmboot.NewID(), RuntimeImageID: images[i].ID, State: warmboot.SnapshotReady, CreatedAt: time.Now()}
+			wg.Go(func() {
+				if err := m.CreateSnapshot(t.Context(), snap, func(others []*warmboot.RuntimeSnapshot) error {
+					if len(others) > round {
+						return full
+					}
+					return nil
+				}); err != nil && !errors.Is(err, full) {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		all, err := managers[0].Snapshots(t.Context(), warmboot.SnapshotFilter{})
+		expect.NoError(t, err)
+		if len(all) != round+1 {
+			t.Fatalf("there are %d snapshots where there was room for %d", len(all), round+1)
+		}
 	}
 }
 

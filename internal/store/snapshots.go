@@ -21,7 +21,7 @@ func scanSnapshot(row scanner) (*warmboot.RuntimeSnapshot, error) {
 }
 
 // CreateSnapshot implements warmboot.SnapshotStore.
-func (s *Store) CreateSnapshot(ctx context.Context, snap *warmboot.RuntimeSnapshot) error {
+func (s *Store) CreateSnapshot(ctx context.Context, snap *warmboot.RuntimeSnapshot, conditions ...func([]*warmboot.RuntimeSnapshot) error) error {
 	const op = "create snapshot"
 	return s.create(ctx, op, snap.ID, func(tx *sql.Tx) error {
 		if _, err := s.image(ctx, tx, `id`, string(snap.RuntimeImageID), s.dialect.forShare); err != nil {
@@ -35,12 +35,35 @@ func (s *Store) CreateSnapshot(ctx context.Context, snap *warmboot.RuntimeSnapsh
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
+		if err := s.allow(ctx, tx, conditions); err != nil {
+			return err
+		}
 		_, err = tx.ExecContext(ctx, `INSERT INTO runtime_snapshots (`+snapshotColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
 			string(snap.ID), string(snap.RuntimeImageID), orNull(snap.HostID), snap.Platform, orNull(snap.Lease.Owner), snap.Lease.Generation,
 			snap.SnapshotPath, string(snap.State), snap.FCVersion, stamp(snap.CreatedAt),
 			snap.SuccessCount, snap.FailureCount, snap.FailureStreak, snap.Attempt, stampOrNull(snap.LastUsedAt), asJSON(snap.Metadata))
 		return err
 	})
+}
+
+// allow asks the conditions for one more snapshot. From then on to the end of the transaction nobody stores another.
+func (s *Store) allow(ctx context.Context, tx *sql.Tx, conditions []func([]*warmboot.RuntimeSnapshot) error) error {
+	if len(conditions) == 0 {
+		return nil
+	}
+	if err := s.dialect.lockSnapshots(ctx, tx); err != nil {
+		return err
+	}
+	all, err := list(ctx, tx, scanSnapshot, selectSnapshot)
+	if err != nil {
+		return err
+	}
+	for _, holds := range conditions {
+		if err := holds(all); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Snapshot implements warmboot.SnapshotStore.

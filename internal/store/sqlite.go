@@ -23,6 +23,7 @@ var sqliteDialect = dialect{
 	migrationLock: nil,
 	bytewise:      "BINARY",
 	lockPorts:     func(context.Context, *sql.Tx, []warmboot.PortMapping) error { return nil },
+	lockSnapshots: func(context.Context, *sql.Tx) error { return nil },
 	again:         func(error) bool { return false },
 	classify:      classifySQLite,
 }

@@ -322,6 +322,15 @@ func testOneBuildAtATime(t *testing.T, s warmboot.Store) {
 	expect.NoError(t, s.CreateSnapshot(ctx, snapshot(img, "q")))
 	all, err := s.Snapshots(ctx, warmboot.SnapshotFilter{})
 	expect.NoError(t, err)
+	refused := errors.New("refused")
+	if err := s.CreateSnapshot(ctx, snapshot(img, "r"), func(others []*warmboot.RuntimeSnapshot) error {
+		wantEqual(t, len(others), len(all))
+		return refused
+	}); !errors.Is(err, refused) {
+		t.Errorf("a condition that does not hold: %v", err)
+	}
+	all, err = s.Snapshots(ctx, warmboot.SnapshotFilter{})
+	expect.NoError(t, err)
 	expect.NoError(t, s.DeleteSnapshot(ctx, all[1].ID))
 	expect.NoError(t, s.CreateSnapshot(ctx, snapshot(img, "p")))
 }
