@@ -29,30 +29,15 @@ import (
 // the client hangs up.
 func startDocker(t *testing.T, answer func(conn *net.UnixConn, req *http.Request)) *dockerClient {
 	t.Helper()
-	socket := filepath.Join(t.TempDir(), "docker")
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				req, err := http.ReadRequest(bufio.NewReader(conn))
-				if err != nil {
-					return
-				}
-				if _, err := io.Copy(io.Discard, req.Body); err == nil {
-					answer(conn.(*net.UnixConn), req)
-				}
-			}()
+	socket := listen(t, func(conn net.Conn) {
+		req, err := http.ReadRequest(bufio.NewReader(conn))
+		if err != nil {
+			return
 		}
-	}()
+		if _, err := io.Copy(io.Discard, req.Body); err == nil {
+			answer(conn.(*net.UnixConn), req)
+		}
+	})
 	d, err := newDockerClient(func(ctx context.Context) (net.Conn, error) { return (&net.Dialer{}).DialContext(ctx, "unix", socket) }, "1.45")
 	if err != nil {
 		t.Fatal(err)

@@ -36,8 +36,14 @@ func (m *testMachine) DialGuest(ctx context.Context) (net.Conn, error) {
 // startMachine starts a machine that treats each connection with agent.
 func startMachine(t *testing.T, agent func(net.Conn)) *testMachine {
 	t.Helper()
-	m := &testMachine{socket: filepath.Join(t.TempDir(), "guest"), done: make(chan struct{})}
-	l, err := net.Listen("unix", m.socket)
+	return &testMachine{socket: listen(t, agent), done: make(chan struct{})}
+}
+
+// listen makes a socket that treats each connection with serve until the test ends.
+func listen(t *testing.T, serve func(net.Conn)) (socket string) {
+	t.Helper()
+	socket = filepath.Join(t.TempDir(), "socket")
+	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,11 +56,11 @@ func startMachine(t *testing.T, agent func(net.Conn)) *testMachine {
 			}
 			go func() {
 				defer conn.Close()
-				agent(conn)
+				serve(conn)
 			}()
 		}
 	}()
-	return m
+	return socket
 }
 
 // healthy answers every call as if it were for the guest's health, until the connection ends.
