@@ -222,5 +222,11 @@ func TestEveryFieldOfTheFingerprintMatters(t *testing.T) {
 		if f.Mismatch(other) == "" {
 			t.Errorf("another %s goes unnoticed", name)
 		}
+		if same := f.Platform() == other.Platform(); same != (name == "image") {
+			t.Errorf("with another %s it is the same platform: %v", name, same)
+		}
+	}
+	if f.platform(FormatVersion) != f.Platform() || f.platform(FormatVersion+1) == f.Platform() {
+		t.Error("hosts that write another format are of the same platform, and would build snapshots for one another that neither can read")
 	}
 }

@@ -36,11 +36,16 @@ func FingerprintOf(c vmm.Capabilities, imageDigest string, vcpus, memoryMiB int)
 	}
 }
 
-// Platform stands for the fingerprint without its image: snapshots of one platform can be used by the hosts of that platform. It is the
-// beginning of a SHA-256, in hexadecimal.
-func (f Fingerprint) Platform() string {
+// Platform stands for the fingerprint without its image, and for the format of artifacts: snapshots of one platform can be used by the hosts of that
+// platform, which an update of warmboot may have reached or not. It is the beginning of a SHA-256, in hexadecimal.
+func (f Fingerprint) Platform() string { return f.platform(FormatVersion) }
+
+func (f Fingerprint) platform(format int) string {
 	f.ImageDigest = ""
-	text, err := json.Marshal(f)
+	text, err := json.Marshal(struct {
+		Fingerprint
+		Format int `json:"format"`
+	}{f, format})
 	if err != nil {
 		panic(err) // strings and numbers only
 	}
