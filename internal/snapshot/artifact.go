@@ -38,7 +38,8 @@ const FetchFile = "fetch.json"
 // DataFiles are the files of an artifact that metadata.json lists.
 func DataFiles() []string { return []string{MemoryFile, StateFile, DataFile} }
 
-// FormatVersion of metadata.json. A reader refuses any other.
+// FormatVersion is that of artifacts: of metadata.json, and of whose the files are and with which modes. A reader refuses any other, and hosts of another
+// are of another platform.
 const FormatVersion = 2
 
 // MetadataLimit is far above what metadata.json can need, in bytes; a larger file is not ours.
