@@ -15,7 +15,7 @@ import (
 
 func checkUser(context.Context, Config) Check {
 	if os.Geteuid() == 0 {
-		return Check{"user", OK, "root: every VMM runs as a user id of its own", ""}
+		return Check{"user", OK, "root: every VMM runs as a user and a group of its own", ""}
 	}
 	return Check{"user", Warn, fmt.Sprintf("user id %d: all VMMs run as this user, and can reach its files", os.Geteuid()),
 		"run `warmboot serve` as root; it gives up its rights for every VMM that it starts"}
