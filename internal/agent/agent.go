@@ -47,6 +47,7 @@ type Config struct {
 
 	RestoreTimeout time.Duration // restore to Docker answering: DefaultRestoreTimeout
 	BootTimeout    time.Duration // cold boot to Docker answering: DefaultBootTimeout
+	AnswerTimeout  time.Duration // in which Docker may be silent while a container is started in its machine: DefaultAnswerTimeout
 
 	// OwnerBase is the group that may read snapshots when this process is root, and each VMM has one of the ids after it as its user and group.
 	// DefaultOwnerBase if 0.
@@ -78,6 +79,7 @@ const (
 	DefaultDiskBytes      = 8 << 30
 	DefaultRestoreTimeout = 20 * time.Second
 	DefaultBootTimeout    = 4 * time.Minute
+	DefaultAnswerTimeout  = time.Minute
 	DefaultBeat           = 5 * time.Second
 	// DefaultOwnerBase lies in a range that systemd's allocation of user ids (https://systemd.io/UIDS-GIDS/) leaves unused.
 	DefaultOwnerBase = 1_900_000_000
@@ -169,6 +171,9 @@ func setDefaults(c *Config) {
 	}
 	if c.BootTimeout == 0 {
 		c.BootTimeout = DefaultBootTimeout
+	}
+	if c.AnswerTimeout == 0 {
+		c.AnswerTimeout = DefaultAnswerTimeout
 	}
 	if c.Beat == 0 {
 		c.Beat = DefaultBeat

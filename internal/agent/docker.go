@@ -43,6 +43,8 @@ func (a *Agent) StartContainer(ctx context.Context, c warmboot.Container, auth *
 	}
 	ctx, stop := whileAlive(ctx, vm.machine)
 	defer stop()
+	ctx, stopAsking := whileAnswering(ctx, vm.machine.Handle().PID, a.AnswerTimeout, vm.ping)
+	defer stopAsking()
 	phases, asked, err := a.startContainer(ctx, vm, c, auth, step)
 	if err == nil {
 		err = own.keep(func(r *record) { r.Container = &c })
@@ -50,20 +52,25 @@ func (a *Agent) StartContainer(ctx context.Context, c warmboot.Container, auth *
 	if err == nil {
 		a.watch(own, vm)
 	}
-	if err != nil && died(ctx, vm.machine) {
-		err = endedBeforeStart(c, asked, lastWords(vm.machine))
+	switch {
+	case err == nil:
+	case died(ctx, vm.machine):
+		err = endedBeforeStart(c, asked, "the VMM's process ended", lastWords(vm.machine))
+	case errors.Is(context.Cause(ctx), errSilent):
+		ended := fmt.Sprintf("the microVM was ended, because its Docker had not answered for %v,", a.AnswerTimeout)
+		err = errors.Join(endedBeforeStart(c, asked, ended, lastWords(vm.machine)), stopMachine(vm.machine))
 	}
 	return phases, err
 }
 
 // endedBeforeStart is the error of a container whose machine has ended while it was being started. asked tells whether Docker had been asked to start the command by then: if
-// so it may have run, and only a restart policy allows that it runs again.
-func endedBeforeStart(c warmboot.Container, asked bool, lastWords string) error {
+// so it may have run, and only a restart policy allows that it runs again. how is how it has ended.
+func endedBeforeStart(c warmboot.Container, asked bool, how, lastWords string) error {
 	const op = "start container"
 	if asked && !c.ShouldRestart(false) {
-		return warmboot.Errorf(warmboot.Unavailable, op, "the VMM's process ended while the container was being started; its command may have run already, so start it again yourself%s", lastWords)
+		return warmboot.Errorf(warmboot.Unavailable, op, "%s while the container was being started; its command may have run already, so start it again yourself%s", how, lastWords)
 	}
-	return warmboot.Errorf(warmboot.Unavailable, op, "the VMM's process ended while the container was being started (%w)%s", controlplane.ErrNotStarted, lastWords)
+	return warmboot.Errorf(warmboot.Unavailable, op, "%s while the container was being started (%w)%s", how, controlplane.ErrNotStarted, lastWords)
 }
 
 // startContainer is StartContainer in a machine. asked tells whether Docker was asked to start the command.

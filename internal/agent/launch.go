@@ -207,7 +207,7 @@ func whileAlive(ctx context.Context, m vmm.Machine) (context.Context, context.Ca
 
 // whileBooting is whileAlive with patience.
 func whileBooting(ctx context.Context, m vmm.Machine, begin time.Time, limit time.Duration) (context.Context, context.CancelFunc) {
-	ctx, impatient := patience(ctx, m.Handle().PID, begin, limit)
+	ctx, impatient := patience(ctx, m.Handle().PID, begin, 0, limit)
 	ctx, dead := whileAlive(ctx, m)
 	return ctx, func() { dead(); impatient() }
 }

@@ -53,7 +53,7 @@ func TestWhatIsStartedAgain(t *testing.T) {
 		{warmboot.RestartUnlessStopped, true, true},
 		{warmboot.RestartOnFailure, true, true},
 	} {
-		err := endedBeforeStart(warmboot.Container{Spec: warmboot.ContainerSpec{RestartPolicy: warmboot.RestartPolicy{Name: tt.policy}}}, tt.asked, "; its console says so")
+		err := endedBeforeStart(warmboot.Container{Spec: warmboot.ContainerSpec{RestartPolicy: warmboot.RestartPolicy{Name: tt.policy}}}, tt.asked, "it ended", "; its console says so")
 		if errors.Is(err, controlplane.ErrNotStarted) != tt.again || warmboot.CodeOf(err) != warmboot.Unavailable || !strings.Contains(err.Error(), "; its console says so") {
 			t.Errorf("%q, asked %v: %v", tt.policy, tt.asked, err)
 		}

@@ -15,13 +15,13 @@ import (
 // maxPatience is how many times the limit a boot may take all the same.
 const maxPatience = 10
 
-// patience derives a context for what is waited for from the guest of process pid, which has begun at start: it ends, with
-// context.DeadlineExceeded as its cause, when the machine has had limit to itself. Its deadline is when it ends at the latest.
-func patience(ctx context.Context, pid int, start time.Time, limit time.Duration) (context.Context, context.CancelFunc) {
+// patience derives a context for what is waited for from the guest of process pid since start, when it had been without a processor for before in all: it
+// ends, with context.DeadlineExceeded as its cause, when the machine has had limit to itself. Its deadline is when it ends at the latest.
+func patience(ctx context.Context, pid int, start time.Time, before, limit time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancelAtLatest := context.WithDeadline(ctx, start.Add(maxPatience*limit))
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
-		for left := time.Until(start.Add(limit)); left > 0; left = time.Until(start.Add(limit + starved(pid))) {
+		for left := time.Until(start.Add(limit)); left > 0; left = time.Until(start.Add(limit + starved(pid) - before)) {
 			select {
 			case <-time.After(left):
 			case <-ctx.Done():

@@ -41,7 +41,7 @@ func TestPatience(t *testing.T) {
 	waits := func(pid int) (took time.Duration) {
 		t.Helper()
 		start := time.Now()
-		ctx, stop := patience(t.Context(), pid, start, limit)
+		ctx, stop := patience(t.Context(), pid, start, 0, limit)
 		defer stop()
 		var waited time.Duration // when it had not ended yet
 		for now := starved(pid); ctx.Err() == nil; now = starved(pid) {
@@ -86,11 +86,11 @@ func TestPatience(t *testing.T) {
 	}
 
 	// The time before is part of it, a process that is gone has none, and nobody waits longer than he wants to.
-	ctx, stop := patience(t.Context(), 0, time.Now().Add(-time.Hour), limit)
+	ctx, stop := patience(t.Context(), 0, time.Now().Add(-time.Hour), 0, limit)
 	defer stop()
 	<-ctx.Done()
 	parent, cancel := context.WithCancel(t.Context())
-	ctx, stop = patience(parent, 0, time.Now(), time.Hour)
+	ctx, stop = patience(parent, 0, time.Now(), 0, time.Hour)
 	defer stop()
 	if at, ok := ctx.Deadline(); !ok || time.Until(at) < 9*time.Hour {
 		t.Errorf("its end at the latest is %v, %v", at, ok)

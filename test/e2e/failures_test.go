@@ -44,8 +44,11 @@ type stack struct {
 // sabotageNet is the guest network of a machine that freeze boots; no slot of the agent's has it.
 var sabotageNet = vmm.Network{Subnet: netip.MustParsePrefix("100.127.255.0/24")}
 
-// restoreTimeout is shorter than the product's: these tests wait for it to pass.
-const restoreTimeout = 6 * time.Second
+// These are shorter than the product's: these tests wait for them to pass.
+const (
+	restoreTimeout = 6 * time.Second
+	answerTimeout  = 15 * time.Second
+)
 
 func newStack(t *testing.T, root string, uidBase uint32) *stack {
 	t.Helper()
@@ -55,7 +58,7 @@ func newStack(t *testing.T, root string, uidBase uint32) *stack {
 	var err error
 	if s.agent, err = agent.Open(t.Context(), agent.Config{
 		Root: root, Driver: s.driver, Log: log, ImageRoots: []string{imageDir}, PlainHTTPRegistries: []string{open.Host},
-		RestoreTimeout: restoreTimeout, OwnerBase: uidBase, Network: hostnet.Config{Mode: hostnet.User},
+		RestoreTimeout: restoreTimeout, AnswerTimeout: answerTimeout, OwnerBase: uidBase, Network: hostnet.Config{Mode: hostnet.User},
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -332,27 +335,37 @@ func TestInterruptedWork(t *testing.T) {
 		}
 	})
 
-	t.Run("the VMM is killed while the image is pulled", func(t *testing.T) {
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			await(t, time.Minute, "the machine to be up", func() bool {
-				all, err := s.svc.Containers(t.Context(), warmboot.ContainerFilter{})
-				return err == nil && slices.ContainsFunc(all, func(c *warmboot.Container) bool { return c.BootMethod == warmboot.BootWarm })
-			})
-			killVMM(t, s)
-		}()
-		s.runs(t, "the VMM's process ended while the container was being started")
-		<-done
-		if snap, err := s.svc.Snapshot(t.Context(), id); err != nil || snap.FailureCount != 2 || snap.FailureStreak != 1 {
-			t.Errorf("snapshot is %+v, %v", snap, err)
-		}
-	})
+	for i, hit := range []struct {
+		name   string
+		signal syscall.Signal
+		reason string
+	}{
+		{"the VMM is killed while the image is pulled", syscall.SIGKILL, "the VMM's process ended while the container was being started"},
+		// A process that is stopped is, to everybody who waits for its guest, a guest that hangs.
+		{"the guest hangs while the image is pulled", syscall.SIGSTOP, "its Docker had not answered for " + answerTimeout.String()},
+	} {
+		t.Run(hit.name, func(t *testing.T) {
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				await(t, time.Minute, "the machine to be up", func() bool {
+					all, err := s.svc.Containers(t.Context(), warmboot.ContainerFilter{})
+					return err == nil && slices.ContainsFunc(all, func(c *warmboot.Container) bool { return c.BootMethod == warmboot.BootWarm })
+				})
+				signalVMM(t, s, hit.signal)
+			}()
+			s.runs(t, hit.reason)
+			<-done
+			if snap, err := s.svc.Snapshot(t.Context(), id); err != nil || snap.FailureCount != int64(2+i) || snap.FailureStreak != 1+i {
+				t.Errorf("snapshot is %+v, %v", snap, err)
+			}
+		})
+	}
 
 	t.Run("the host takes long to copy the disk", func(t *testing.T) {
 		slowDisks(t, s)
 		s.runs(t, "") // nothing is wrong with the snapshot
-		if snap, err := s.svc.Snapshot(t.Context(), id); err != nil || snap.FailureCount != 2 || snap.FailureStreak != 0 {
+		if snap, err := s.svc.Snapshot(t.Context(), id); err != nil || snap.FailureCount != 3 || snap.FailureStreak != 0 {
 			t.Errorf("snapshot is %+v, %v", snap, err)
 		}
 		if err := s.svc.DeleteSnapshot(t.Context(), id); err != nil {
@@ -414,10 +427,15 @@ func TestDiskFullWhileBuilding(t *testing.T) {
 // killVMM kills the first VMM that appears.
 func killVMM(t *testing.T, s *stack) {
 	t.Helper()
+	signalVMM(t, s, syscall.SIGKILL)
+}
+
+func signalVMM(t *testing.T, s *stack, signal syscall.Signal) {
+	t.Helper()
 	deadline := time.Now().Add(time.Minute)
 	for time.Now().Before(deadline) {
 		if pids := processesOf(t, s.uidBase); len(pids) > 0 {
-			if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
+			if err := syscall.Kill(pids[0], signal); err != nil {
 				t.Error(err)
 			}
 			return
