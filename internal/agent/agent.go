@@ -79,7 +79,7 @@ const (
 	DefaultDiskBytes      = 8 << 30
 	DefaultRestoreTimeout = 20 * time.Second
 	DefaultBootTimeout    = 4 * time.Minute
-	DefaultAnswerTimeout  = time.Minute
+	DefaultAnswerTimeout  = 2 * time.Minute
 	DefaultBeat           = 5 * time.Second
 	// DefaultOwnerBase lies in a range that systemd's allocation of user ids (https://systemd.io/UIDS-GIDS/) leaves unused.
 	DefaultOwnerBase = 1_900_000_000
