@@ -251,9 +251,9 @@ func lastUse(snap *warmboot.RuntimeSnapshot) time.Time {
 	return snap.CreatedAt
 }
 
-// evictSnapshot deletes the snapshot that was least recently used of those that no container stands on. It reports whether
-// there was one.
-func (s *Service) evictSnapshot(ctx context.Context, candidates []*warmboot.RuntimeSnapshot) (bool, error) {
+// evictSnapshots deletes the n snapshots that were least recently used of those that no container stands on. If there are not as many it deletes none, and
+// reports that.
+func (s *Service) evictSnapshots(ctx context.Context, candidates []*warmboot.RuntimeSnapshot, n int) (enough bool, err error) {
 	containers, err := s.store.Containers(ctx, warmboot.ContainerFilter{})
 	if err != nil {
 		return false, err
@@ -262,21 +262,26 @@ func (s *Service) evictSnapshot(ctx context.Context, candidates []*warmboot.Runt
 	for _, c := range containers {
 		basedOn[c.SnapshotID] = true
 	}
-	var oldest *warmboot.RuntimeSnapshot
+	var free []*warmboot.RuntimeSnapshot
 	for _, snap := range candidates {
-		settled := snap.State == warmboot.SnapshotReady || snap.State == warmboot.SnapshotUnhealthy
-		if settled && !basedOn[snap.ID] && (oldest == nil || lastUse(snap).Before(lastUse(oldest))) {
-			oldest = snap
+		if settled := snap.State == warmboot.SnapshotReady || snap.State == warmboot.SnapshotUnhealthy; settled && !basedOn[snap.ID] {
+			free = append(free, snap)
 		}
 	}
-	if oldest == nil {
+	if len(free) < n {
 		return false, nil
 	}
-	if err := s.store.DeleteSnapshot(ctx, oldest.ID); err != nil {
-		return false, err
+	slices.SortFunc(free, func(a, b *warmboot.RuntimeSnapshot) int { return lastUse(a).Compare(lastUse(b)) })
+	for _, oldest := range free[:n] {
+		if err := s.store.DeleteSnapshot(ctx, oldest.ID); err != nil {
+			return false, err
+		}
+		s.log.Info(fmt.Sprintf("Snapshot %s, the least recently used, makes room for another", oldest.ID.Short()), "snapshot_id", oldest.ID)
+		if err := s.removeCopies(ctx, oldest); err != nil {
+			return false, err
+		}
 	}
-	s.log.Info(fmt.Sprintf("Snapshot %s, the least recently used, makes room for another", oldest.ID.Short()), "snapshot_id", oldest.ID)
-	return true, s.removeCopies(ctx, oldest)
+	return true, nil
 }
 
 // removeCopies removes a deleted snapshot's files from the hosts that have them. What is still in use, or on a host that is down, is left

@@ -129,13 +129,19 @@ func TestTheLeastRecentlyUsedSnapshotMakesRoom(t *testing.T) {
 	}
 	_, err = build("image3")
 	p.wantCode(err, warmboot.Conflict, "MANAGER_MAX_RUNTIME_SNAPSHOTS is 2", "containers that stand on it")
-	// A limit that is lower than it was is kept from the next build on.
+	// A limit that is lower than it was is kept from the next build on. What goes, goes only if that makes room.
 	all, err := p.svc.Containers(t.Context(), warmboot.ContainerFilter{})
 	p.must(err)
+	p.svc.MaxSnapshots = 1
 	for _, c := range all {
 		p.must(p.svc.DeleteContainer(t.Context(), string(c.ID), true))
+		if c.ID == all[0].ID {
+			_, err := build("too early")
+			p.wantCode(err, warmboot.Conflict, "there are 2 already, MANAGER_MAX_RUNTIME_SNAPSHOTS is 1")
+			p.waitState(snaps[0], warmboot.SnapshotReady)
+			p.waitState(third, warmboot.SnapshotReady)
+		}
 	}
-	p.svc.MaxSnapshots = 1
 	fourth, err := build("image4")
 	p.must(err)
 	p.waitState(fourth, warmboot.SnapshotReady)

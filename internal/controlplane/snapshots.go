@@ -68,7 +68,7 @@ func (s *Service) startBuild(ctx context.Context, r Rebuild) (warmboot.ID, error
 // ErrNoRoom is the cause of a Conflict when there are as many snapshots as there may be, and none of them may go.
 var ErrNoRoom = errors.New("there is no room for one more snapshot")
 
-// storeNewSnapshot stores a snapshot. While one more would be too many it deletes the least recently used one, or reports a Conflict if none may go.
+// storeNewSnapshot stores a snapshot. Where one more would be too many it deletes the least recently used, or reports a Conflict if too few may go.
 func (s *Service) storeNewSnapshot(ctx context.Context, snap *warmboot.RuntimeSnapshot) error {
 	for {
 		var others []*warmboot.RuntimeSnapshot
@@ -81,7 +81,7 @@ func (s *Service) storeNewSnapshot(ctx context.Context, snap *warmboot.RuntimeSn
 		if !errors.Is(err, ErrNoRoom) {
 			return err
 		}
-		if evicted, evictErr := s.evictSnapshot(ctx, others); evictErr != nil || !evicted {
+		if enough, evictErr := s.evictSnapshots(ctx, others, len(others)-s.MaxSnapshots+1); evictErr != nil || !enough {
 			return cmp.Or(evictErr, err)
 		}
 	}
