@@ -24,6 +24,7 @@ import (
 	"warmboot/internal/cli"
 	"warmboot/internal/kernel/kerneltest"
 	"warmboot/internal/preflight"
+	"warmboot/internal/programtest"
 	"warmboot/internal/vmm/choice"
 	"warmboot/internal/vmm/firecracker/install"
 	"warmboot/internal/vmm/firecracker/standin"
@@ -121,8 +122,8 @@ func TestDoctorInstallsFirecracker(t *testing.T) {
 	faulty := filepath.Join(places, "v1.16.1", "firecracker")
 	if err := errors.Join(
 		os.Chmod(dir, 0o755), os.WriteFile(kernel, kerneltest.ELF(4096), 0o644),
-		os.WriteFile(qemu, []byte("#!/bin/sh\n[ \"$1\" = -version ] && echo 'QEMU emulator version 7.2.22'\n"), 0o755),
-		os.WriteFile(filepath.Join(dir, "modprobe"), []byte("#!/bin/sh\nexit 1\n"), 0o755), // the kernel is left alone
+		programtest.Write(qemu, []byte("#!/bin/sh\n[ \"$1\" = -version ] && echo 'QEMU emulator version 7.2.22'\n")),
+		programtest.Write(filepath.Join(dir, "modprobe"), []byte("#!/bin/sh\nexit 1\n")), // the kernel is left alone
 		os.Mkdir(places, 0o755), os.Rename(filepath.Dir(standin.InstallJailed(t, standin.Profile{Version: "1.16.1"}, program)), filepath.Dir(faulty)),
 	); err != nil {
 		t.Fatal(err)

@@ -45,6 +45,7 @@ var layers = []string{
 	"warmboot/internal/netns",
 	"warmboot/internal/durable",
 	"warmboot/internal/expect",
+	"warmboot/internal/programtest",
 	"warmboot/internal/rollback",
 	"warmboot/gen",
 	"warmboot/api",

@@ -1,11 +1,12 @@
 package guest
 
 import (
-	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"testing"
+
+	"warmboot/internal/programtest"
 )
 
 // The program of the rehearsal's image is one, and ends well. That Docker takes the image is for tests with a Docker.
@@ -19,7 +20,7 @@ func TestTheRehearsalsProgramRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), programName)
-	if err := os.WriteFile(path, program, 0o755); err != nil {
+	if err := programtest.Write(path, program); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command(path).CombinedOutput(); err != nil || len(out) > 0 {

@@ -17,6 +17,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/kernel/kerneltest"
+	"warmboot/internal/programtest"
 	"warmboot/internal/vmm/choice"
 	"warmboot/internal/vmm/firecracker/standin"
 )
@@ -25,7 +26,7 @@ var update = flag.Bool("update", false, "write the golden file anew")
 
 func program(t *testing.T, path, script string) string {
 	t.Helper()
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+	if err := programtest.Write(path, []byte("#!/bin/sh\n"+script+"\n")); err != nil {
 		t.Fatal(err)
 	}
 	return path

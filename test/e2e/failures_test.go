@@ -22,6 +22,7 @@ import (
 	"warmboot/internal/guestrpc"
 	"warmboot/internal/hostnet"
 	"warmboot/internal/planetest"
+	"warmboot/internal/programtest"
 	"warmboot/internal/snapshot"
 	"warmboot/internal/store"
 	"warmboot/internal/telemetry"
@@ -395,7 +396,7 @@ func slowDisks(t *testing.T, s *stack) {
 	}
 	dir := t.TempDir()
 	slow := fmt.Sprintf("#!/bin/sh\nsleep %g\nexec %s \"$@\"\n", (restoreTimeout + time.Second).Seconds(), real)
-	if err := os.WriteFile(filepath.Join(dir, "qemu-img"), []byte(slow), 0o755); err != nil {
+	if err := programtest.Write(filepath.Join(dir, "qemu-img"), []byte(slow)); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))

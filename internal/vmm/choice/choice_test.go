@@ -9,6 +9,7 @@ import (
 
 	"warmboot"
 	"warmboot/internal/kernel/kerneltest"
+	"warmboot/internal/programtest"
 	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/firecracker/standin"
 )
@@ -31,7 +32,7 @@ func host(t *testing.T, works bool, p standin.Profile) Config {
 
 func program(t *testing.T, path, script string) {
 	t.Helper()
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+	if err := programtest.Write(path, []byte("#!/bin/sh\n"+script+"\n")); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -25,6 +25,7 @@ import (
 	"warmboot/internal/guest"
 	"warmboot/internal/kernel/kerneltest"
 	"warmboot/internal/netns"
+	"warmboot/internal/programtest"
 	"warmboot/internal/snapshot"
 	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/firecracker/standin"
@@ -608,14 +609,8 @@ func TestProbe(t *testing.T) {
 	// anew puts the same binary in its place; at first it may be linked to that of all tests, and change with every link.
 	anew := func() {
 		t.Helper()
-		copied := c.Binary + ".copy"
 		content, err := os.ReadFile(c.Binary)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := errors.Join(os.WriteFile(copied, content, 0o755), os.Rename(copied, c.Binary)); err != nil {
-			t.Fatal(err)
-		}
+		must(t, err, programtest.Write(c.Binary, content))
 	}
 	anew()
 	caps, err := newDriver(c).Probe(t.Context())
@@ -685,9 +680,7 @@ func TestBinaryIsReplaced(t *testing.T) {
 	must(t, err)
 	install := func(content []byte) {
 		t.Helper()
-		syscall.ForkLock.RLock() // see standin.InstallJailed
-		defer syscall.ForkLock.RUnlock()
-		must(t, os.WriteFile(r.Binary+".new", content, 0o755), os.Rename(r.Binary+".new", r.Binary))
+		must(t, programtest.Write(r.Binary, content))
 	}
 	install(append(content, ' '))
 	caps := r.found.caps
@@ -727,7 +720,7 @@ func TestBinaryIsReplaced(t *testing.T) {
 	before, err := os.Stat(r.Binary)
 	must(t, err)
 	func() {
-		syscall.ForkLock.RLock()
+		syscall.ForkLock.RLock() // see programtest.Write
 		defer syscall.ForkLock.RUnlock()
 		f, err := os.OpenFile(r.Binary, os.O_WRONLY, 0)
 		must(t, err)

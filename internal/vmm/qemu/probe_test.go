@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"warmboot/internal/programtest"
 	"warmboot/internal/vmm/process"
 	"warmboot/internal/vmm/vmmtest"
 )
@@ -33,10 +34,8 @@ func TestAnUncertainTryOfKVMIsNotRemembered(t *testing.T) {
 	short := filepath.Join(dir, "short")
 	c := Config{Binary: filepath.Join(dir, "qemu"), StateDir: filepath.Join(dir, "vmm"), ProbeKernel: kernel}
 	script := fmt.Sprintf("#!/bin/sh\n[ ! -e %s ] || [ \"$1\" = -version ] || ulimit -v 300000\nexec %s \"$@\"\n", short, qemu)
-	for path, content := range map[string]string{c.Binary: script, short: ""} {
-		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
-			t.Fatal(err)
-		}
+	if err := errors.Join(programtest.Write(c.Binary, []byte(script)), os.WriteFile(short, nil, 0o644)); err != nil {
+		t.Fatal(err)
 	}
 	const want = "too little memory"
 	for range 2 {

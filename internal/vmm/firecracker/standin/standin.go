@@ -17,15 +17,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"warmboot/internal/programtest"
 )
 
 // Profile is what the program is.
@@ -122,7 +122,8 @@ func Install(t testing.TB, p Profile) string {
 	if os.Link(self, path) == nil {
 		return path
 	}
-	if err := copyProgram(path, self); err != nil {
+	content, err := os.ReadFile(self)
+	if err := errors.Join(err, programtest.Write(path, content)); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -157,11 +158,12 @@ func InstallJailed(t testing.TB, p Profile, program string) string {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// A process that is forked meanwhile would have a program open for writing, which nobody can start then.
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
+	content, err := os.ReadFile(program)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, name := range []string{"jailer", "firecracker"} {
-		if err := errors.Join(copyProgram(filepath.Join(dir, name), program), change(filepath.Join(dir, name), p)); err != nil {
+		if err := writeWithProfile(filepath.Join(dir, name), content, p); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -173,18 +175,12 @@ var mark = []byte("\n" + strings.Repeat("=", 8) + " profile " + strings.Repeat("
 
 // Change gives an installed program another profile.
 func Change(program string, p Profile) error {
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
-	return change(program, p)
-}
-
-func change(program string, p Profile) error {
-	text, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
 	beside := filepath.Join(filepath.Dir(program), profileFile)
 	if _, err := os.Stat(beside); err == nil {
+		text, err := json.Marshal(p)
+		if err != nil {
+			return err
+		}
 		return os.WriteFile(beside, text, 0o644)
 	}
 	content, err := os.ReadFile(program)
@@ -192,8 +188,16 @@ func change(program string, p Profile) error {
 		return err
 	}
 	content, _, _ = bytes.Cut(content, mark)
-	copied := program + ".new" // the program may be running
-	return errors.Join(os.WriteFile(copied, slices.Concat(content, mark, text), 0o755), os.Rename(copied, program))
+	return writeWithProfile(program, content, p)
+}
+
+// writeWithProfile writes a program with the profile at its end.
+func writeWithProfile(path string, program []byte, p Profile) error {
+	text, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	return programtest.Write(path, slices.Concat(program, mark, text))
 }
 
 // profile finds the profile of this process, if it was started as the program.
@@ -209,23 +213,6 @@ func profile() (p Profile, ok bool, err error) {
 		}
 	}
 	return p, true, json.Unmarshal(text, &p)
-}
-
-func copyProgram(to, from string) error {
-	src, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(dst, src)
-	if closeErr := dst.Close(); err == nil {
-		err = closeErr
-	}
-	return err
 }
 
 // Run makes this process the program if it was started as such, and never returns then.
