@@ -86,7 +86,7 @@ type Spec struct {
 	MemoryMiB  int
 	Kernel     string
 	Initrd     string   // may be empty
-	KernelArgs []string // added to the driver's own
+	KernelArgs []string // added to the driver's own, and to GuestArgs
 	RootDisk   Disk     // read-only, shared by all machines; the guest's /dev/vda
 	DataDisk   Disk     // the guest's /dev/vdb; a zero Disk means none
 	// MemoryFile, if set, is where a snapshot finds the guest's RAM: a file that the driver creates with exactly MemoryMiB. QEMU maps it
@@ -95,6 +95,17 @@ type Spec struct {
 	MemoryFile string
 	Network    Network
 	Owner      Owner
+}
+
+// GuestArgs are what a guest finds on its kernel's command line under every VMM. The guest agent calls the network interface eth0, and so must a
+// guest whose udev has other names for it. The root disk is named for a kernel without an initrd and for a distribution's initrd; the runtime
+// images that we build do not look.
+func (s *Spec) GuestArgs() []string {
+	args := []string{"net.ifnames=0"}
+	if s.RootDisk.Path != "" {
+		args = append(args, "root=/dev/vda", "ro")
+	}
+	return append(args, s.KernelArgs...)
 }
 
 // DiskFormat is how a disk's bytes are laid out in its file.

@@ -207,7 +207,7 @@ const ifaceID = "eth0"
 func kernelCommandLine(spec vmm.Spec) string {
 	return strings.Join(append([]string{
 		"console=ttyS0", "quiet", "reboot=k", "panic=-1", "pci=off", "8250.nr_uarts=1", "i8042.noaux", "i8042.nomux", "i8042.dumbkbd",
-	}, spec.KernelArgs...), " ")
+	}, spec.GuestArgs()...), " ")
 }
 
 // Restore starts a machine from a snapshot.

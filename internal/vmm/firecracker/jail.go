@@ -40,6 +40,8 @@ const (
 	jailRoom = 2 * stateLimit
 	// jailNodes is how many files that may be.
 	jailNodes = 256
+	// netnsName in its base directory is the machine's network namespace.
+	netnsName = "netns"
 	// mountLimits are what may not be done with our files, whatever is in them.
 	mountLimits = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 )
@@ -170,8 +172,8 @@ func (j *jailed) arguments(binary, base string, o order) ([]string, error) {
 		// Else a guest that has broken out could make its disk's file as large as the host's disk.
 		"--resource-limit", fmt.Sprintf("fsize=%d", largest),
 	}
-	if n := o.spec.Network.Namespace; n != "" {
-		args = append(args, "--netns", n)
+	if o.spec.Network.Namespace != "" {
+		args = append(args, "--netns", filepath.Join(base, netnsName))
 	}
 	return append(append(args, "--"), o.args...), nil
 }
@@ -186,6 +188,16 @@ func furnish(binary, base string, o order) (*os.File, error) {
 	options := fmt.Sprintf("mode=0700,size=%d,nr_inodes=%d", program.Size()+jailRoom, jailNodes)
 	if err := unix.Mount(o.spec.Dir, base, "tmpfs", unix.MS_NOSUID, options); err != nil {
 		return nil, &os.PathError{Op: "mount", Path: base, Err: err}
+	}
+	if from := o.spec.Network.Namespace; from != "" {
+		// The jailer of 1.16.0 follows no link, and every name for a namespace that is only open is one.
+		path := filepath.Join(base, netnsName)
+		if err := os.WriteFile(path, nil, 0o400); err != nil {
+			return nil, err
+		}
+		if err := unix.Mount(from, path, "", unix.MS_BIND, ""); err != nil {
+			return nil, &os.PathError{Op: "mount", Path: from, Err: err}
+		}
 	}
 	path := filepath.Join(base, filepath.Base(binary), o.spec.ID, "root")
 	if err := os.MkdirAll(path, 0o700); err != nil {

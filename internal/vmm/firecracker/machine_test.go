@@ -208,6 +208,15 @@ func TestConfinement(t *testing.T) {
 	}
 }
 
+// TestKernelCommandLine: as under QEMU, a guest that is not ours finds its root disk, and its udev leaves eth0 its name.
+func TestKernelCommandLine(t *testing.T) {
+	t.Parallel()
+	spec := vmm.Spec{RootDisk: vmm.Disk{Path: "/r"}, KernelArgs: []string{"noxsave"}}
+	if got, want := kernelCommandLine(spec), " net.ifnames=0 root=/dev/vda ro noxsave"; !strings.HasSuffix(got, want) {
+		t.Errorf("got %s, want it to end with%s", got, want)
+	}
+}
+
 // withTAP makes a TAP in a namespace of its own for the rig's machines. Where they are not jailed they run as root, because /dev/net/tun need not be
 // for everybody; in a jail they have one of their own.
 func (r *rig) withTAP(t *testing.T) vmm.Network {
@@ -229,7 +238,13 @@ func TestNetwork(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: only root can make network namespaces")
 	}
-	r := newRig(t, standin.Profile{Version: "1.15.1"})
+	for _, version := range []string{"1.15.1", "1.16.0"} { // whose jailers differ
+		t.Run(version, func(t *testing.T) { t.Parallel(); inNetwork(t, newRig(t, standin.Profile{Version: version})) })
+	}
+}
+
+func inNetwork(t *testing.T, r *rig) {
+	t.Helper()
 	network := r.withTAP(t)
 	want, err := os.Readlink(network.Namespace)
 	if err != nil {

@@ -118,15 +118,9 @@ func memory(caps vmm.Capabilities, spec vmm.Spec, restored bool) string {
 	return private
 }
 
-// kernelCommandLine: a kernel that panics reboots, and a machine that reboots ends (-no-reboot). The guest agent calls the
-// network interface eth0, and so must a guest whose udev has other names for it. The root disk is named for a kernel
-// without an initrd and for a distribution's initrd; the runtime images that we build do not look.
+// kernelCommandLine: a kernel that panics reboots, and a machine that reboots ends (-no-reboot).
 func kernelCommandLine(spec vmm.Spec) string {
-	args := []string{"console=ttyS0", "quiet", "panic=-1", "net.ifnames=0"}
-	if spec.RootDisk.Path != "" {
-		args = append(args, "root=/dev/vda", "ro")
-	}
-	return strings.Join(append(args, spec.KernelArgs...), " ")
+	return strings.Join(append([]string{"console=ttyS0", "quiet", "panic=-1"}, spec.GuestArgs()...), " ")
 }
 
 func blockdev(node string, d vmm.Disk, readOnly bool) string {

@@ -29,11 +29,11 @@ func jailer(p Profile, args []string) int {
 	if p.Jailer.Hang {
 		forever()
 	}
-	return bad(exitError, "%v", jail(args))
+	return bad(exitError, "%v", jail(parse(p.Version), args))
 }
 
 // jail returns only if it fails.
-func jail(args []string) error {
+func jail(r release, args []string) error {
 	// What is done below is done to one thread, which then becomes the process.
 	runtime.LockOSThread()
 	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
@@ -60,7 +60,7 @@ func jail(args []string) error {
 		return err
 	}
 	if ns := options["--netns"]; ns != "" {
-		f, err := os.Open(ns)
+		f, err := os.OpenFile(ns, os.O_RDONLY|r.netnsFlags(), 0)
 		if err != nil {
 			return fmt.Errorf("failed to open file %s: %w", ns, rust(err))
 		}

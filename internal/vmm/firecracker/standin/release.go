@@ -3,6 +3,8 @@ package standin
 import (
 	"fmt"
 	"os"
+
+	"golang.org/x/sys/unix"
 )
 
 // release is major, minor and patch. What releases have is written down here once more, and not taken from the driver: a test of the driver
@@ -31,6 +33,15 @@ func realtime(r release) bool {
 
 // deafAfterResume: a machine that was paused and resumed without a snapshot between takes no connections from the host any more.
 func (r release) deafAfterResume() bool { return r[1] == 16 && r[2] <= 1 }
+
+// netnsFlags are what its jailer opens a network namespace with: that of 1.16.0 follows no symbolic link
+// (https://github.com/firecracker-microvm/firecracker/pull/5959).
+func (r release) netnsFlags() int {
+	if r == (release{1, 16, 0}) {
+		return unix.O_NOFOLLOW
+	}
+	return 0
+}
 
 // snapshotVersion is the format of a release's snapshots.
 func snapshotVersion(r release) string {
