@@ -47,8 +47,8 @@ endif
 e2e-firecracker: deps build
 	@test -n "$(FIRECRACKER)" && test -n "$(JAILER)" || { echo "make e2e-firecracker needs FIRECRACKER=binary and JAILER=binary, those of one release" >&2; exit 1; }
 	@mkdir -p .cache/test
-	image=$$(go run ./test/runtimeimage bin/warmboot-guest) && \
-	WARMBOOT_TEST_NESTED=1 WARMBOOT_TEST_IMAGE=$$image WARMBOOT_TEST_FIRECRACKER=$(abspath $(FIRECRACKER)) WARMBOOT_TEST_JAILER=$(abspath $(JAILER)) \
+	image=$$(go run ./test/runtimeimage bin/warmboot-guest) && systemd=$$(go run ./test/systemdimage bin/warmboot-guest) && \
+	WARMBOOT_TEST_NESTED=1 WARMBOOT_TEST_IMAGE=$$image WARMBOOT_TEST_SYSTEMD_IMAGE=$$systemd WARMBOOT_TEST_FIRECRACKER=$(abspath $(FIRECRACKER)) WARMBOOT_TEST_JAILER=$(abspath $(JAILER)) \
 		go test -v $(ARTIFACTS) -count=1 -timeout 180m -run '^TestFirecracker$(only)' ./test/nestedhost 2>&1 | \
 		go run ./test/nestedhost/report -firecracker $(FIRECRACKER) -jailer $(JAILER) -warmboot $(VERSION) -o "$(report)"
 
