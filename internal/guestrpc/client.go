@@ -63,7 +63,7 @@ func connectOnce(ctx context.Context, dial func(context.Context) (net.Conn, erro
 		return nil, err
 	}
 	_ = conn.SetDeadline(time.Time{})
-	session, err := yamux.Client(&fence{ReadWriteCloser: &buffered{conn, r}, answer: answer}, yamuxConfig())
+	session, err := yamux.Client(newFence(&buffered{conn, r}, answer), yamuxConfig())
 	if err != nil {
 		conn.Close()
 		return nil, err

@@ -2,9 +2,12 @@ package guestrpc
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
+
+	"golang.org/x/time/rate"
 )
 
 // The parts of yamux's frame header (https://github.com/hashicorp/yamux/blob/master/spec.md) that fence looks at.
@@ -17,6 +20,15 @@ const (
 	lengthOffset = 8
 )
 
+// What a guest may send is bounded in its rate too, because yamux reads for ever what no stream waits for: a guest that sends nothing else
+// would keep a processor of the host's busy, outside its own cgroup. A frame costs one, and so does each costly bytes, which is far more than a guest that
+// means well has to say (256 MiB/s in frames of that size); beyond that the host reads later, and the guest waits.
+const (
+	framesPerSecond = 16 << 10
+	framesAtOnce    = 4 << 10
+	costly          = 16 << 10
+)
+
 var (
 	errFence = errors.New("the guest broke the protocol: it sent a ping or opened a stream")
 	errAnew  = errors.New("the guest agent was started again")
@@ -26,16 +38,24 @@ var (
 // A ping costs yamux a goroutine that waits for the write, a stream opened by the peer a receive window: a guest that
 // sends them without reading would take as much of the host's memory as it likes.
 //
+// What is only too much it reads slowly.
+//
 // It also ends the session at the guest's answer to the handshake, wherever in a frame that comes: see Accept. Nobody but the host
 // and the agent knows those bytes, so no data has them by accident.
 type fence struct {
 	io.ReadWriteCloser
+	pace   *rate.Limiter
+	unpaid int // bytes, fewer than costly
 	answer []byte
 	tail   []byte // the last bytes read, one less than the answer has
 	header [frameHeader]byte
 	have   int    // bytes of header
 	body   uint32 // bytes left of the data frame
 	err    error  // for good: yamux passes over an error in data that nobody waits for
+}
+
+func newFence(conn io.ReadWriteCloser, answer []byte) *fence {
+	return &fence{ReadWriteCloser: conn, pace: rate.NewLimiter(framesPerSecond, framesAtOnce), answer: answer}
 }
 
 func (f *fence) Read(p []byte) (int, error) {
@@ -47,6 +67,9 @@ func (f *fence) Read(p []byte) (int, error) {
 		f.err = errAnew
 		return 0, f.err
 	}
+	f.unpaid += n
+	cost := f.unpaid / costly
+	f.unpaid %= costly
 	for rest := p[:n]; len(rest) > 0; {
 		if f.body > 0 {
 			skip := min(int(f.body), len(rest))
@@ -61,6 +84,7 @@ func (f *fence) Read(p []byte) (int, error) {
 			break
 		}
 		f.have = 0
+		cost++
 		if f.header[1] == framePing || binary.BigEndian.Uint16(f.header[flagsOffset:])&flagSYN != 0 {
 			f.err = errFence
 			return 0, f.err
@@ -69,7 +93,15 @@ func (f *fence) Read(p []byte) (int, error) {
 			f.body = binary.BigEndian.Uint32(f.header[lengthOffset:])
 		}
 	}
+	f.pay(cost)
 	return n, err
+}
+
+// pay waits until that many frames may have come. It takes no longer than that many do, so whoever closes the connection meanwhile need not end it.
+func (f *fence) pay(cost int) {
+	for ; cost > 0; cost -= framesAtOnce {
+		_ = f.pace.WaitN(context.Background(), min(cost, framesAtOnce)) // it fails for more than that only
+	}
 }
 
 // answered tells whether the answer ends in p, which follows what was read before.

@@ -328,6 +328,51 @@ func TestHostileFrames(t *testing.T) {
 	}
 }
 
+// TestFloodOfFrames: a guest that sends without end what is allowed and means nothing is read no faster than it may, and its answers still come.
+func TestFloodOfFrames(t *testing.T) {
+	t.Parallel()
+	const missing = 98 // a stream that the host has not opened
+	window := []byte{0, 1, 0, 0, 0, 0, 0, missing, 0, 0, 0, 1}
+	data := append([]byte{0, frameData, 0, 0, 0, 0, 0, missing, 0, 1, 0, 0}, make([]byte, 1<<16)...)
+	for name, c := range map[string]struct {
+		piece []byte
+		cost  int // of a piece, in frames
+	}{"window updates": {bytes.Repeat(window, 100), 100}, "data": {data, 1 + 1<<16/costly}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var read atomic.Int64 // pieces that the host has taken
+			client := connect(t, func(conn net.Conn) {
+				session, err := Accept(conn, nil)
+				if err != nil {
+					return
+				}
+				defer session.Close()
+				stream, err := session.AcceptStream()
+				if err != nil {
+					return
+				}
+				defer stream.Close()
+				// Between frames of yamux's own, and before the answer.
+				for begin := time.Now(); time.Since(begin) < time.Second; read.Add(1) {
+					if _, err := conn.Write(c.piece); err != nil {
+						return
+					}
+				}
+				WriteMessage(stream, healthy(nil))
+			})
+			begin := time.Now()
+			if _, err := client.Health(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			const underWay = 1 << 20 // bytes in the socket
+			most := framesAtOnce + framesPerSecond*time.Since(begin).Seconds()
+			if got := float64(read.Load()-underWay/int64(len(c.piece))) * float64(c.cost); got > most {
+				t.Errorf("the host has read frames for %.0f, and may have for %.0f", got, most)
+			}
+		})
+	}
+}
+
 func TestOversizedMessages(t *testing.T) {
 	t.Parallel()
 	// From the guest: announced as 1 GiB.
