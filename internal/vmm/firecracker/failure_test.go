@@ -286,6 +286,43 @@ func TestProcessDiesAtEachCall(t *testing.T) {
 	}
 }
 
+// A process that answers and dies then has no machine: whoever asks for it is told at once, whether it was already given to them or not.
+func TestProcessDiesAfterItsAnswer(t *testing.T) {
+	t.Parallel()
+	for call, start := range map[string]func(*testing.T, *rig) (vmm.Machine, error){
+		"PUT /actions":       func(t *testing.T, r *rig) (vmm.Machine, error) { return r.create(t, t.Context(), nil) },
+		"PUT /snapshot/load": func(t *testing.T, r *rig) (vmm.Machine, error) { return r.restore(t, t.Context(), nil) },
+	} {
+		for _, version := range []string{"1.15.1", "1.16.2"} { // only before 1.16 the driver itself asks the guest
+			t.Run(call+"/"+version, func(t *testing.T) {
+				t.Parallel()
+				r := newRig(t, standin.Profile{Version: version, Faults: standin.Faults{Calls: map[string]standin.Fault{call: {Exit: -1, After: true}}}})
+				within(t, 20*time.Second, func() {
+					m, err := start(t, r)
+					if err == nil {
+						<-m.Done()
+						_, err = m.DialGuest(t.Context())
+					}
+					wantError(t, err, warmboot.Unavailable, "ended")
+				})
+			})
+		}
+	}
+	t.Run("PUT /snapshot/create", func(t *testing.T) {
+		t.Parallel()
+		r := newRig(t, standin.Profile{Version: "1.15.1", Faults: standin.Faults{Calls: map[string]standin.Fault{"PUT /snapshot/create": {Exit: -1, After: true}}}})
+		m, err := r.create(t, t.Context(), nil)
+		must(t, err)
+		must(t, m.Pause(t.Context()))
+		snap, err := m.Snapshot(t.Context(), vmm.SnapshotOptions{StateFile: m.Handle().Dir + ".state"})
+		must(t, err) // what it has written before is whole
+		<-m.Done()
+		clone, err := newRig(t, standin.Profile{Version: "1.15.1"}).restore(t, t.Context(), func(s *vmm.Snapshot, _ *vmm.RestoreOptions) { *s = snap })
+		must(t, err)
+		mustAsk(t, clone, "ping", "pong")
+	})
+}
+
 func TestRunningProcessDies(t *testing.T) {
 	t.Parallel()
 	reclaim := func(ctx context.Context, m vmm.Machine) error {
@@ -808,7 +845,7 @@ func TestStateThatIsNotTheVMMs(t *testing.T) {
 			t.Fatal(name, err)
 		}
 		within(t, 5*time.Second, func() {
-			if err := m.fetchState(filepath.Join(r.dir, "fetched")); err == nil {
+			if err := m.fetchState(root, filepath.Join(r.dir, "fetched")); err == nil {
 				t.Errorf("%s: it was fetched", name)
 			}
 		})
@@ -822,7 +859,7 @@ func TestStateThatIsNotTheVMMs(t *testing.T) {
 	if err := mine([]byte("state"), 5); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.fetchState(filepath.Join(r.dir, "fetched")); err != nil {
+	if err := m.fetchState(root, filepath.Join(r.dir, "fetched")); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(filepath.Join(r.dir, "fetched")); string(got) != "state" {

@@ -104,10 +104,15 @@ func (m *machine) Snapshot(ctx context.Context, opts vmm.SnapshotOptions) (vmm.S
 		if info.State != "Paused" {
 			return warmboot.Errorf(warmboot.Conflict, op, "machine %s is %.20q; pause it first", m.handle.ID, info.State)
 		}
+		root, err := m.openRoot() // before, because a process that has ended has none
+		if err != nil {
+			return err
+		}
+		defer root.Close()
 		if err := c.CreateSnapshot(ctx, SnapshotCreate{SnapshotType: "Full", MemFilePath: m.kept.Memory, SnapshotPath: stateName}); err != nil {
 			return err
 		}
-		if err := m.fetchState(opts.StateFile); err != nil {
+		if err := m.fetchState(root, opts.StateFile); err != nil {
 			return vmm.FileError(op, err)
 		}
 		undo.Push("fetch state file", func() error { return os.Remove(opts.StateFile) })

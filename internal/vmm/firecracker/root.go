@@ -41,12 +41,7 @@ func fdPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) 
 const stateLimit = 8 << 20
 
 // fetchState moves the state that the process has written in its root to a file of ours. Only what is in it can still be the VMM's doing.
-func (m *machine) fetchState(path string) error {
-	root, err := m.openRoot()
-	if err != nil {
-		return err
-	}
-	defer root.Close()
+func (m *machine) fetchState(root *os.File, path string) error {
 	found, err := look(root, stateName, unix.S_IFREG, m.kept.Spec.Owner)
 	if err != nil {
 		return err
