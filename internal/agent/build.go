@@ -47,7 +47,7 @@ func (a *Agent) BuildSnapshot(ctx context.Context, snap warmboot.RuntimeSnapshot
 
 	b := &build{a: a, img: img, draft: draft, step: step, undo: &undo}
 	if err := b.freeze(ctx, snap.ID); err != nil {
-		return controlplane.Built{}, err
+		return controlplane.Built{}, a.orFull(op, err)
 	}
 	step("Checking and storing the artifact")
 	if err := os.Symlink(img.RootfsPath, draft.File(snapshot.RootFile)); err != nil {
@@ -206,15 +206,31 @@ const snapshotSlack = 256 << 20
 // roomForSnapshot reports an Exhausted error when the disk cannot hold one more snapshot. The memory file is sparse and mapped: a
 // disk that runs full under it would kill the VMM without a word.
 func (a *Agent) roomForSnapshot() error {
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(a.Root, &fs); err != nil {
+	free, err := a.room()
+	if err != nil {
 		return ioError("build snapshot", err)
 	}
 	need := int64(a.MemoryMiB)<<20 + snapshotSlack
-	if free := int64(fs.Bavail) * fs.Bsize; free < need {
+	if free < need {
 		return warmboot.Errorf(warmboot.Exhausted, "build snapshot", "the disk is full: a snapshot needs up to %d MiB and %s has %d MiB left; free space and try again", need>>20, a.Root, free>>20)
 	}
 	return nil
+}
+
+// room is how many bytes are free where the storage root is.
+func (a *Agent) room() (int64, error) {
+	var fs syscall.Statfs_t
+	err := syscall.Statfs(a.Root, &fs)
+	return int64(fs.Bavail) * fs.Bsize, err
+}
+
+// orFull adds to what failed that the disk is full, if it is: a VMM that it has killed cannot say so.
+func (a *Agent) orFull(op string, err error) error {
+	const none = 1 << 20 // what is left when there is not a page more for whoever asks
+	if free, roomErr := a.room(); roomErr != nil || free >= none || warmboot.CodeOf(err) == warmboot.Exhausted {
+		return err
+	}
+	return warmboot.Errorf(warmboot.Exhausted, op, "the disk is full, and the memory of a machine to freeze is a file on it; free space under %s and try again: %w", a.Root, err)
 }
 
 // snapshotAccess is who may do what with a snapshot's files.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -402,27 +403,57 @@ func slowDisks(t *testing.T, s *stack) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
-// TestDiskFullWhileBuilding builds on a file system that is too small.
+// TestDiskFullWhileBuilding builds on a file system that is too small, and on one that fills up while the machine to freeze boots.
 func TestDiskFullWhileBuilding(t *testing.T) {
-	root, uidBase := newRoot(t)
-	if err := syscall.Mount("warmboot-e2e", root, "tmpfs", 0, "size=64m,mode=0711"); err != nil {
-		t.Fatal(err)
+	for name, c := range map[string]struct {
+		size  string
+		fills bool
+	}{"too small": {size: "64m"}, "fills up": {"2g", true}} {
+		t.Run(name, func(t *testing.T) {
+			root, uidBase := newRoot(t)
+			if err := syscall.Mount("warmboot-e2e", root, "tmpfs", 0, "mode=0711,size="+c.size); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := syscall.Unmount(root, 0); err != nil {
+					t.Error(err)
+				}
+			})
+			s := newStack(t, root, uidBase)
+			id, err := s.svc.BuildSnapshot(t.Context(), s.img.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.fills {
+				await(t, time.Minute, "the machine to boot", func() bool { return len(processesOf(t, s.uidBase)) > 0 })
+				fill(t, filepath.Join(root, "fill"))
+			}
+			await(t, time.Minute, "the build to fail", func() bool {
+				snap, err := s.svc.Snapshot(t.Context(), id)
+				return err == nil && snap.State == warmboot.SnapshotUnhealthy
+			})
+			if snap, err := s.svc.Snapshot(t.Context(), id); err != nil || !strings.Contains(snap.Metadata.Error, "the disk is full") {
+				t.Errorf("the build failed by %q, %v", snap.Metadata.Error, err)
+			}
+			s.nothingLeft(t)
+		})
 	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(root, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	s := newStack(t, root, uidBase)
-	id, err := s.svc.BuildSnapshot(t.Context(), s.img.ID)
+}
+
+// fill writes a file that takes all there is.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	await(t, time.Minute, "the build to fail", func() bool {
-		snap, err := s.svc.Snapshot(t.Context(), id)
-		return err == nil && snap.State == warmboot.SnapshotUnhealthy && strings.Contains(snap.Metadata.Error, "the disk is full")
-	})
-	s.nothingLeft(t)
+	defer f.Close()
+	for block := make([]byte, 1<<20); err == nil; {
+		_, err = f.Write(block)
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
 }
 
 // killVMM kills the first VMM that appears.

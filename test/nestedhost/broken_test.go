@@ -200,6 +200,7 @@ const storing = "Checking and storing"
 // downDuringBuild lets the host go down and up once a build is at a step, and wants a snapshot to be ready afterwards, whoever builds it, and to work.
 func (h *host) downDuringBuild(t *testing.T, step string, downAndUp func(*testing.T)) {
 	before := h.snapshots(t)
+	h.runByPolicy(t)
 	r, w := io.Pipe()
 	var over atomic.Bool
 	var cutting sync.WaitGroup
@@ -221,6 +222,7 @@ func (h *host) downDuringBuild(t *testing.T, step string, downAndUp func(*testin
 	}
 	downAndUp(t)
 	cutting.Wait()
+	h.policiesKept(t)
 	h.settled(t, 10*time.Minute)
 	h.sound(t)
 	ready := 0
@@ -236,7 +238,7 @@ func (h *host) downDuringBuild(t *testing.T, step string, downAndUp func(*testin
 		must(t, h.Machine, "warmboot", "snapshot", "create")
 	}
 	wantWarm(t, h.run(t, "after"))
-	must(t, h.Machine, "warmboot", "rm", "-f", "after")
+	h.removeAll(t)
 	for _, s := range h.snapshots(t) { // the next build is to be the only one
 		if s.State != "deleted" && step != storing {
 			must(t, h.Machine, "warmboot", "snapshot", "rm", s.ID)
@@ -370,12 +372,27 @@ func (h *host) reboot(t *testing.T) {
 
 // comesBack lets the host go down and up, and wants what runs on it started again by its restart policy, with what it has written.
 func (h *host) comesBack(t *testing.T, downAndUp func(*testing.T)) {
-	wantWarm(t, h.run(t, "always", "--restart", "always", "-p", "8080:80"))
+	wantWarm(t, h.runByPolicy(t))
+	downAndUp(t)
+	h.policiesKept(t)
+	h.sound(t)
+	h.removeAll(t)
+}
+
+// runByPolicy starts three containers that differ in what becomes of them when their host goes down and up, and returns the one that comes back.
+func (h *host) runByPolicy(t *testing.T) api.Container {
+	t.Helper()
+	always := h.run(t, "always", "--restart", "always", "-p", "8080:80")
 	h.run(t, "no")
 	h.run(t, "stopped", "--restart", "unless-stopped")
 	must(t, h.Machine, "warmboot", "stop", "stopped")
 	must(t, h.Machine, "warmboot", "exec", "always", "sh", "-c", "echo kept >/kept; sync")
-	downAndUp(t)
+	return always
+}
+
+// policiesKept fails the test unless they are, once, what they are to be after their host has gone down and up.
+func (h *host) policiesKept(t *testing.T) {
+	t.Helper()
 	eventually(t, 5*time.Minute, "the container that is to run again runs", func() error {
 		if c := h.containers(t)["always"]; c.State != "running" || c.Restarts != 1 {
 			return fmt.Errorf("it is %s: %s", c.State, c.Error)
@@ -391,13 +408,12 @@ func (h *host) comesBack(t *testing.T, downAndUp func(*testing.T)) {
 	if got := must(t, h.Machine, "warmboot", "exec", "always", "cat", "/kept"); got != "kept" {
 		t.Errorf("on its disk is %q", got)
 	}
-	h.sound(t)
-	h.removeAll(t)
 }
 
 // fullDisk fills the disk under a running server.
 func (h *host) fullDisk(t *testing.T) {
 	h.run(t, "before")
+	victim := h.run(t, "always", "--restart", "always")
 	server := sh(t, h.Machine, "systemctl show -P MainPID warmboot")
 	const room = 64 << 20
 	fill := func() {
@@ -428,7 +444,15 @@ func (h *host) fullDisk(t *testing.T) {
 	if c := h.containers(t)["before"]; c.State != "running" {
 		t.Errorf("the container from before is %+v", c)
 	}
+	// One that is to run always dies now. Whether it comes back before or after there is room again, it does.
+	sh(t, h.Machine, "kill -9 "+sh(t, h.Machine, "grep -l -a -e '"+victim.VMID+"' $(grep -l -x firecracker /proc/[0-9]*/comm | sed 's/comm/cmdline/') | cut -d / -f 3"))
 	sh(t, h.Machine, "rm /fill; sync")
+	eventually(t, 5*time.Minute, "it runs again", func() error {
+		if c := h.containers(t)["always"]; c.State != "running" || c.Restarts == 0 {
+			return fmt.Errorf("it is %s: %s", c.State, c.Error)
+		}
+		return nil
+	})
 	if out := must(t, h.Machine, "warmboot", "exec", "before", "echo", "alive"); out != "alive" {
 		t.Errorf("it says %q", out)
 	}
@@ -437,7 +461,7 @@ func (h *host) fullDisk(t *testing.T) {
 	}
 	h.settled(t, 5*time.Minute)
 	for name, c := range h.containers(t) {
-		if name != "before" && c.State != "failed" {
+		if name != "before" && name != "always" && c.State != "failed" {
 			t.Errorf("%s is %s", name, c.State)
 		}
 	}
