@@ -53,8 +53,6 @@ type Config struct {
 	Cgroup string
 	// Unlimited gives jailed machines no cgroups. One machine can then take what others need.
 	Unlimited bool
-	// SeccompFilter is a compiled filter to use instead of the one that release binaries have built in.
-	SeccompFilter string
 	// StateDir is where unpacked kernels are kept, and what Probe found out. Empty: only kernels that are ELF files already can be booted, and
 	// every Driver finds out for itself.
 	StateDir string

@@ -27,7 +27,6 @@ const (
 	dataName    = "data"
 	memoryName  = "memory"
 	stateName   = "state"
-	seccompName = "seccomp"
 )
 
 // layout counts the changes of what a snapshot keeps of us: names, devices and their order.
@@ -77,8 +76,7 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 	files = append(files,
 		placed{name: rootName, target: spec.RootDisk.Path, fixed: true},
 		placed{name: dataName, target: spec.DataDisk.Path, fixed: true, writable: true},
-		placed{name: memoryName, target: spec.MemoryFile, writable: true},
-		placed{name: seccompName, target: d.SeccompFilter})
+		placed{name: memoryName, target: spec.MemoryFile, writable: true})
 	files = slices.DeleteFunc(files, func(p placed) bool { return p.target == "" })
 	known := names{}
 	for _, p := range files {
@@ -107,7 +105,7 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 		root.Close() // nil is no file, and that is no error worth knowing
 		w.close()
 	}()
-	m.process, err = d.starter.start(order{f.caps.Binary, d.arguments(known), spec, files, console.Theirs, said.Theirs}, func(r *os.File) (err error) {
+	m.process, err = d.starter.start(order{f.caps.Binary, arguments, spec, files, console.Theirs, said.Theirs}, func(r *os.File) (err error) {
 		root = r
 		w, err = watch(root)
 		return err
@@ -151,16 +149,9 @@ func (d *Driver) launch(ctx context.Context, op string, f *found, spec vmm.Spec,
 	return m, nil
 }
 
-// arguments is Firecracker's command line, without its id.
-func (d *Driver) arguments(known names) []string {
-	// What is logged goes to the console's stream, between the guest's lines. Errors are worth that; warnings come by the dozen while a kernel looks
-	// for devices.
-	args := []string{"--api-sock", apiSocket, "--level", "Error"}
-	if filter := known[seccompName]; filter != "" {
-		args = append(args, "--seccomp-filter", filter)
-	}
-	return args
-}
+// arguments is Firecracker's command line, without its id. What is logged goes to the console's stream, between the guest's lines. Errors are worth
+// that; warnings come by the dozen while a kernel looks for devices.
+var arguments = []string{"--api-sock", apiSocket, "--level", "Error"}
 
 // errEnded is the cause of a context that whileAlive ended.
 var errEnded = errors.New("the process ended")

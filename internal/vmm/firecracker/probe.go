@@ -62,7 +62,7 @@ func (d *Driver) probe(ctx context.Context) (*found, error) {
 	if err != nil {
 		return nil, vmm.FileError(op, err)
 	}
-	stamp, err := probe.Stamp(op, binary, "3", layout, d.SeccompFilter, d.Unjailed)
+	stamp, err := probe.Stamp(op, binary, "3", layout, d.Unjailed)
 	if err != nil {
 		return nil, err
 	}

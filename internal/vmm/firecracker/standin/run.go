@@ -35,7 +35,7 @@ func run(p Profile, args []string) int {
 		case "--snapshot-version":
 			fmt.Printf("v%s\n%s [anonymous-instance:main] exiting, exit_code=0\n", p.SnapshotVersion, time.Now().Format(time.RFC3339Nano))
 			return 0
-		case "--api-sock", "--id", "--level", "--seccomp-filter", "--start-time-us", "--start-time-cpu-us", "--parent-cpu-time-us":
+		case "--api-sock", "--id", "--level", "--start-time-us", "--start-time-cpu-us", "--parent-cpu-time-us":
 			if _, twice := given[a]; twice {
 				return bad(exitArguments, "argument %s was provided more than once", a)
 			}
@@ -53,11 +53,6 @@ func run(p Profile, args []string) int {
 	}
 	if l, ok := options["--level"]; ok && !logLevels[strings.ToLower(l)] {
 		return bad(exitConfig, "invalid log level %q", l)
-	}
-	if f, ok := options["--seccomp-filter"]; ok {
-		if _, err := os.Stat(f); err != nil {
-			return bad(exitError, "seccomp filter: %v", err)
-		}
 	}
 	switch {
 	case p.Faults.NoSocket:
