@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -131,7 +132,7 @@ func (r *rules) write() error {
 		return err
 	}
 	r.written = true
-	return nil
+	return forgetStrays(r.published, r.pool) // which came while it was not there
 }
 
 var loopback = netip.MustParsePrefix("127.0.0.0/8")
@@ -186,15 +187,16 @@ func (r *rules) publish(ports map[portKey]netip.AddrPort) error {
 	for k, v := range ports {
 		r.published[k] = v
 	}
-	if !r.written || r.change(ports, (*nftables.Conn).SetAddElements) == nil {
-		return nil
+	var err error
+	switch {
+	case !r.written:
+	case r.change(ports, (*nftables.Conn).SetAddElements) == nil:
+		err = forgetStrays(ports, r.pool)
+	default: // somebody has meddled with the table
+		err = r.write()
 	}
-	// Somebody has meddled with the table.
-	if err := r.write(); err != nil {
-		for k := range ports {
-			delete(r.published, k)
-		}
-		return fmt.Errorf("publish ports: %w", err)
+	if err != nil {
+		return errors.Join(fmt.Errorf("publish ports: %w", err), r.withdraw(ports))
 	}
 	return nil
 }
@@ -203,6 +205,11 @@ func (r *rules) publish(ports map[portKey]netip.AddrPort) error {
 func (r *rules) unpublish(ports map[portKey]netip.AddrPort) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.withdraw(ports)
+}
+
+// withdraw is unpublish for a caller that holds r.mu.
+func (r *rules) withdraw(ports map[portKey]netip.AddrPort) error {
 	for k := range ports {
 		delete(r.published, k)
 	}
