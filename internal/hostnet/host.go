@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"sync"
 
 	"github.com/google/nftables"
@@ -275,16 +274,8 @@ func (r *rules) restore() (bool, error) {
 	if !r.written {
 		return false, nil
 	}
-	conn, err := nftables.New()
-	if err != nil {
+	if table, err := findTable(r.name); table != nil || err != nil {
 		return false, err
-	}
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return false, err
-	}
-	if slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == r.name }) {
-		return false, nil
 	}
 	return true, r.write()
 }

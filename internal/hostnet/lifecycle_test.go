@@ -659,7 +659,7 @@ func TestKilledWhileBuilding(t *testing.T) {
 		if err := removeLeftovers(c); err != nil {
 			t.Fatal(err)
 		}
-		if err := (&guard{first: c.FirstUID}).remove(); err != nil {
+		if err := (&guard{owner: c.Owner, first: c.FirstUID}).remove(); err != nil {
 			t.Fatal(err)
 		}
 		nothingLeft(t, c)
