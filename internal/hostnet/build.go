@@ -50,8 +50,8 @@ type tap struct {
 	ports map[portKey]netip.AddrPort
 	held  []func() error // closes what holds the ports
 
-	// What it is limited to. It is not known for one that is adopted: whoever had it may have died in the middle of a change. A fresh one
-	// has had no guest yet.
+	// What it is limited to. It is not known for one that is adopted: whoever had it may have died in the middle of a change. Then its rules are
+	// asked (keepsEgress). A fresh one has had no guest yet.
 	egress       warmboot.Egress
 	bandwidth    warmboot.Bandwidth
 	known, fresh bool

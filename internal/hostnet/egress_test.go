@@ -94,6 +94,23 @@ func TestEgressPolicies(t *testing.T) {
 	}
 }
 
+// Who may connect anywhere by a list may not connect to where nobody may. It is not parallel: another test has the metadata service's address, too.
+func TestListOfAllLeavesOutWhatIsNeverReachable(t *testing.T) {
+	never := []string{"169.254.169.254", "168.63.129.16", "192.0.0.192", "240.0.0.1"}
+	world := newOutside(t, never...)
+	n := open(t, config(t))
+	g := newGuest(t, take(t, n, Wants{Egress: warmboot.Egress{Policy: warmboot.EgressList, Allow: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}}))
+	reaches(t, g.ns, "tcp", serve(t, world.ns, anyPort(world.addr), "world").String(), "world")
+	for _, address := range never {
+		secrets := serve(t, world.ns, anyPort(netip.MustParseAddr(address)), "secrets").String()
+		for _, network := range []string{"tcp", "udp"} {
+			reaches(t, nil, network, secrets, "secrets") // so it is the rules that keep the guest away
+		}
+		refused(t, g.ns, "tcp", secrets)
+		lost(t, g.ns, "udp", secrets)
+	}
+}
+
 // A connection that was made while it was allowed does not go on when it is not any more.
 func TestStricterPolicyCutsConnections(t *testing.T) {
 	t.Parallel()

@@ -94,7 +94,7 @@ func (f *fence) keep() {
 		err = f.raise()
 	case err == nil && f.before != nil:
 		var table *nftables.Table
-		if table, err = fenceThere(); err == nil && table == nil {
+		if table, err = findTable(fenceTable); err == nil && table == nil {
 			say("Somebody has removed the fence that keeps this machine from passing on packets between its networks; it is put back", "table", fenceTable)
 			err = f.build()
 		}
@@ -146,22 +146,9 @@ func interfaces() ([]string, error) {
 	return names, nil
 }
 
-// fenceThere is the fence's table, nil if there is none.
-func fenceThere() (*nftables.Table, error) {
-	conn, err := nftables.New()
-	if err != nil {
-		return nil, err
-	}
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
-	if i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == fenceTable }); i >= 0 {
-		return tables[i], nil
-	}
-	return nil, err
-}
-
 // learn makes the fence what the kernel has, if it has one.
 func (f *fence) learn() error {
-	table, err := fenceThere()
+	table, err := findTable(fenceTable)
 	if table == nil {
 		return err
 	}

@@ -1,8 +1,12 @@
 package hostnet
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"os"
+	"sync"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -16,15 +20,20 @@ import (
 // database without a password or warmboot's own API among them. A guard is an nftables table with rules on the user ids that VMMs
 // run as.
 type guard struct {
+	owner       string
 	first, last uint32 // the users
 	// ports are the TCP ports on this host that guests may still reach: local registries. DNS (53, UDP and TCP) always is: a
 	// guest's name server is the host's, which may well be a local one.
 	ports []uint16
+
+	stop     context.CancelFunc
+	watching sync.WaitGroup
 }
 
-func (g *guard) table() string { return fmt.Sprintf("warmboot-%d", g.first) }
+// table is the owner's own: if two have the same users, each has its guard for as long as it has guests.
+func (g *guard) table() string { return fmt.Sprintf("warmboot-%d-%s", g.first, g.owner) }
 
-// install puts the rules in place; they replace those that an earlier process left for the same users. Without the right to do so,
+// install puts the rules in place; they replace those that an earlier process of the owner left. Without the right to do so,
 // or without nftables in the kernel, it is an Unavailable error.
 func (g *guard) install() error {
 	const op = "guard host network"
@@ -51,6 +60,39 @@ func (g *guard) install() error {
 		return &warmboot.Error{Code: warmboot.Unavailable, Op: op, Msg: "the kernel did not take the nftables rule", Err: err}
 	}
 	return nil
+}
+
+// watch puts the rules back whenever somebody has removed them, as reloading a firewall does that begins with `flush ruleset`, until unwatch.
+func (g *guard) watch(log *slog.Logger) {
+	var ctx context.Context
+	ctx, g.stop = context.WithCancel(context.Background())
+	g.watching.Go(func() { g.keep(ctx, log) })
+}
+
+func (g *guard) unwatch() {
+	g.stop()
+	g.watching.Wait()
+}
+
+func (g *guard) keep(ctx context.Context, log *slog.Logger) {
+	look := time.NewTicker(watch)
+	defer look.Stop()
+	for {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return
+		}
+		table, err := findTable(g.table())
+		if err == nil && table == nil {
+			if err = g.install(); err == nil {
+				log.Warn("Somebody had removed the rules that keep microVMs in user mode off this machine; they are back", "table", g.table())
+			}
+		}
+		if err != nil {
+			log.Error("The rules that keep microVMs in user mode off this machine may be gone, and cannot be put back", "table", g.table(), "err", err)
+		}
+	}
 }
 
 // remove takes the rules away. Call it only when no VMM runs any more.

@@ -2,33 +2,36 @@ package hostnet
 
 import (
 	"errors"
-	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // TestGuardHoldsBackOnlyItsUsers makes real connections as real users against a real kernel rule. The child is this test binary
 // itself.
 func TestGuardHoldsBackOnlyItsUsers(t *testing.T) {
 	if addr := os.Getenv("WARMBOOT_TEST_DIAL"); addr != "" {
-		c, err := net.DialTimeout("tcp4", addr, 5*time.Second)
-		if err != nil {
+		network, addr, _ := strings.Cut(addr, " ")
+		if _, err := ask(nil, network, addr, reachedIn); err != nil {
 			t.Fatal(err)
 		}
-		c.Close()
 		return
 	}
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: needs root to set network rules and to run as other users")
-	}
+	needRoot(t)
 	t.Parallel()
 	const first = 1_950_000_000
-	allowed, forbidden := listenTCP(t), listenTCP(t)
-	g := &guard{first: first, last: first + 9, ports: []uint16{portOf(allowed)}}
+	const metadata = "192.0.0.192"
+	world := newOutside(t, metadata)
+	registry, private := serve(t, nil, anyPort(localhost), "registry"), serve(t, nil, anyPort(localhost), "database")
+	names := serve(t, nil, netip.MustParseAddrPort("127.0.0.9:53"), "names")
+	everywhere := serve(t, nil, anyPort(netip.IPv4Unspecified()), "host")
+	server := serve(t, world.ns, anyPort(world.addr), "world")
+	secrets := serve(t, world.ns, anyPort(netip.MustParseAddr(metadata)), "secrets")
+	g := &guard{owner: owner(), first: first, last: first + 9, ports: []uint16{registry.Port()}}
 	if err := g.install(); err != nil {
 		t.Fatal(err)
 	}
@@ -36,42 +39,87 @@ func TestGuardHoldsBackOnlyItsUsers(t *testing.T) {
 		if err := g.remove(); err != nil {
 			t.Error(err)
 		}
-		if !dialAs(t, first+1, forbidden.Addr().String()) {
-			t.Error("the rule still holds after its removal")
+		for _, network := range []string{"tcp", "udp"} {
+			for _, to := range []netip.AddrPort{private, secrets} {
+				if !dialAs(t, first+1, network, to) {
+					t.Errorf("%s %s cannot be reached after the rules' removal", network, to)
+				}
+			}
 		}
 	}()
 	for _, tt := range []struct {
 		name string
 		uid  uint32
-		to   net.Listener
-		want bool
+		to   netip.AddrPort
+		can  string // over which it is reached
 	}{
-		{"a VMM to any port of the host", first, forbidden, false},
-		{"the last VMM to any port of the host", first + 9, forbidden, false},
-		{"a VMM to an allowed port", first + 1, allowed, true},
-		{"the user before", first - 1, forbidden, true},
-		{"the user after", first + 10, forbidden, true},
-		{"root", 0, forbidden, true},
+		{"a VMM to the host's loopback", first, private, ""},
+		{"the last VMM to the host's loopback", first + 9, private, ""},
+		{"a VMM to another address of the host", first + 1, netip.AddrPortFrom(world.host, everywhere.Port()), ""},
+		{"a VMM to a registry", first + 1, registry, "tcp"},
+		{"a VMM to a name server on the host", first + 1, names, "tcp udp"},
+		{"a VMM to a metadata service", first + 1, secrets, ""},
+		{"a VMM to the world", first + 1, server, "tcp udp"},
+		{"the user before to the host's loopback", first - 1, private, "tcp udp"},
+		{"the user after to the host's loopback", first + 10, private, "tcp udp"},
+		{"root to a metadata service", 0, secrets, "tcp udp"},
 	} {
-		if got := dialAs(t, tt.uid, tt.to.Addr().String()); got != tt.want {
-			t.Errorf("%s: connected is %v, want %v", tt.name, got, tt.want)
+		for _, network := range []string{"tcp", "udp"} {
+			if got := dialAs(t, tt.uid, network, tt.to); got != strings.Contains(tt.can, network) {
+				t.Errorf("%s, %s: an answer is %v, want %v", tt.name, network, got, !got)
+			}
 		}
 	}
 }
 
-func listenTCP(t *testing.T) net.Listener {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+// Whoever reloads a firewall that begins with "flush ruleset" removes the guard too. It comes back, while there may be guests whom it is against.
+func TestGuardComesBack(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	c := config(t)
+	c.Mode = User
+	n := open(t, c)
+	s := take(t, n, Wants{})
+	private := serve(t, nil, anyPort(localhost), "database")
+	for range 2 {
+		if dialAs(t, c.FirstUID+uint32(s.Number), "tcp", private) {
+			t.Fatal("a VMM can reach the host's loopback")
+		}
+		removeTable(t, n.guard.table())
+		waitFor(t, "the guard", func() bool { return tableExists(t, n.guard.table()) })
+	}
+	if dialAs(t, c.FirstUID+uint32(s.Number), "tcp", private) {
+		t.Error("a VMM can reach the host's loopback")
+	}
+}
+
+// The end of a server does not take away the guard of another one, even of one whose VMMs have the same users.
+func TestGuardsOfTwoOwners(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	c := config(t)
+	c.Mode = User
+	mine := open(t, c)
+	s := take(t, mine, Wants{})
+	c.Owner = owner()
+	theirs, err := Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
-	return l
+	if err := theirs.Settle(); err != nil {
+		t.Fatal(err)
+	}
+	if err := theirs.Close(); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t, c)
+	if dialAs(t, c.FirstUID+uint32(s.Number), "tcp", serve(t, nil, anyPort(localhost), "database")) {
+		t.Error("a VMM can reach the host's loopback")
+	}
 }
 
-func portOf(l net.Listener) uint16 { return uint16(l.Addr().(*net.TCPAddr).Port) }
-
-// dialAs reports whether a process of another user can connect.
-func dialAs(t *testing.T, uid uint32, addr string) bool {
+// dialAs reports whether a process of another user gets an answer.
+func dialAs(t *testing.T, uid uint32, network string, to netip.AddrPort) bool {
 	t.Helper()
 	// The binary is in a directory of root's alone; its descriptor can be executed by anybody who has it.
 	self, err := os.Open("/proc/self/exe")
@@ -81,7 +129,7 @@ func dialAs(t *testing.T, uid uint32, addr string) bool {
 	defer self.Close()
 	cmd := exec.Command("/proc/self/fd/"+strconv.Itoa(3), "-test.run=^TestGuardHoldsBackOnlyItsUsers$")
 	cmd.ExtraFiles = []*os.File{self}
-	cmd.Env = []string{"WARMBOOT_TEST_DIAL=" + addr, insideVar + "=1"}
+	cmd.Env = []string{"WARMBOOT_TEST_DIAL=" + network + " " + to.String(), insideVar + "=1"}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	out, err := cmd.CombinedOutput()

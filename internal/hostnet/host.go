@@ -2,9 +2,9 @@ package hostnet
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"sync"
 
 	"github.com/google/nftables"
@@ -131,7 +131,7 @@ func (r *rules) write() error {
 		return err
 	}
 	r.written = true
-	return nil
+	return forgetStrays(r.published, r.pool) // which came while it was not there
 }
 
 var loopback = netip.MustParsePrefix("127.0.0.0/8")
@@ -186,15 +186,16 @@ func (r *rules) publish(ports map[portKey]netip.AddrPort) error {
 	for k, v := range ports {
 		r.published[k] = v
 	}
-	if !r.written || r.change(ports, (*nftables.Conn).SetAddElements) == nil {
-		return nil
+	var err error
+	switch {
+	case !r.written:
+	case r.change(ports, (*nftables.Conn).SetAddElements) == nil:
+		err = forgetStrays(ports, r.pool)
+	default: // somebody has meddled with the table
+		err = r.write()
 	}
-	// Somebody has meddled with the table.
-	if err := r.write(); err != nil {
-		for k := range ports {
-			delete(r.published, k)
-		}
-		return fmt.Errorf("publish ports: %w", err)
+	if err != nil {
+		return errors.Join(fmt.Errorf("publish ports: %w", err), r.withdraw(ports))
 	}
 	return nil
 }
@@ -203,6 +204,11 @@ func (r *rules) publish(ports map[portKey]netip.AddrPort) error {
 func (r *rules) unpublish(ports map[portKey]netip.AddrPort) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	return r.withdraw(ports)
+}
+
+// withdraw is unpublish for a caller that holds r.mu.
+func (r *rules) withdraw(ports map[portKey]netip.AddrPort) error {
 	for k := range ports {
 		delete(r.published, k)
 	}
@@ -268,16 +274,8 @@ func (r *rules) restore() (bool, error) {
 	if !r.written {
 		return false, nil
 	}
-	conn, err := nftables.New()
-	if err != nil {
+	if table, err := findTable(r.name); table != nil || err != nil {
 		return false, err
-	}
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return false, err
-	}
-	if slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == r.name }) {
-		return false, nil
 	}
 	return true, r.write()
 }

@@ -214,14 +214,15 @@ func (n *Net) Adopt(number, pid int, network vmm.Network, w Wants) (*Slot, error
 // new ones.
 func (n *Net) Settle() error {
 	if n.FirstUID != 0 {
-		n.guard = &guard{first: n.FirstUID, last: n.FirstUID + MaxSlots - 1, ports: n.Registries}
-		if err := n.guard.install(); warmboot.CodeOf(err) == warmboot.Unavailable {
-			n.guard = nil
-			if n.mode == User {
-				n.Log.Warn("Containers can reach every service that listens on this machine, because no network rule could be set", "err", err)
-			}
-		} else if err != nil {
+		g := &guard{owner: n.Owner, first: n.FirstUID, last: n.FirstUID + MaxSlots - 1, ports: n.Registries}
+		switch err := g.install(); {
+		case err == nil:
+			n.guard = g
+			g.watch(n.Log)
+		case warmboot.CodeOf(err) != warmboot.Unavailable:
 			return err
+		case n.mode == User:
+			n.Log.Warn("Containers can reach every service that listens on this machine, because no network rule could be set", "err", err)
 		}
 	}
 	if n.keeper == nil {
@@ -234,8 +235,11 @@ func (n *Net) Settle() error {
 // policies, for the next process to adopt; but names that must be asked for on the host's loopback are not resolved meanwhile.
 func (n *Net) Close() error {
 	var err error
-	if n.guard != nil && n.Used() == 0 {
-		err = n.guard.remove()
+	if n.guard != nil {
+		n.guard.unwatch()
+		if n.Used() == 0 {
+			err = n.guard.remove()
+		}
 	}
 	if n.keeper != nil {
 		err = errors.Join(err, n.keeper.close())

@@ -1,12 +1,17 @@
 package hostnet
 
 import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
 	"golang.org/x/sys/unix"
 
 	"warmboot"
@@ -87,7 +92,27 @@ func (b *batch) egress(c *nftables.Chain, e warmboot.Egress, a addresses) {
 			b.rule(c, toAny(b.networks(e.Allow)), accept())
 		}
 	}
-	b.rule(c, reject())
+	b.conn.AddRule(&nftables.Rule{Table: b.table, Chain: c, Exprs: reject(), UserData: egressMark(e)})
+}
+
+// egressMark is what the last rule of a policy says of it, as a comment: which one it is.
+func egressMark(e warmboot.Egress) []byte {
+	text, _ := json.Marshal(e) // which has nothing that cannot be written
+	return userdata.AppendString(nil, userdata.TypeComment, fmt.Sprintf("policy %x", sha256.Sum256(text)))
+}
+
+// keepsEgress reports whether a slot has kept a policy, which is a limited one, since what it forbids was cut.
+func keepsEgress(ns *os.File, e warmboot.Egress) (bool, error) {
+	b, err := newBatch(ns, insideTable)
+	if err != nil {
+		return false, err
+	}
+	gate, err := b.conn.GetRules(b.table, &nftables.Chain{Name: gateChain, Table: b.table})
+	if err != nil || len(gate) > 0 { // in the middle of cutEgress
+		return false, err
+	}
+	rules, err := b.conn.GetRules(b.table, &nftables.Chain{Name: egressChain, Table: b.table})
+	return len(rules) > 0 && bytes.Equal(rules[len(rules)-1].UserData, egressMark(e)), err
 }
 
 // setEgress replaces a slot's policy in one step. What its guest has begun before goes on.
@@ -98,16 +123,21 @@ func setEgress(ns *os.File, e warmboot.Egress, a addresses) error {
 // cutEgress is setEgress for a policy that forbids what another one has allowed: what the guest has begun ends. While slot and host forget it, nothing
 // passes; else a packet of either side would make it known again, the other side's as if it had come for a published port.
 func cutEgress(ns *os.File, e warmboot.Egress, a addresses) error {
-	if err := changeInside(ns, func(b *batch, gate, egress *nftables.Chain) {
-		b.rule(gate, drop())
-		b.egress(egress, e, a)
-	}); err != nil {
+	if err := closeGate(ns, e, a); err != nil {
 		return err
 	}
 	if err := errors.Join(forgetAddresses(map[netip.Addr]bool{a.slot: true}), forget(ns)); err != nil {
 		return err
 	}
 	return setEgress(ns, e, a)
+}
+
+// closeGate is the first half of cutEgress. Whoever dies here leaves a gate that lets nothing through.
+func closeGate(ns *os.File, e warmboot.Egress, a addresses) error {
+	return changeInside(ns, func(b *batch, gate, egress *nftables.Chain) {
+		b.rule(gate, drop())
+		b.egress(egress, e, a)
+	})
 }
 
 // changeInside writes the two chains of a slot that change anew.

@@ -199,8 +199,16 @@ func (s *Slot) limit(e warmboot.Egress, b warmboot.Bandwidth) error {
 	sure := t.known
 	t.known = false // until all is done
 	if !sure || !reflect.DeepEqual(t.egress, e) {
+		cut := e.Limited() && !t.fresh
+		if cut && !sure {
+			kept, err := keepsEgress(t.ns, e)
+			if err != nil {
+				return &warmboot.Error{Code: warmboot.Internal, Op: op, Msg: "what the policy is cannot be read", Err: err}
+			}
+			cut = !kept
+		}
 		set := setEgress
-		if e.Limited() && !t.fresh {
+		if cut {
 			set = cutEgress
 		}
 		if err := set(t.ns, e, t.addresses); err != nil {

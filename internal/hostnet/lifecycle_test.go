@@ -235,14 +235,7 @@ func TestRulesComeBack(t *testing.T) {
 	g := newGuest(t, take(t, n, Wants{Forwards: []vmm.Forward{{Protocol: warmboot.TCP, HostIP: localhost, HostPort: at.Port(), GuestPort: 80}}}))
 	serve(t, g.ns, netip.AddrPortFrom(netip.IPv4Unspecified(), 80), "guest")
 	for _, soon := range []bool{false, true} {
-		b, err := newBatch(nil, n.keeper.rules.name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b.remove()
-		if err := b.commit(); err != nil {
-			t.Fatal(err)
-		}
+		removeTable(t, n.keeper.rules.name)
 		if soon { // before that is noticed
 			other := freePort(t, localhost)
 			s, err := n.Take(t.Context(), Wants{Forwards: []vmm.Forward{{Protocol: warmboot.TCP, HostIP: localhost, HostPort: other.Port(), GuestPort: 80}}})
@@ -666,7 +659,7 @@ func TestKilledWhileBuilding(t *testing.T) {
 		if err := removeLeftovers(c); err != nil {
 			t.Fatal(err)
 		}
-		if err := (&guard{first: c.FirstUID}).remove(); err != nil {
+		if err := (&guard{owner: c.Owner, first: c.FirstUID}).remove(); err != nil {
 			t.Fatal(err)
 		}
 		nothingLeft(t, c)

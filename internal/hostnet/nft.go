@@ -32,6 +32,19 @@ func newBatch(ns *os.File, table string) (*batch, error) {
 	return &batch{conn: conn, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: table}}, err
 }
 
+// findTable finds a table on the host; it is nil if there is none.
+func findTable(name string) (*nftables.Table, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil, err
+	}
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == name }); i >= 0 {
+		return tables[i], nil
+	}
+	return nil, err
+}
+
 // remove deletes the table, whether or not it is there: adding before deleting makes the deletion succeed.
 func (b *batch) remove() {
 	b.conn.AddTable(b.table)

@@ -5,28 +5,17 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/google/nftables"
-
 	"warmboot"
 	"warmboot/internal/vmm"
 )
 
 func tableExists(t *testing.T, name string) bool {
 	t.Helper()
-	conn, err := nftables.New()
+	table, err := findTable(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, table := range all {
-		if table.Name == name {
-			return true
-		}
-	}
-	return false
+	return table != nil
 }
 
 var localhost = netip.MustParseAddr("127.0.0.1")

@@ -43,11 +43,12 @@ func hostResolver(path string) (netip.AddrPort, error) {
 // nothing that comes by another interface (systemd-resolved does not), and one with an IPv6 address cannot be named in IPv4.
 func reachable(a netip.Addr) bool { return a.Is4() && !a.IsLoopback() }
 
-// The forwarder's limits: of a question, of how many there may be at once, and of how long an answer may take. A resolver gives up after
-// five seconds (resolv.conf(5), timeout).
+// The forwarder's limits: of a question, of how many there may be at once, from all guests and from one, so that none has all places, and of how
+// long an answer may take. A resolver gives up after five seconds (resolv.conf(5), timeout).
 const (
 	maxQuestion  = 4096
-	maxQuestions = 512
+	maxQuestions = 1024
+	maxOfOne     = 64
 	answerLimit  = 5 * time.Second
 	retryDelay   = 10 * time.Millisecond // of file descriptors there may soon be more
 )
@@ -58,16 +59,17 @@ type forwarder struct {
 	log  *slog.Logger
 	udp  *net.UDPConn
 	tcp  *net.TCPListener
-	busy chan struct{}
 	all  sync.WaitGroup
 	stop context.CancelFunc
 
 	mu       sync.Mutex
 	upstream netip.AddrPort
+	busy     int                // questions in hand
+	busyFor  map[netip.Addr]int // and by whose they are; every slot has an address of its own
 }
 
 func startForwarder(upstream netip.AddrPort, log *slog.Logger) (*forwarder, error) {
-	f := &forwarder{log: log, upstream: upstream, busy: make(chan struct{}, maxQuestions)}
+	f := &forwarder{log: log, upstream: upstream, busyFor: map[netip.Addr]int{}}
 	var err error
 	for range 10 { // until a port is free for both
 		if f.udp, err = net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}); err != nil {
@@ -97,6 +99,26 @@ func (f *forwarder) setUpstream(a netip.AddrPort) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.upstream = a
+}
+
+// begin takes a question in hand, unless there are too many; done is for when it is answered.
+func (f *forwarder) begin(from netip.AddrPort) (done func(), ok bool) {
+	a := from.Addr().Unmap()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.busy == maxQuestions || f.busyFor[a] == maxOfOne {
+		return nil, false
+	}
+	f.busy++
+	f.busyFor[a]++
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.busy--
+		if f.busyFor[a]--; f.busyFor[a] == 0 {
+			delete(f.busyFor, a)
+		}
+	}, true
 }
 
 func (f *forwarder) dial(ctx context.Context, network string) (net.Conn, error) {
@@ -133,14 +155,13 @@ func (f *forwarder) serveUDP(ctx context.Context) {
 			time.Sleep(retryDelay)
 			continue
 		}
-		select {
-		case f.busy <- struct{}{}:
-		default:
+		done, ok := f.begin(from)
+		if !ok {
 			continue // whoever asked asks again
 		}
 		asked := append([]byte(nil), question[:n]...)
 		f.all.Go(func() {
-			defer func() { <-f.busy }()
+			defer done()
 			conn, err := f.dial(ctx, "udp")
 			if err != nil {
 				return
@@ -168,14 +189,13 @@ func (f *forwarder) serveTCP(ctx context.Context) {
 			time.Sleep(retryDelay)
 			continue
 		}
-		select {
-		case f.busy <- struct{}{}:
-		default:
+		done, ok := f.begin(in.RemoteAddr().(*net.TCPAddr).AddrPort())
+		if !ok {
 			_ = in.Close()
 			continue
 		}
 		f.all.Go(func() {
-			defer func() { <-f.busy }()
+			defer done()
 			defer func() { _ = in.Close() }()
 			out, err := f.dial(ctx, "tcp")
 			if err != nil {

@@ -95,7 +95,7 @@ func nothingLeft(t *testing.T, c Config) {
 	if tableExists(t, r.name) {
 		t.Errorf("table %s is left", r.name)
 	}
-	if g := (&guard{first: c.FirstUID}); tableExists(t, g.table()) {
+	if g := (&guard{owner: c.Owner, first: c.FirstUID}); tableExists(t, g.table()) {
 		t.Errorf("table %s is left", g.table())
 	}
 }

@@ -280,7 +280,7 @@ func processesOf(t *testing.T, uidBase uint32) (pids []int) {
 // hasRule reports whether the kernel has the network rule of a server.
 func hasRule(t *testing.T, uidBase uint32) bool {
 	t.Helper()
-	return slices.Contains(tables(t), fmt.Sprintf("warmboot-%d", uidBase+1))
+	return slices.ContainsFunc(tables(t), func(name string) bool { return strings.HasPrefix(name, fmt.Sprintf("warmboot-%d-", uidBase+1)) })
 }
 
 // tables are the names of the kernel's nftables tables.
