@@ -16,12 +16,6 @@ const (
 	jailerVar      = "WARMBOOT_TEST_JAILER"
 )
 
-// systemdImageVar names the environment variable with the directory of a runtime image that boots systemd, here and in the machine, where it is systemdImage.
-const (
-	systemdImageVar = "WARMBOOT_TEST_SYSTEMD_IMAGE"
-	systemdImage    = "/root/systemd-image"
-)
-
 // noXSAVE keeps guests' kernels from what the emulated processor says about its XSAVE, which contradicts itself. (Within QEMU they find that out and do
 // without it; what Firecracker shows them of the processor lets them believe it, and their programs die of the first signal.)
 const noXSAVE = "noxsave"
@@ -65,9 +59,6 @@ func TestFirecracker(t *testing.T) {
 			runTestsFor(t, m, time.Hour, "warmboot/"+pkg, pattern, append(env, "WARMBOOT_E2E=1")...)
 		}
 	}
-	endToEnd := func(pattern string, env ...string) func(*testing.T, *nestedhost.Machine) {
-		return suite("test/e2e", pattern, append(env, "WARMBOOT_TEST_BIN=/usr/local/bin", "WARMBOOT_TEST_VMM=firecracker", "CONTAINER_RUNTIME_KERNEL_ARGS="+noXSAVE)...)
-	}
 	const guest = "/root/vmm-guest"
 	compile(t, m, guest, "build", "warmboot/internal/vmm/vmmtest/guest")
 	for _, step := range []struct {
@@ -77,15 +68,9 @@ func TestFirecracker(t *testing.T) {
 		{"the driver", suite("internal/vmm/firecracker", "Real", firecrackerVar+"=/usr/local/bin/firecracker", "WARMBOOT_TEST_VMM_GUEST="+guest, "WARMBOOT_TEST_KERNEL_ARGS="+noXSAVE)},
 		{"the network", suite("internal/hostnet", ".")},
 		{"namespaces", suite("internal/netns", ".")},
-		{"end to end", endToEnd("^(TestServe|TestSlots)$")},
-		{"an image with systemd", func(t *testing.T, m *nestedhost.Machine) {
-			if err := m.CopyIn(t.Context(), os.Getenv(systemdImageVar), systemdImage); err != nil {
-				t.Fatal(err)
-			}
-			endToEnd("^TestSystemdImage$", systemdImageVar+"="+systemdImage)(t, m)
-			must(t, m, "rm", "-r", systemdImage)
-		}},
+		{"end to end", suite("test/e2e", "^(TestServe|TestSlots)$", "WARMBOOT_TEST_BIN=/usr/local/bin", "WARMBOOT_TEST_VMM=firecracker", "CONTAINER_RUNTIME_KERNEL_ARGS="+noXSAVE)},
 		{"as a user has it", func(t *testing.T, m *nestedhost.Machine) { asAUser(t, m, "firecracker") }},
+		{"with an image of one's own", withOwnImage},
 	} {
 		t.Run(step.name, func(t *testing.T) {
 			begin := time.Now()

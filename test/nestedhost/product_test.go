@@ -85,6 +85,31 @@ func asAUser(t *testing.T, m *nestedhost.Machine, vmm string) {
 	}
 }
 
+// systemdImageVar names the environment variable with the directory of a runtime image as an operator might have: with systemd, and the distribution's
+// own kernel and initrd.
+const systemdImageVar = "WARMBOOT_TEST_SYSTEMD_IMAGE"
+
+// withOwnImage goes on where asAUser has ended, and tells the server of an image of the operator's own, as the README says.
+func withOwnImage(t *testing.T, m *nestedhost.Machine) {
+	logIfFailed(t, m)
+	const dir = "/srv/own"
+	if err := m.CopyIn(t.Context(), os.Getenv(systemdImageVar), dir); err != nil {
+		t.Fatal(err)
+	}
+	sh(t, m, "echo CONTAINER_RUNTIME_KERNEL="+dir+"/vmlinuz CONTAINER_RUNTIME_INITRD="+dir+"/initrd.img CONTAINER_RUNTIME_ROOTFS="+dir+"/rootfs.ext4 | tr ' ' '\n' >>/etc/warmboot/environment")
+	must(t, m, "systemctl", "start", "warmboot")
+	sh(t, m, "for try in $(seq 300); do warmboot version >/dev/null 2>&1 && exit; sleep 0.2; done; exit 1")
+	const image = "container-runtime"
+	must(t, m, "warmboot", "snapshot", "create", image)
+	must(t, m, "warmboot", "run", "-d", "--name", "warm", "--runtime-image", image, busybox, "sleep", "1000")
+	boots(t, m, []string{"warm"})
+	if got := must(t, m, "warmboot", "exec", "warm", "hostname"); got != "warm" {
+		t.Errorf("it calls itself %q", got)
+	}
+	must(t, m, "warmboot", "rm", "-f", "warm")
+	must(t, m, "systemctl", "stop", "warmboot")
+}
+
 // logIfFailed keeps the server's log, and what there is of its machines, and prints the end of the log, if the test has failed when it ends.
 func logIfFailed(t *testing.T, m *nestedhost.Machine) {
 	t.Cleanup(func() {
