@@ -199,7 +199,7 @@ func TestDoctorInstallsFirecracker(t *testing.T) {
 	cut.Store(true)
 	before := asked.Load()
 	fixed := doctorFix(t, from(right))
-	wantSaid("the release", fixed.said, downloads, "Firecracker: "+install.Version+" was installed: "+binary+"; a server that runs takes it when it is started again")
+	wantSaid("the release", fixed.said, downloads, "Firecracker: "+install.Version+" was installed: "+binary+"; a server that runs takes it when it is started again, instead of "+faulty+"\n")
 	wantFiles("the release", ".lock", install.Version, "v1.16.1")
 	for name, want := range programs {
 		if got, err := os.ReadFile(filepath.Join(places, install.Version, name)); err != nil || !bytes.Equal(got, want) {

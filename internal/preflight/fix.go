@@ -96,6 +96,8 @@ func (t tried) install(ctx context.Context, c Config, progress func(step string,
 		return said("QEMU is asked for, so nothing is installed")
 	case t.FirecrackerError == nil && t.Firecracker.Warning == "":
 		return said("v%s is there already, and works: %s", t.Firecracker.Version, t.Firecracker.Binary)
+	case t.FirecrackerError == nil && newer(t.Firecracker): // an older one would take its place, which nobody has asked for
+		return said("v%s is there already, and works: %s; %s", t.Firecracker.Version, t.Firecracker.Binary, t.Firecracker.Warning)
 	case t.held.why != "":
 		return said("nothing is installed, as it could not be used: %s; %s", t.held.why, t.held.fix)
 	case !t.kvm.works() && !t.kvm.untried():
@@ -117,7 +119,11 @@ func (t tried) install(ctx context.Context, c Config, progress func(step string,
 	case already:
 		return said("%s is installed already: %s", install.Version, binary)
 	}
-	return said("%s was installed: %s; a server that runs takes it when it is started again", install.Version, binary)
+	instead := ""
+	if t.Binary != "" && t.Binary != binary {
+		instead = ", instead of " + t.Binary
+	}
+	return said("%s was installed: %s; a server that runs takes it when it is started again%s", install.Version, binary, instead)
 }
 
 // reason is why KVM does not work.

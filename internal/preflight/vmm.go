@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"warmboot/internal/hostnet"
+	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/choice"
 	"warmboot/internal/vmm/firecracker/install"
 	"warmboot/internal/vmm/probe"
@@ -176,8 +177,14 @@ func (t tried) spared(c Check) Check {
 func (t tried) firecracker(named string) Check {
 	const name = "Firecracker"
 	instead := installs
-	if named != "" {
+	switch {
+	case named != "":
 		instead = "name another binary, or none (FIRECRACKER); then " + installs
+	case newer(t.Firecracker):
+		instead = "name another binary (FIRECRACKER), or remove this one; then " + installs
+	}
+	if newer(t.Firecracker) {
+		instead = "if it does not work, " + instead
 	}
 	switch found := t.Firecracker; {
 	case t.Binary == "" && !t.kvm.works():
@@ -199,6 +206,9 @@ func (t tried) firecracker(named string) Check {
 		return Check{name, OK, fmt.Sprintf("v%s, snapshots of format %s, %s", found.Version, found.SnapshotVersion, found.Binary), ""}
 	}
 }
+
+// newer reports whether what is to be said against a release is only that its driver does not know it yet.
+func newer(found vmm.Capabilities) bool { return strings.Contains(found.Warning, "is newer than") }
 
 var jailerVersion = regexp.MustCompile(`(?m)^Jailer v(\S+)`)
 

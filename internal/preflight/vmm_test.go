@@ -115,6 +115,7 @@ func TestWhatDoctorSays(t *testing.T) {
 	good := hostWith(t, standin.Profile{Version: "1.15.1"})
 	slow := hostWith(t, standin.Profile{Version: "1.15.1", Faults: standin.Faults{BootSays: "KVM: entry failed, hardware error 0x7"}})
 	faulty := hostWith(t, standin.Profile{Version: "1.16.1"})
+	newer := hostWith(t, standin.Profile{Version: "1.18.0"})
 	none := hostWith(t, standin.Profile{})
 	byName := func(t tried) Check { return t.firecracker("it is") }
 	found := func(t tried) Check { return t.firecracker("") }
@@ -135,6 +136,8 @@ func TestWhatDoctorSays(t *testing.T) {
 	say("no cgroup v2", back.firecracker(""))
 	back.held = held{"only root can jail machines", "run as root"}
 	say("not root", back.firecracker("it is"))
+	named("a release that is newer than what is known", newer, found)
+	named("a newer release is named", newer, byName)
 
 	named("Firecracker is chosen", good, chosen)
 	named("Firecracker is chosen, and has a fault", faulty, chosen)
@@ -309,6 +312,8 @@ func TestWhatIsNotInstalled(t *testing.T) {
 	slow := standin.Profile{Version: "1.15.1", Faults: standin.Faults{BootSays: "KVM: entry failed"}}
 	found := hostWith(t, standin.Profile{Version: "1.15.1"})
 	found.Places, found.Firecracker = []string{found.Firecracker}, ""
+	newer := hostWith(t, standin.Profile{Version: "1.18.0"})
+	newer.Places, newer.Firecracker = []string{newer.Firecracker}, ""
 	qemu := hostWith(t, standin.Profile{})
 	qemu.Want = choice.QEMU
 	for name, c := range map[string]struct {
@@ -318,6 +323,7 @@ func TestWhatIsNotInstalled(t *testing.T) {
 		"a binary is named":                {hostWith(t, standin.Profile{Version: "1.17.0"}), []string{"FIRECRACKER", "nothing is installed", "v1.17.0"}},
 		"a binary is named, and of no use": {hostWith(t, slow), []string{"FIRECRACKER", "nothing is installed", "KVM: entry failed"}},
 		"one is there and works":           {found, []string{"is there already", found.Places[0]}},
+		"a newer one is there":             {newer, []string{"is there already", newer.Places[0], "v1.18.0", "newer than what this warmboot was made for"}},
 		"QEMU is asked for":                {qemu, []string{"QEMU is asked for"}},
 		"there is no KVM":                  {hostWith(t, standin.Profile{}), []string{"nothing is installed: it needs KVM, and "}},
 	} {
