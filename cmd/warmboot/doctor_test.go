@@ -21,6 +21,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"warmboot"
 	"warmboot/internal/cli"
 	"warmboot/internal/kernel/kerneltest"
 	"warmboot/internal/preflight"
@@ -45,7 +46,10 @@ type invocation struct {
 func doctorFix(t *testing.T, change func(*preflight.Config), args ...string) invocation {
 	t.Helper()
 	config := func(o cli.DoctorOptions) preflight.Config {
-		c := preflightConfig(o)
+		c, err := preflightConfig(o)
+		if err != nil {
+			t.Error(err)
+		}
 		change(&c)
 		return c
 	}
@@ -235,6 +239,28 @@ func TestDoctorInstallsFirecracker(t *testing.T) {
 	wantSaid("a second time", again.said, "Firecracker: "+install.Version+" is there already, and works: "+binary)
 	if n := asked.Load() - before; n > 0 || strings.Contains(again.said, downloads) {
 		t.Errorf("a second time, the server was asked %d times:\n%s", n, again.said)
+	}
+}
+
+// Doctor looks at the user ids that serve would give to VMMs, and says where serve would not start for them.
+func TestDoctorLooksAtTheUserIDsOfServe(t *testing.T) {
+	for base, want := range map[string]preflight.Check{
+		"":       {Status: preflight.OK, Detail: "1900000000 to 1900065535 are free for VMMs"},
+		"200000": {Status: preflight.OK, Detail: "200000 to 265535 are free for VMMs"},
+		"5":      {Status: preflight.Fail, Detail: "WARMBOOT_UID_BASE is \"5\"; it must be a user id from 100000 on"},
+	} {
+		t.Setenv("WARMBOOT_UID_BASE", base)
+		o := cli.DoctorOptions{StorageRoot: t.TempDir(), VMM: cli.VMMOptions{Firecracker: "/no/such/firecracker"}}
+		checks := doctor(t.Context(), o)
+		i := slices.IndexFunc(checks, func(c preflight.Check) bool { return c.Name == "user ids" })
+		if i < 0 || checks[i].Status != want.Status || checks[i].Detail != want.Detail || want.Status != preflight.OK && checks[i].Fix == "" {
+			t.Errorf("WARMBOOT_UID_BASE=%s: %+v, want %+v", base, checks, want)
+		}
+		if base == "5" {
+			if fixed := fix(t.Context(), o, func(string, float64) {}); len(fixed) != 1 || warmboot.CodeOf(fixed[0].Err) != warmboot.Invalid {
+				t.Errorf("WARMBOOT_UID_BASE=%s: --fix says %+v", base, fixed)
+			}
+		}
 	}
 }
 
