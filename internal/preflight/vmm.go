@@ -85,16 +85,19 @@ func triedKVM(err error) bool {
 }
 
 // held is what keeps Firecracker from working here, whatever its binary is, and what to do about it. KVM is looked at by itself.
-type held struct{ why, fix string }
+type held struct {
+	why, fix string
+	failed   bool // it is what Firecracker has failed for
+}
 
 func (t tried) hold(ctx context.Context, c Config) held {
 	switch {
 	case os.Geteuid() != 0 && t.Binary == "": // --fix would have to be run as root anyway
 		return held{}
 	case os.Geteuid() != 0 && !c.VMM.Unjailed:
-		return held{"only root can jail machines", "run as root"}
+		return held{"only root can jail machines", "run as root", true}
 	case t.cgroup.Status != OK && !c.VMM.Unjailed:
-		return held{cgroupName + ": " + t.cgroup.Detail, t.cgroup.Fix}
+		return held{cgroupName + ": " + t.cgroup.Detail, t.cgroup.Fix, cannotLimit(t.FirecrackerError) != ""}
 	case c.VMM.TAPs == nil || !t.kvm.works() && !t.kvm.untried():
 		return held{}
 	}
@@ -105,11 +108,11 @@ func (t tried) hold(ctx context.Context, c Config) held {
 	case err == nil:
 		return held{}
 	case errors.As(err, &o):
-		return held{needed + found(o), o.Fix}
+		return held{needed + found(o), o.Fix, false}
 	case c.Network == string(hostnet.User):
-		return held{needed + choice.Plain(err), "set MANAGER_NETWORK to auto or tap"}
+		return held{needed + choice.Plain(err), "set MANAGER_NETWORK to auto or tap", false}
 	}
-	return held{needed + choice.Plain(err), "see network slots"}
+	return held{needed + choice.Plain(err), "see network slots", false}
 }
 
 // Why nothing is known of KVM.
@@ -191,8 +194,10 @@ func (t tried) firecracker(named string) Check {
 		return Check{name, OK, "not there; it would need KVM", ""}
 	case t.Binary == "" && t.held.why != "":
 		return Check{name, Warn, "not there, and it could not be used: " + t.held.why, t.held.fix}
-	case t.held.why != "":
+	case t.held.failed:
 		return Check{name, Warn, t.Binary + ": " + t.held.why, t.held.fix}
+	case t.held.why != "":
+		return Check{name, Warn, t.Binary + ": " + choice.Plain(t.FirecrackerError) + "; besides: " + t.held.why, t.held.fix}
 	case t.Binary == "":
 		return Check{name, Warn, "not there; microVMs run under QEMU", installs + "; or name a binary with FIRECRACKER"}
 	case t.FirecrackerError != nil:

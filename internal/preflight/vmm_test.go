@@ -129,12 +129,14 @@ func TestWhatDoctorSays(t *testing.T) {
 	installable := tryOn(t, none)
 	installable.kvm.under = "QEMU"
 	say("no Firecracker, and KVM", installable.firecracker(""))
-	installable.held = held{"cgroup v2: not mounted; " + unlimited, cgroupFix}
+	installable.held = held{"cgroup v2: not mounted; " + unlimited, cgroupFix, true}
 	say("no Firecracker, and KVM, and no cgroup v2", installable.firecracker(""))
 	back := tryOn(t, none)
 	back.Binary, back.FirecrackerError, back.held = "FIRECRACKER", errors.New("no cgroup v2"), installable.held
 	say("no cgroup v2", back.firecracker(""))
-	back.held = held{"only root can jail machines", "run as root"}
+	back.FirecrackerError, back.held.failed = errors.New("jailer was not found; put it beside FIRECRACKER"), false
+	say("no cgroup v2, and no jailer either", back.firecracker(""))
+	back.held = held{"only root can jail machines", "run as root", true}
 	say("not root", back.firecracker("it is"))
 	named("a release that is newer than what is known", newer, found)
 	named("a newer release is named", newer, byName)
