@@ -50,7 +50,7 @@ e2e-firecracker: deps build
 	image=$$(go run ./test/runtimeimage bin/warmboot-guest) && systemd=$$(go run ./test/systemdimage bin/warmboot-guest) && \
 	WARMBOOT_TEST_NESTED=1 WARMBOOT_TEST_IMAGE=$$image WARMBOOT_TEST_SYSTEMD_IMAGE=$$systemd WARMBOOT_TEST_FIRECRACKER=$(abspath $(FIRECRACKER)) WARMBOOT_TEST_JAILER=$(abspath $(JAILER)) \
 		go test -v $(ARTIFACTS) -count=1 -timeout 180m -run '^TestFirecracker$(only)' ./test/nestedhost 2>&1 | \
-		go run ./test/nestedhost/report -firecracker $(FIRECRACKER) -jailer $(JAILER) -warmboot $(VERSION) -o "$(report)"
+		go run ./test/nestedhost/report -firecracker $(abspath $(FIRECRACKER)) -jailer $(abspath $(JAILER)) -warmboot $(VERSION) -o "$(report)"
 
 # What came of the tests, or of a measurement, goes into the file RESULT, as JSON.
 report = $(RESULT)

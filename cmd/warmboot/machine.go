@@ -11,6 +11,7 @@ import (
 	"warmboot/internal/cli"
 	"warmboot/internal/image"
 	"warmboot/internal/preflight"
+	"warmboot/internal/vmm/choice"
 )
 
 // guestBinary finds warmboot-guest: WARMBOOT_GUEST, or beside this program.
@@ -52,18 +53,27 @@ func buildImage(ctx context.Context, o cli.BuildImageOptions, progress cli.Progr
 
 // doctor is `warmboot doctor`.
 func doctor(ctx context.Context, o cli.DoctorOptions) []preflight.Check {
-	return preflight.Run(ctx, preflightConfig(o))
+	c, err := preflightConfig(o)
+	if err != nil { // serve does not start either
+		return []preflight.Check{{Name: "user ids", Status: preflight.Fail, Detail: choice.Plain(err), Fix: "set WARMBOOT_UID_BASE to such a number, or leave it out"}}
+	}
+	return preflight.Run(ctx, c)
 }
 
 // fix is what `warmboot doctor --fix` does first.
 func fix(ctx context.Context, o cli.DoctorOptions, progress cli.Progress) []preflight.Fixed {
-	return preflight.Fix(ctx, preflightConfig(o), progress)
+	c, err := preflightConfig(o)
+	if err != nil {
+		return []preflight.Fixed{{Name: "user ids", Err: err}}
+	}
+	return preflight.Fix(ctx, c, progress)
 }
 
 // preflightConfig is what serve would have, too.
-func preflightConfig(o cli.DoctorOptions) preflight.Config {
+func preflightConfig(o cli.DoctorOptions) (preflight.Config, error) {
+	base, err := ownerBase()
 	return preflight.Config{
-		StorageRoot: o.StorageRoot, Listen: os.Getenv("MANAGER_LISTEN"), Network: os.Getenv("MANAGER_NETWORK"), NetworkCIDR: os.Getenv("MANAGER_NETWORK_CIDR"),
+		StorageRoot: o.StorageRoot, Listen: os.Getenv("MANAGER_LISTEN"), OwnerBase: base, Network: os.Getenv("MANAGER_NETWORK"), NetworkCIDR: os.Getenv("MANAGER_NETWORK_CIDR"),
 		RuntimeRootfs: os.Getenv("CONTAINER_RUNTIME_ROOTFS"), VMM: vmmConfig(o.VMM),
-	}
+	}, err
 }

@@ -31,9 +31,10 @@ func (a *app) doctorCmd() *cobra.Command {
 		Long: `Look whether this machine has what warmboot needs, and tell what to do where it has not. Exits with 1 if something fails
 without which warmboot cannot work.
 
-With --fix it first does what it can do by itself: it loads the kernel's modules for TAPs and KVM; and where KVM works and no Firecracker is there,
-it downloads ` + install.Version + ` from its makers and installs it below ` + install.Dir + `. A binary that is named
-(--firecracker) is used as it is, and nothing is installed then.`,
+With --fix it first does what it can do by itself. It loads the kernel's modules for TAPs and KVM. And it downloads Firecracker ` + install.Version + `
+from its makers and installs it below ` + install.Dir + `, if it would be used: KVM works, nothing else on this machine
+keeps Firecracker from working, and there is none yet, or one that does not work or has a known fault, which is not used any more then.
+Nothing is installed where a binary is named (--firecracker), or where one is newer than what this warmboot knows and works.`,
 		Example: `  sudo warmboot doctor
   sudo warmboot doctor --fix
   warmboot doctor -o json | jq '.[] | select(.status != "ok")'`,

@@ -22,8 +22,9 @@ type Fixed struct {
 	Err    error // it could not be done
 }
 
-// Fix does what is safe to do without being asked about each: it loads the kernel's modules for TAPs and KVM, and installs Firecracker where KVM
-// works and nobody has named a binary. progress is told how a download goes on.
+// Fix does what is safe to do without being asked about each: it loads the kernel's modules for TAPs and KVM, and installs Firecracker where that helps:
+// KVM works, nobody has named a binary, the one that is there (if any) does not work or has a known fault, and nothing else keeps one from working.
+// progress is told how a download goes on.
 func Fix(ctx context.Context, c Config, progress func(step string, fraction float64)) []Fixed {
 	c = c.withDefaults()
 	var done []Fixed
@@ -93,9 +94,13 @@ func (t tried) install(ctx context.Context, c Config, progress func(step string,
 		return said("%s is named (FIRECRACKER), so nothing is installed; it is v%s", c.VMM.Firecracker, t.Firecracker.Version)
 	case c.VMM.Want == choice.QEMU:
 		return said("QEMU is asked for, so nothing is installed")
-	case t.Binary != "" && t.FirecrackerError == nil && t.Firecracker.Warning == "":
+	case t.FirecrackerError == nil && t.Firecracker.Warning == "":
 		return said("v%s is there already, and works: %s", t.Firecracker.Version, t.Firecracker.Binary)
-	case !t.kvm.works() && (t.QEMUError == nil || t.kvm.open != nil): // without any VMM nothing is known yet
+	case t.FirecrackerError == nil && newer(t.Firecracker): // an older one would take its place, which nobody has asked for
+		return said("v%s is there already, and works: %s; %s", t.Firecracker.Version, t.Firecracker.Binary, t.Firecracker.Warning)
+	case t.held.why != "":
+		return said("nothing is installed, as it could not be used: %s; %s", t.held.why, t.held.fix)
+	case !t.kvm.works() && !t.kvm.untried():
 		return said("nothing is installed: it needs KVM, and %s", t.kvm.reason())
 	}
 	c.Install.Progress = func(done, total int64) {
@@ -109,10 +114,16 @@ func (t tried) install(ctx context.Context, c Config, progress func(step string,
 	switch {
 	case err != nil:
 		return Fixed{Name: "Firecracker", Err: err}
+	case already && t.Binary == binary:
+		return said("%s is installed already: %s; but %s", install.Version, binary, choice.Plain(t.FirecrackerError))
 	case already:
 		return said("%s is installed already: %s", install.Version, binary)
 	}
-	return said("%s was installed: %s; a server that runs takes it when it is started again", install.Version, binary)
+	instead := ""
+	if t.Binary != "" && t.Binary != binary {
+		instead = ", instead of " + t.Binary
+	}
+	return said("%s was installed: %s; a server that runs takes it when it is started again%s", install.Version, binary, instead)
 }
 
 // reason is why KVM does not work.

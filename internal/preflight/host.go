@@ -116,7 +116,7 @@ func checkOwners(_ context.Context, c Config) Check {
 		f.Close()
 		if taken != "" {
 			return Check{name, Fail, fmt.Sprintf("%s in %s has an id that VMMs run as (%d to %d), and could reach their files", taken, path, c.OwnerBase, c.OwnerBase+ownerRange-1),
-				"give " + taken + " another id"}
+				"give " + taken + " another id, or set WARMBOOT_UID_BASE"}
 		}
 	}
 	return Check{name, OK, fmt.Sprintf("%d to %d are free for VMMs", c.OwnerBase, c.OwnerBase+ownerRange-1), ""}

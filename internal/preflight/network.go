@@ -96,11 +96,15 @@ func checkNetwork(ctx context.Context, c Config) Check {
 	case err == nil:
 		return Check{name, OK, "microVMs get TAPs in network namespaces of their own, with addresses from " + cidr.String(), ""}
 	case errors.As(err, &o):
-		what := o.What
-		if o.Err != nil {
-			what += ": " + o.Err.Error()
-		}
-		return Check{name, Warn, what + "; " + withoutTAPs, o.Fix}
+		return Check{name, Warn, found(o) + "; " + withoutTAPs, o.Fix}
 	}
 	return Check{name, Warn, fmt.Sprintf("%v; %s", err, withoutTAPs), "mend that; or `warmboot serve --network user`, which does without"}
+}
+
+// found is an obstacle without what to do about it.
+func found(o *hostnet.Obstacle) string {
+	if o.Err == nil {
+		return o.What
+	}
+	return o.What + ": " + o.Err.Error()
 }

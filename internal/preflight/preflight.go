@@ -115,8 +115,8 @@ func Run(ctx context.Context, c Config) []Check {
 	}
 	var checks []Check
 	for _, check := range []func(context.Context, Config) Check{
-		checkUser, checkKernel, of(func(t tried) Check { return kvm(t.kvm) }), qemuOnly(checkQEMU), of(func(t tried) Check { return t.firecracker(c.VMM.Firecracker) }), t.jailer, of(tried.chosen),
-		checkCgroup, qemuOnly(checkQEMUImg), checkMkfs, checkMmdebstrap, checkKeyring,
+		checkUser, checkKernel, of(func(t tried) Check { return kvm(t.kvm) }), qemuOnly(checkQEMU), of(func(t tried) Check { return t.firecracker(c.VMM.Firecracker) }), t.jailer, of(func(t tried) Check { return t.chosen(c.VMM.Want) }),
+		of(func(t tried) Check { return t.cgroup }), qemuOnly(checkQEMUImg), checkMkfs, checkMmdebstrap, checkKeyring,
 		checkMemory, checkDisk, checkTraversal, checkReflink, checkImage, checkPort, checkOwners,
 		checkTAP, checkNFTables, checkForwarding, network, checkClock,
 	} {

@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"strings"
 
+	"warmboot/internal/hostnet"
+	"warmboot/internal/vmm"
 	"warmboot/internal/vmm/choice"
 	"warmboot/internal/vmm/firecracker/install"
 	"warmboot/internal/vmm/probe"
@@ -20,13 +22,18 @@ import (
 // installs is what brings Firecracker to a host.
 const installs = "`warmboot doctor --fix` as root installs Firecracker " + install.Version
 
-// slow is what microVMs are without KVM.
-const slow = "microVMs run in software emulation (TCG): it works, but user code is slow"
+// What there is without KVM: microVMs that are slow, or, if QEMU is not there either, none.
+const (
+	slow = "microVMs run in software emulation (TCG): it works, but user code is slow"
+	none = "without KVM only QEMU runs microVMs, and it does not work here"
+)
 
 // tried is what came of trying the VMMs. They are tried once, for all checks that ask.
 type tried struct {
 	choice.Survey
-	kvm kvmFacts
+	kvm    kvmFacts
+	cgroup Check
+	held   held // zero if Firecracker works
 }
 
 // try lets every VMM boot a kernel, and decides as serve would.
@@ -46,6 +53,7 @@ func try(ctx context.Context, c Config) (tried, error) {
 	}
 	cpuinfo, _ := os.ReadFile("/proc/cpuinfo") // a host without has no KVM either
 	t.kvm.cpuinfo = string(cpuinfo)
+	t.kvm.alone = survey.QEMUError != nil
 	switch {
 	case survey.FirecrackerError == nil:
 		t.kvm.under = "Firecracker"
@@ -53,17 +61,65 @@ func try(ctx context.Context, c Config) (tried, error) {
 		t.kvm.under = "QEMU"
 	case survey.QEMUError == nil:
 		t.kvm.why = survey.QEMU.AcceleratorWhy
-	default:
+	case survey.Binary == "":
 		t.kvm.why = noVMM
-		if survey.Binary != "" {
-			t.kvm.why = choice.Plain(survey.FirecrackerError)
-		}
+	case triedKVM(survey.FirecrackerError):
+		t.kvm.why = choice.Plain(survey.FirecrackerError)
+	default:
+		t.kvm.why = notStarted
+	}
+	t.cgroup = checkCgroup(ctx, c)
+	if why := cannotLimit(survey.FirecrackerError); why != "" && t.cgroup.Status == OK {
+		t.cgroup = Check{cgroupName, Warn, why + "; " + unlimited, cgroupFix} // its driver has tried, which says more
+	}
+	if survey.FirecrackerError != nil {
+		t.held = t.hold(ctx, c)
 	}
 	return t, nil
 }
 
-// noVMM is why nothing is known of KVM.
-const noVMM = "KVM was not tried: there is no VMM to try it with"
+// triedKVM reports whether Firecracker has come as far as to try KVM. (Of its driver's errors only those that are about KVM begin with these words.)
+func triedKVM(err error) bool {
+	why := choice.Plain(err)
+	return strings.HasPrefix(why, "Firecracker needs KVM") || strings.HasPrefix(why, "KVM was not tried")
+}
+
+// held is what keeps Firecracker from working here, whatever its binary is, and what to do about it. KVM is looked at by itself.
+type held struct {
+	why, fix string
+	failed   bool // it is what Firecracker has failed for
+}
+
+func (t tried) hold(ctx context.Context, c Config) held {
+	switch {
+	case os.Geteuid() != 0 && t.Binary == "": // --fix would have to be run as root anyway
+		return held{}
+	case os.Geteuid() != 0 && !c.VMM.Unjailed:
+		return held{"only root can jail machines", "run as root", true}
+	case t.cgroup.Status != OK && !c.VMM.Unjailed:
+		return held{cgroupName + ": " + t.cgroup.Detail, t.cgroup.Fix, cannotLimit(t.FirecrackerError) != ""}
+	case c.VMM.TAPs == nil || !t.kvm.works() && !t.kvm.untried():
+		return held{}
+	}
+	const needed = "it needs TAPs, and there can be none here: "
+	err := c.VMM.TAPs(ctx)
+	var o *hostnet.Obstacle
+	switch {
+	case err == nil:
+		return held{}
+	case errors.As(err, &o):
+		return held{needed + found(o), o.Fix, false}
+	case c.Network == string(hostnet.User):
+		return held{needed + choice.Plain(err), "set MANAGER_NETWORK to auto or tap", false}
+	}
+	return held{needed + choice.Plain(err), "see network slots", false}
+}
+
+// Why nothing is known of KVM.
+const (
+	noVMM      = "KVM was not tried: there is no VMM to try it with"
+	notStarted = "KVM was not tried: Firecracker cannot be started"
+)
 
 // kvmFacts is all that is known of KVM here.
 type kvmFacts struct {
@@ -72,15 +128,24 @@ type kvmFacts struct {
 	kernel  string // to try it with; "" if there is none
 	under   string // the VMM that has booted a kernel; "" if none has
 	why     string // none has
+	alone   bool   // QEMU, which can do without it, does not work
 }
 
 // works reports whether KVM runs kernels.
 func (k kvmFacts) works() bool { return k.under != "" }
 
+// untried reports whether nobody knows.
+func (k kvmFacts) untried() bool { return k.open == nil && (k.why == noVMM || k.why == notStarted) }
+
 // kvm judges by whether a kernel was booted. That the device opens proves nothing.
 func kvm(k kvmFacts) Check {
 	const name = "KVM"
-	warn := func(detail, fix string) Check { return Check{name, Warn, detail + "; " + slow, fix} }
+	warn := func(detail, fix string) Check {
+		if k.alone {
+			return Check{name, Warn, detail + "; " + none, fix}
+		}
+		return Check{name, Warn, detail + "; " + slow, fix}
+	}
 	switch {
 	case k.works():
 		return Check{name, OK, "a kernel boots under " + k.under + " with it", ""}
@@ -93,6 +158,8 @@ func kvm(k kvmFacts) Check {
 		return warn(why, fmt.Sprintf("`chgrp kvm %[1]s && chmod 660 %[1]s`; a udev rule keeps it so: KERNEL==\"kvm\", GROUP=\"kvm\", MODE=\"0660\"", process.KVMDevice))
 	case k.why == noVMM:
 		return warn(k.why, "apt-get install qemu-system-x86")
+	case k.why == notStarted:
+		return warn(k.why, "see Firecracker; or apt-get install qemu-system-x86")
 	case k.kernel == "":
 		return warn(k.why, "put a kernel into /boot, as with `apt-get install linux-image-amd64`; it is only tried with")
 	case !hasVirtualization(k.cpuinfo):
@@ -113,26 +180,40 @@ func (t tried) spared(c Check) Check {
 func (t tried) firecracker(named string) Check {
 	const name = "Firecracker"
 	instead := installs
-	if named != "" {
+	switch {
+	case named != "":
 		instead = "name another binary, or none (FIRECRACKER); then " + installs
+	case newer(t.Firecracker):
+		instead = "name another binary (FIRECRACKER), or remove this one; then " + installs
+	}
+	if newer(t.Firecracker) {
+		instead = "if it does not work, " + instead
 	}
 	switch found := t.Firecracker; {
 	case t.Binary == "" && !t.kvm.works():
 		return Check{name, OK, "not there; it would need KVM", ""}
+	case t.Binary == "" && t.held.why != "":
+		return Check{name, Warn, "not there, and it could not be used: " + t.held.why, t.held.fix}
+	case t.held.failed:
+		return Check{name, Warn, t.Binary + ": " + t.held.why, t.held.fix}
+	case t.held.why != "":
+		return Check{name, Warn, t.Binary + ": " + choice.Plain(t.FirecrackerError) + "; besides: " + t.held.why, t.held.fix}
 	case t.Binary == "":
 		return Check{name, Warn, "not there; microVMs run under QEMU", installs + "; or name a binary with FIRECRACKER"}
 	case t.FirecrackerError != nil:
-		why := choice.Plain(t.FirecrackerError)
-		if !t.kvm.works() && strings.Contains(why, "KVM") {
+		if !t.kvm.works() && triedKVM(t.FirecrackerError) {
 			instead = "see KVM"
 		}
-		return Check{name, Warn, t.Binary + ": " + why, instead}
+		return Check{name, Warn, t.Binary + ": " + choice.Plain(t.FirecrackerError), instead}
 	case found.Warning != "":
 		return Check{name, Warn, fmt.Sprintf("v%s, snapshots of format %s, %s; %s", found.Version, found.SnapshotVersion, found.Binary, found.Warning), instead}
 	default:
 		return Check{name, OK, fmt.Sprintf("v%s, snapshots of format %s, %s", found.Version, found.SnapshotVersion, found.Binary), ""}
 	}
 }
+
+// newer reports whether what is to be said against a release is only that its driver does not know it yet.
+func newer(found vmm.Capabilities) bool { return strings.Contains(found.Warning, "is newer than") }
 
 var jailerVersion = regexp.MustCompile(`(?m)^Jailer v(\S+)`)
 
@@ -168,9 +249,12 @@ func (t tried) jailer(ctx context.Context, c Config) Check {
 }
 
 // chosen says what serve would choose. What is wrong with it is said where it is looked at by itself.
-func (t tried) chosen() Check {
+func (t tried) chosen(want string) Check {
 	const name = "microVMs run under"
-	if t.Error != nil {
+	switch {
+	case t.Error != nil && want == choice.Firecracker:
+		return Check{name, Fail, choice.Plain(t.Error), "see Firecracker and network slots; or set MANAGER_VMM to auto: then it is QEMU until that works"}
+	case t.Error != nil:
 		return Check{name, Fail, choice.Plain(t.Error), "apt-get install qemu-system-x86"}
 	}
 	return Check{name, OK, t.Choice.Summary(), ""}

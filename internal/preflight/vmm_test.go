@@ -2,6 +2,7 @@ package preflight
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"warmboot/internal/kernel/kerneltest"
 	"warmboot/internal/programtest"
 	"warmboot/internal/vmm/choice"
+	"warmboot/internal/vmm/firecracker/install"
 	"warmboot/internal/vmm/firecracker/standin"
 )
 
@@ -86,7 +88,9 @@ func TestWhatDoctorSays(t *testing.T) {
 		{"root's alone", kvmFacts{cpuinfo: withSVM, kernel: "/boot/vmlinuz", why: "KVM cannot be used: only root may open /dev/kvm, and VMMs do not run as root; give it to a group: `chgrp kvm /dev/kvm && chmod 660 /dev/kvm`"}},
 		{"no virtualization", kvmFacts{cpuinfo: withoutSVM, kernel: "/boot/vmlinuz", why: "KVM does not work: boot a kernel: QEMU ended before the kernel was up: "}},
 		{"a kernel does not boot", kvmFacts{cpuinfo: withSVM, kernel: "/boot/vmlinuz", why: "KVM does not work: boot a kernel: a stock kernel was silent for 10s"}},
-		{"nothing to try it with", kvmFacts{cpuinfo: withSVM, kernel: "/boot/vmlinuz", why: noVMM}},
+		{"nothing to try it with", kvmFacts{cpuinfo: withSVM, kernel: "/boot/vmlinuz", why: noVMM, alone: true}},
+		{"Firecracker cannot be started, and there is no QEMU", kvmFacts{cpuinfo: withSVM, kernel: "/boot/vmlinuz", why: notStarted, alone: true}},
+		{"a kernel does not boot, and there is no QEMU", kvmFacts{cpuinfo: withSVM, kernel: "/boot/vmlinuz", why: "Firecracker needs KVM, and KVM does not work here", alone: true}},
 	} {
 		say(k.when, kvm(k.facts))
 	}
@@ -111,9 +115,11 @@ func TestWhatDoctorSays(t *testing.T) {
 	good := hostWith(t, standin.Profile{Version: "1.15.1"})
 	slow := hostWith(t, standin.Profile{Version: "1.15.1", Faults: standin.Faults{BootSays: "KVM: entry failed, hardware error 0x7"}})
 	faulty := hostWith(t, standin.Profile{Version: "1.16.1"})
+	newer := hostWith(t, standin.Profile{Version: "1.18.0"})
 	none := hostWith(t, standin.Profile{})
 	byName := func(t tried) Check { return t.firecracker("it is") }
 	found := func(t tried) Check { return t.firecracker("") }
+	chosen := func(t tried) Check { return t.chosen("") }
 	named("Firecracker works", good, found)
 	named("a release with a fault", faulty, found)
 	named("a release with a fault is named", faulty, byName)
@@ -123,13 +129,27 @@ func TestWhatDoctorSays(t *testing.T) {
 	installable := tryOn(t, none)
 	installable.kvm.under = "QEMU"
 	say("no Firecracker, and KVM", installable.firecracker(""))
+	installable.held = held{"cgroup v2: not mounted; " + unlimited, cgroupFix, true}
+	say("no Firecracker, and KVM, and no cgroup v2", installable.firecracker(""))
+	back := tryOn(t, none)
+	back.Binary, back.FirecrackerError, back.held = "FIRECRACKER", errors.New("no cgroup v2"), installable.held
+	say("no cgroup v2", back.firecracker(""))
+	back.FirecrackerError, back.held.failed = errors.New("jailer was not found; put it beside FIRECRACKER"), false
+	say("no cgroup v2, and no jailer either", back.firecracker(""))
+	back.held = held{"only root can jail machines", "run as root", true}
+	say("not root", back.firecracker("it is"))
+	named("a release that is newer than what is known", newer, found)
+	named("a newer release is named", newer, byName)
 
-	named("Firecracker is chosen", good, tried.chosen)
-	named("Firecracker is chosen, and has a fault", faulty, tried.chosen)
-	named("KVM does not work", slow, tried.chosen)
+	named("Firecracker is chosen", good, chosen)
+	named("Firecracker is chosen, and has a fault", faulty, chosen)
+	named("KVM does not work", slow, chosen)
 	gone := slow
 	gone.QEMU = "/no/such/qemu"
-	named("neither is there", gone, tried.chosen)
+	named("neither is there", gone, chosen)
+	wanted := slow
+	wanted.Want = choice.Firecracker
+	named("Firecracker is asked for, and KVM does not work", wanted, func(t tried) Check { return t.chosen(choice.Firecracker) })
 
 	jailer := func(c choice.Config) func(tried) Check {
 		return func(tr tried) Check { return tr.jailer(t.Context(), Config{VMM: c}) }
@@ -283,11 +303,19 @@ func fixFirecracker(t *testing.T, c Config) (Fixed, told) {
 	return tr.install(t.Context(), c, s.progress), s
 }
 
+// nowhere is where there is nothing to be had.
+func nowhere(t *testing.T) install.Config {
+	t.Helper()
+	return install.Config{Dir: t.TempDir(), URL: "http://127.0.0.1:1/firecracker.tgz", Retry: 1}
+}
+
 func TestWhatIsNotInstalled(t *testing.T) {
 	t.Setenv("PATH", "/no/such/directory")
 	slow := standin.Profile{Version: "1.15.1", Faults: standin.Faults{BootSays: "KVM: entry failed"}}
 	found := hostWith(t, standin.Profile{Version: "1.15.1"})
 	found.Places, found.Firecracker = []string{found.Firecracker}, ""
+	newer := hostWith(t, standin.Profile{Version: "1.18.0"})
+	newer.Places, newer.Firecracker = []string{newer.Firecracker}, ""
 	qemu := hostWith(t, standin.Profile{})
 	qemu.Want = choice.QEMU
 	for name, c := range map[string]struct {
@@ -297,10 +325,11 @@ func TestWhatIsNotInstalled(t *testing.T) {
 		"a binary is named":                {hostWith(t, standin.Profile{Version: "1.17.0"}), []string{"FIRECRACKER", "nothing is installed", "v1.17.0"}},
 		"a binary is named, and of no use": {hostWith(t, slow), []string{"FIRECRACKER", "nothing is installed", "KVM: entry failed"}},
 		"one is there and works":           {found, []string{"is there already", found.Places[0]}},
+		"a newer one is there":             {newer, []string{"is there already", newer.Places[0], "v1.18.0", "newer than what this warmboot was made for"}},
 		"QEMU is asked for":                {qemu, []string{"QEMU is asked for"}},
 		"there is no KVM":                  {hostWith(t, standin.Profile{}), []string{"nothing is installed: it needs KVM, and "}},
 	} {
-		got, steps := fixFirecracker(t, Config{VMM: c.vmm})
+		got, steps := fixFirecracker(t, Config{VMM: c.vmm, Install: nowhere(t)})
 		if got.Err != nil || len(steps) > 0 {
 			t.Errorf("%s: %+v, %q", name, got, steps)
 		}
@@ -317,11 +346,37 @@ func TestFirecrackerIsInstalledWhereKVMWorks(t *testing.T) {
 	t.Setenv("PATH", "/no/such/directory")
 	faulty := hostWith(t, standin.Profile{Version: "1.16.1"})
 	faulty.Places, faulty.Firecracker = []string{faulty.Firecracker}, ""
-	c := Config{VMM: faulty}
-	c.Install.Dir, c.Install.URL, c.Install.Retry = t.TempDir(), "http://127.0.0.1:1/firecracker.tgz", 1
-	got, _ := fixFirecracker(t, c)
+	got, _ := fixFirecracker(t, Config{VMM: faulty, Install: nowhere(t)})
 	if warmboot.CodeOf(got.Err) != warmboot.Unavailable || !strings.Contains(got.Err.Error(), "FIRECRACKER=") {
 		t.Errorf("without a network: %+v", got)
+	}
+}
+
+// The release that would be installed is there as it was installed, and does not work: it is said why.
+func TestWhatIsInstalledAlready(t *testing.T) {
+	t.Setenv("PATH", "/no/such/directory")
+	c := Config{VMM: hostWith(t, standin.Profile{Version: "1.15.1"}), Install: nowhere(t)}
+	dir := filepath.Join(c.Install.Dir, install.Version)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var sums string
+	for _, name := range []string{"firecracker", "jailer"} {
+		sums += fmt.Sprintf("%x  %s\n", sha256.Sum256([]byte("#!/bin/sh\nexit 3\n")), name)
+		program(t, filepath.Join(dir, name), "exit 3")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "SHA256SUMS"), []byte(sums), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c.VMM.Places, c.VMM.Firecracker = install.Binaries(c.Install.Dir), ""
+	tr, err := try(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr.kvm.under = "QEMU"
+	got := tr.install(t.Context(), c, func(string, float64) {})
+	if want := "v1.15.1 is installed already: " + filepath.Join(dir, "firecracker") + "; but "; got.Err != nil || !strings.HasPrefix(got.Detail, want) || !strings.Contains(got.Detail, "exit status 3") {
+		t.Errorf("%+v, want %s…", got, want)
 	}
 }
 
