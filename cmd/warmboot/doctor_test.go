@@ -230,14 +230,14 @@ const downloads = "Downloading Firecracker " + install.Version + "\n"
 func TestDoctorInstallsFirecracker(t *testing.T) {
 	h := newDoctorHost(t)
 	named := doctorFix(t, h.config, unjailed, "--firecracker", h.faulty)
-	wantSaid(t, "a h.binary is named", named.said, h.faulty+" is named (FIRECRACKER), so nothing is installed; it is v1.16.1")
+	wantSaid(t, "a binary is named", named.said, h.faulty+" is named (FIRECRACKER), so nothing is installed; it is v1.16.1")
 	t.Setenv("FIRECRACKER", h.faulty)
 	named = doctorFix(t, h.config, unjailed)
-	wantSaid(t, "a h.binary is named by the variable", named.said, h.faulty+" is named (FIRECRACKER), so nothing is installed; it is v1.16.1")
+	wantSaid(t, "a binary is named by the variable", named.said, h.faulty+" is named (FIRECRACKER), so nothing is installed; it is v1.16.1")
 	t.Setenv("FIRECRACKER", "")
-	h.wantFiles(t, "a h.binary is named", "v1.16.1")
+	h.wantFiles(t, "a binary is named", "v1.16.1")
 	if n := h.asked.Load(); n > 0 {
-		t.Errorf("a h.binary is named, and the server was asked %d times", n)
+		t.Errorf("a binary is named, and the server was asked %d times", n)
 	}
 
 	wrong := doctorFix(t, func(c *preflight.Config) {
