@@ -117,19 +117,18 @@ func TestEachCallArrives(t *testing.T) {
 	for _, version := range releases {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
-			talk(t, standin.Profile{Version: version, Faults: standin.Faults{Calls: faults}}, func(ctx context.Context, c *Client, _ names) {
-				for _, name := range order {
-					err := calls[name].make(ctx, c)
-					if name == "PutSerial" && !c.release.knows("1.14") {
-						wantError(t, err, warmboot.Unavailable, "came with 1.14")
-						continue
-					}
-					var refused *Refusal
-					if !errors.As(err, &refused) || refused.Fault != "this is "+calls[name].at || refused.Call != calls[name].at {
-						t.Errorf("%s: %v; it should have arrived at %s", name, err, calls[name].at)
-					}
+			c := clientOf(t, standin.Serve(t, standin.Profile{Version: version, Faults: standin.Faults{Calls: faults}}), version)
+			for _, name := range order {
+				err := calls[name].make(t.Context(), c)
+				if name == "PutSerial" && !c.release.knows("1.14") {
+					wantError(t, err, warmboot.Unavailable, "came with 1.14")
+					continue
 				}
-			})
+				var refused *Refusal
+				if !errors.As(err, &refused) || refused.Fault != "this is "+calls[name].at || refused.Call != calls[name].at {
+					t.Errorf("%s: %v; it should have arrived at %s", name, err, calls[name].at)
+				}
+			}
 		})
 	}
 }

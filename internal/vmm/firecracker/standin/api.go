@@ -18,6 +18,7 @@ const payloadLimit = 51_200
 // api serves the API: any number of connections, one request at a time.
 type api struct {
 	vm      *machine
+	life    *life
 	release release
 	faults  map[string]Fault
 
@@ -25,15 +26,27 @@ type api struct {
 	made map[string]int // how often each call has been made
 }
 
-// serve never ends, but the process does.
-func (a *api) serve(l net.Listener) int {
+func newAPI(p Profile, id string, l *life) *api {
+	r := parse(p.Version)
+	if p.SnapshotVersion == "" {
+		p.SnapshotVersion = snapshotVersion(r)
+	}
+	a := &api{life: l, release: r, faults: p.Faults.Calls, made: map[string]int{}}
+	a.vm = newMachine(p, r, id, l, &a.one)
+	return a
+}
+
+// serve serves it for life.
+func (a *api) serve(l net.Listener) {
+	defer a.life.closeAtEnd(l)()
 	for {
 		conn, err := l.Accept()
 		if err != nil {
-			return bad(exitError, "accept: %v", err)
+			a.life.check()
+			a.life.end(bad(exitError, "accept: %v", err))
 		}
-		go func() {
-			defer conn.Close()
+		a.life.run(func() {
+			defer a.life.closeAtEnd(conn)()
 			r := bufio.NewReader(conn)
 			for {
 				req, err := http.ReadRequest(r)
@@ -44,7 +57,7 @@ func (a *api) serve(l net.Listener) int {
 					return
 				}
 			}
-		}()
+		})
 	}
 }
 
@@ -60,6 +73,7 @@ func (a *api) answer(conn net.Conn, req *http.Request) bool {
 	}
 	a.one.Lock()
 	defer a.one.Unlock()
+	a.life.check()
 	call := req.Method + " " + req.URL.Path
 	f := a.faults[call]
 	if a.made[call]++; f.Nth != 0 && f.Nth != a.made[call] {
@@ -67,9 +81,9 @@ func (a *api) answer(conn net.Conn, req *http.Request) bool {
 	}
 	switch {
 	case f.Exit != 0 && !f.After:
-		end(f.Exit)
+		a.life.end(f.Exit)
 	case f.Hang:
-		select {}
+		a.life.idle()
 	case f.Flood:
 		fmt.Fprint(conn, "HTTP/1.1 200\r\nContent-Length: 99999999999\r\n\r\n")
 		for {
@@ -95,10 +109,10 @@ func (a *api) answer(conn net.Conn, req *http.Request) bool {
 	}
 	send(conn, status, text)
 	if a.vm.fatal != nil {
-		end(bad(exitError, "%v", a.vm.fatal))
+		a.life.end(bad(exitError, "%v", a.vm.fatal))
 	}
 	if f.After {
-		end(f.Exit)
+		a.life.end(f.Exit)
 	}
 	return true
 }

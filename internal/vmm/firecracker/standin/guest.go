@@ -54,7 +54,7 @@ func (m *machine) serveGuest(conn net.Conn) {
 	debug.SetPanicOnFault(true)
 	defer func() {
 		if recover() != nil {
-			end(exitSIGBUS)
+			m.life.end(exitSIGBUS)
 		}
 	}()
 	in := bufio.NewScanner(conn)

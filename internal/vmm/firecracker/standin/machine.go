@@ -14,12 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machine is the microVM of this process.
+// machine is the microVM of this life.
 type machine struct {
+	life    *life
 	profile Profile
 	release release
 	id      string
-	fatal   error       // the process ends after its answer
+	fatal   error       // its life ends after the answer
 	api     *sync.Mutex // held while a call is made and answered
 
 	// What has been put before the start, or loaded.
@@ -94,8 +95,8 @@ const (
 	paused     = "Paused"
 )
 
-func newMachine(p Profile, r release, id string, api *sync.Mutex) *machine {
-	m := &machine{profile: p, api: api, release: r, id: id, state: notStarted, drives: map[string]*os.File{}, taps: map[string]*os.File{}, conns: map[net.Conn]bool{},
+func newMachine(p Profile, r release, id string, l *life, api *sync.Mutex) *machine {
+	m := &machine{life: l, profile: p, api: api, release: r, id: id, state: notStarted, drives: map[string]*os.File{}, taps: map[string]*os.File{}, conns: map[net.Conn]bool{},
 		serial: unix.Stdout, config: config{VCPUs: 1, MemoryMiB: 128}}
 	m.changed = sync.NewCond(&m.mu)
 	return m
@@ -368,10 +369,10 @@ func (m *machine) action(body []byte, started bool) error {
 		_, err := unix.Write(m.metrics, []byte("{}\n"))
 		return err
 	case a.Type == "SendCtrlAltDel" && !m.profile.Faults.Stubborn:
-		go func() {
+		m.life.run(func() {
 			m.when(func() {})
 			m.down()
-		}()
+		})
 	}
 	return nil
 }
@@ -396,7 +397,7 @@ func (m *machine) start() error {
 	}
 	newGuest(m.memory)
 	m.setRunning()
-	go m.bootGuest()
+	m.life.run(m.bootGuest)
 	return nil
 }
 
@@ -419,8 +420,8 @@ func (m *machine) bootGuest() {
 		return
 	}
 	say("Run /init as init process")
-	time.Sleep(m.profile.Faults.BootTime)
-	m.when(func() { go m.serveVsock() })
+	m.life.sleep(m.profile.Faults.BootTime)
+	m.when(func() { m.life.run(m.serveVsock) })
 }
 
 // print writes a line to the serial console. When nobody can ever read it Firecracker hangs, because its handler of the signal prints as
@@ -429,14 +430,39 @@ func (m *machine) print(line string) {
 	// Not by fmt: Go would wait until there is room.
 	if _, err := unix.Write(m.serial, []byte("[    0.000000] "+line+"\r\n")); errors.Is(err, unix.EPIPE) {
 		m.mu.Lock()
-		select {}
+		defer m.mu.Unlock()
+		m.life.idle()
 	}
 }
 
-// down ends this process because its guest has ended, once the API has no call to answer.
+// down ends this life because its guest has ended, once the API has no call to answer.
 func (m *machine) down() {
 	m.api.Lock()
-	end(0)
+	defer m.api.Unlock()
+	m.life.end(0)
+}
+
+// closeAll closes and unmaps what the machine had, as the end of a process does. Nothing else runs any more.
+func (m *machine) closeAll() error {
+	var errs []error
+	if m.listen != nil {
+		m.listen.Close() // it may be already
+	}
+	for _, files := range []map[string]*os.File{m.drives, m.taps} {
+		for _, f := range files {
+			errs = append(errs, f.Close())
+		}
+	}
+	if m.metrics != 0 {
+		errs = append(errs, unix.Close(m.metrics))
+	}
+	if m.serial != unix.Stdout {
+		errs = append(errs, unix.Close(m.serial))
+	}
+	if m.memory != nil {
+		errs = append(errs, unix.Munmap(m.memory))
+	}
+	return errors.Join(errs...)
 }
 
 func (m *machine) status() string {
@@ -450,6 +476,7 @@ func (m *machine) when(f func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for m.state != running {
+		m.life.check()
 		m.changed.Wait()
 	}
 	f()

@@ -1,6 +1,7 @@
 package standin
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -21,31 +22,28 @@ var (
 // run is the program's main.
 func run(p Profile, args []string) int {
 	signal.Ignore(syscall.SIGPIPE)
-	r := parse(p.Version)
-	if p.SnapshotVersion == "" {
-		p.SnapshotVersion = snapshotVersion(r)
-	}
+	a := newAPI(p, "", &life{Context: context.Background(), end: end})
 	options := map[string]string{"--api-sock": "/run/firecracker.socket", "--id": "anonymous-instance"}
 	given := map[string]bool{}
 	for i := 0; i < len(args); i++ {
-		switch a := args[i]; a {
+		switch arg := args[i]; arg {
 		case "--version":
 			fmt.Printf("Firecracker v%s\n\n%s [anonymous-instance:main] exiting, exit_code=0\n", p.Version, time.Now().Format(time.RFC3339Nano))
 			return 0
 		case "--snapshot-version":
-			fmt.Printf("v%s\n%s [anonymous-instance:main] exiting, exit_code=0\n", p.SnapshotVersion, time.Now().Format(time.RFC3339Nano))
+			fmt.Printf("v%s\n%s [anonymous-instance:main] exiting, exit_code=0\n", a.vm.profile.SnapshotVersion, time.Now().Format(time.RFC3339Nano))
 			return 0
 		case "--api-sock", "--id", "--level", "--start-time-us", "--start-time-cpu-us", "--parent-cpu-time-us":
-			if _, twice := given[a]; twice {
-				return bad(exitArguments, "argument %s was provided more than once", a)
+			if _, twice := given[arg]; twice {
+				return bad(exitArguments, "argument %s was provided more than once", arg)
 			}
-			given[a] = true
+			given[arg] = true
 			if i++; i == len(args) {
-				return bad(exitArguments, "argument %s has no value", a)
+				return bad(exitArguments, "argument %s has no value", arg)
 			}
-			options[a] = args[i]
+			options[arg] = args[i]
 		default:
-			return bad(exitArguments, "argument %s is not known", a)
+			return bad(exitArguments, "argument %s is not known", arg)
 		}
 	}
 	if !instanceID.MatchString(options["--id"]) {
@@ -64,9 +62,9 @@ func run(p Profile, args []string) int {
 	if err != nil {
 		return bad(exitError, "cannot open the API socket %s: %v", options["--api-sock"], err)
 	}
-	a := &api{release: r, faults: p.Faults.Calls, made: map[string]int{}}
-	a.vm = newMachine(p, r, options["--id"], &a.one)
-	return a.serve(l)
+	a.vm.id = options["--id"]
+	a.serve(l)
+	return exitError
 }
 
 // forever does nothing. (A select without cases ends the program if nothing else is going on in it.)

@@ -101,7 +101,7 @@ func (m *machine) load(body []byte) error {
 	m.state = paused
 	m.frozen, m.restored, m.unsettled = true, true, !m.release.from(16, 0)
 	m.mu.Unlock()
-	go m.wake()
+	m.life.run(m.wake)
 	if l.Resume {
 		m.setRunning()
 	}

@@ -1,6 +1,7 @@
-// Package standin is a program that behaves as Firecracker does towards its driver, for tests: a process of its own with the same
-// command line, the same API on the same kind of socket, the same vsock protocol, and real files. It is as strict as Firecracker is, per
-// release: a field or call that a release does not have is refused, calls have their order, and a failed load ends the process.
+// Package standin behaves as Firecracker does towards its driver, for tests: the same API on the same kind of socket, the same vsock protocol,
+// and real files. It is as strict as Firecracker is, per release: a field or call that a release does not have is refused, calls have
+// their order, and a failed load is the end. It is there in this process (Serve), for tests of what makes calls, and as a program with
+// Firecracker's command line (Install), for tests of what starts, jails and loses a process.
 //
 // What it runs is no machine but a few lines of Go (guest.go). All that they know lies in the machine's memory, which is mapped as
 // Firecracker maps it, so what is right or wrong about a snapshot's memory file is so for the guest. A memory file that is not what was

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"strings"
-	"time"
 )
 
 // guestPort is where the guest's agent listens.
@@ -21,20 +20,22 @@ func (m *machine) serveVsock() {
 	if m.listen == nil {
 		return
 	}
+	defer m.life.closeAtEnd(m.listen)()
 	for n := 0; ; n++ {
 		conn, err := m.listen.Accept()
 		if err != nil {
-			end(bad(exitError, "vsock: %v", err))
+			m.life.check()
+			m.life.end(bad(exitError, "vsock: %v", err))
 		}
 		var deaf bool
 		m.when(func() { deaf = m.deaf }) // nothing is served in a paused machine
-		go m.connect(conn, n, deaf)
+		m.life.run(func() { m.connect(conn, n, deaf) })
 	}
 }
 
 // connect leads one connection to the guest.
 func (m *machine) connect(conn net.Conn, n int, deaf bool) {
-	defer conn.Close()
+	defer m.life.closeAtEnd(conn)()
 	f := m.profile.Faults.Vsock
 	reset, silent, cut := f.Refuse+f.Reset, f.Refuse+f.Reset+f.Silent, f.Refuse+f.Reset+f.Silent+f.Cut
 	if n >= f.Refuse && n < reset {
@@ -60,7 +61,7 @@ func (m *machine) connect(conn net.Conn, n int, deaf bool) {
 		_, _ = io.Copy(io.Discard, conn)
 		return
 	}
-	time.Sleep(f.Late)
+	m.life.sleep(f.Late)
 	greeting := f.Greeting
 	if greeting == "" {
 		greeting = fmt.Sprintf("OK %d\n", firstLocalPort+n)
