@@ -72,10 +72,11 @@ func (a *Agent) WarmBoot(ctx context.Context, m controlplane.MachineSpec, snap w
 		if err := l.connect(ctx); err != nil {
 			return err
 		}
-		return l.reidentify(ctx, string(warmboot.NewID()))
+		return l.reidentify(ctx, string(warmboot.NewID()), true)
 	}); err != nil {
 		return controlplane.Booted{}, restoredError(ctx, l.vm.machine, op, a.RestoreTimeout, err)
 	}
+	l.shift(time.Duration(l.vm.pinged.GetWaitedMicros()) * time.Microsecond)
 	if err := l.time(ctx, warmboot.PhaseDocker, l.vm.awaitDocker); err != nil {
 		return controlplane.Booted{}, restoredError(ctx, l.vm.machine, op, a.RestoreTimeout, err)
 	}
@@ -160,7 +161,7 @@ func (a *Agent) ColdBoot(ctx context.Context, m controlplane.MachineSpec) (_ con
 		run  func(context.Context) error
 	}{
 		{warmboot.PhaseBoot, l.connect},
-		{warmboot.PhaseReidentify, func(ctx context.Context) error { return l.reidentify(ctx, engineID) }},
+		{warmboot.PhaseReidentify, func(ctx context.Context) error { return l.reidentify(ctx, engineID, false) }},
 		{warmboot.PhaseDocker, l.vm.awaitDocker},
 	} {
 		if err := l.time(ctx, step.name, step.run); err != nil {

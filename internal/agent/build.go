@@ -176,7 +176,7 @@ func (b *build) bootGuest(ctx context.Context, m vmm.Machine, n vmm.Network, id 
 		return nil, err
 	}
 	b.undo.Push("close guest channel", func() error { guest.Close(); return nil })
-	if err := reidentify(ctx, guest, n, machineIdentity(id, "runtime", "")); err != nil {
+	if _, err := reidentify(ctx, guest, n, machineIdentity(id, "runtime", ""), false); err != nil {
 		return nil, err
 	}
 	b.step(fmt.Sprintf("Guest agent answered after %s; waiting for Docker", time.Since(start).Round(time.Millisecond)))

@@ -152,12 +152,21 @@ func (l *launch) connect(ctx context.Context) error {
 	return err
 }
 
-// reidentify gives the guest its identity. engineID is empty where Docker is to make its own.
-func (l *launch) reidentify(ctx context.Context, engineID string) error {
+// reidentify gives the guest its identity. engineID is empty where Docker is to make its own. In a clone Docker is there already, and is asked with
+// the same call.
+func (l *launch) reidentify(ctx context.Context, engineID string, clone bool) error {
 	if err := l.c.keep(func(r *record) { r.EngineID = engineID }); err != nil {
 		return err
 	}
-	return l.vm.reidentify(ctx, l.slot.Network, machineIdentity(l.c.id, l.hostname, engineID))
+	return l.vm.reidentify(ctx, l.slot.Network, machineIdentity(l.c.id, l.hostname, engineID), clone)
+}
+
+// shift makes the end of the latest phase a part of the next one. The guest has said how long that is.
+func (l *launch) shift(d time.Duration) {
+	latest := &l.phases[len(l.phases)-1]
+	d = min(max(0, d), latest.Duration)
+	latest.Duration -= d
+	l.timed = l.timed.Add(-d)
 }
 
 // machineIdentity is what a container's guest is called. It follows from the container's random id, so it is the same again when the
@@ -176,15 +185,16 @@ func machineIdentity(id warmboot.ID, hostname, engineID string) *guestv1.Identit
 	}
 }
 
-// reidentify makes a guest a machine of its own on its network. The client compares what the guest reads back with what was asked.
-func reidentify(ctx context.Context, g *guestrpc.Client, n vmm.Network, id *guestv1.Identity) error {
+// reidentify makes a guest a machine of its own on its network. The client compares what the guest reads back with what was asked. With
+// pingDocker it also asks the guest's Docker whether it is there; it returns nil if not.
+func reidentify(ctx context.Context, g *guestrpc.Client, n vmm.Network, id *guestv1.Identity, pingDocker bool) (docker *guestv1.WaitDockerResponse, err error) {
 	id.Address = n.Guest().String()
 	seed := make([]byte, 64)
 	rand.Read(seed) // never fails: crypto/rand aborts the program instead
-	_, err := g.Reidentify(ctx, &guestv1.ReidentifyRequest{
-		Identity: id, Gateway: n.Gateway().String(), Dns: n.DNS().String(), Seed: seed,
+	resp, err := g.Reidentify(ctx, &guestv1.ReidentifyRequest{
+		Identity: id, Gateway: n.Gateway().String(), Dns: n.DNS().String(), Seed: seed, PingDocker: pingDocker,
 	})
-	return err
+	return resp.GetDocker(), err
 }
 
 // errVMDied is the cause of a context that whileAlive ended.

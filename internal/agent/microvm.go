@@ -25,6 +25,8 @@ type microVM struct {
 	endLife context.CancelFunc
 	busy    chan struct{}    // holds a value while somebody uses guest
 	guest   *guestrpc.Client // nil before the first connection
+
+	pinged *guestv1.WaitDockerResponse // that Docker has answered since the machine was restored, for awaitDocker
 }
 
 func newMicroVM(m vmm.Machine, slot *hostnet.Slot) *microVM {
@@ -77,13 +79,13 @@ func (vm *microVM) reach(ctx context.Context) (*guestrpc.Client, error) {
 
 // reidentify makes the guest a machine of its own. It asks again if the connection is lost meanwhile, as the first to a restored guest may be (see
 // vmm.Machine); for the guest it is the same to be asked twice.
-func (vm *microVM) reidentify(ctx context.Context, n vmm.Network, id *guestv1.Identity) error {
+func (vm *microVM) reidentify(ctx context.Context, n vmm.Network, id *guestv1.Identity, pingDocker bool) error {
 	for again := false; ; again = true {
 		g, err := vm.reach(ctx)
 		if err != nil {
 			return err
 		}
-		err = reidentify(ctx, g, n, id)
+		vm.pinged, err = reidentify(ctx, g, n, id, pingDocker)
 		if err == nil || again {
 			return err
 		}
@@ -101,14 +103,20 @@ func (vm *microVM) awaitDocker(ctx context.Context) error {
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = time.Until(deadline)
 	}
-	g, err := vm.reach(ctx)
-	if err != nil {
-		return err
+	res := vm.pinged
+	if vm.pinged = nil; res == nil {
+		g, err := vm.reach(ctx)
+		if err != nil {
+			return err
+		}
+		if res, err = g.WaitDocker(ctx, timeout); err != nil {
+			return err
+		}
 	}
-	res, err := g.WaitDocker(ctx, timeout)
-	if err != nil || vm.docker != nil {
-		return err
+	if vm.docker != nil {
+		return nil
 	}
+	var err error
 	vm.docker, err = newDockerClient(func(ctx context.Context) (net.Conn, error) {
 		g, err := vm.reach(ctx)
 		if err != nil {

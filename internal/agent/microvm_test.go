@@ -143,11 +143,81 @@ func TestReidentifyOutlivesALostConnection(t *testing.T) {
 				bufio.NewReader(conn).WriteTo(nowhere{})
 			}), nil)
 			defer vm.hangUp()
-			err := vm.reidentify(t.Context(), vmm.Network{Subnet: netip.MustParsePrefix("10.0.0.0/24")}, machineIdentity(warmboot.NewID(), "web", ""))
+			err := vm.reidentify(t.Context(), vmm.Network{Subnet: netip.MustParsePrefix("10.0.0.0/24")}, machineIdentity(warmboot.NewID(), "web", ""), false)
 			if (err == nil) != (lost < 2) || agents.Load() != min(lost+1, 2) {
 				t.Errorf("after %d connections: %v", agents.Load(), err)
 			}
 		})
+	}
+}
+
+// A clone's Docker that answers together with the guest is not asked again; one that does not is waited for.
+func TestDockerIsAskedWithTheIdentity(t *testing.T) {
+	t.Parallel()
+	for name, answers := range map[string]bool{"it answers": true, "it does not, or the guest's agent is older": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var waits atomic.Int32
+			vm := newMicroVM(startMachine(t, func(conn net.Conn) {
+				session, err := guestrpc.Accept(conn, nil)
+				if err != nil {
+					return
+				}
+				defer session.Close()
+				for {
+					stream, err := session.AcceptStream()
+					if err != nil {
+						return
+					}
+					req, docker := &guestv1.Request{}, &guestv1.WaitDockerResponse{ApiVersion: "1.47"}
+					if err := guestrpc.ReadMessage(bufio.NewReader(stream), req); err != nil {
+						return
+					}
+					resp := &guestv1.Response{Result: &guestv1.Response_WaitDocker{WaitDocker: docker}}
+					if r := req.GetReidentify(); r != nil {
+						id := &guestv1.ReidentifyResponse{Identity: r.GetIdentity(), UnixNanos: time.Now().UnixNano()}
+						if answers && r.GetPingDocker() {
+							id.Docker = docker
+						}
+						resp = &guestv1.Response{Result: &guestv1.Response_Reidentify{Reidentify: id}}
+					} else {
+						waits.Add(1)
+					}
+					guestrpc.WriteMessage(stream, resp)
+					stream.Close()
+				}
+			}), nil)
+			defer vm.hangUp()
+			if err := vm.reidentify(t.Context(), vmm.Network{Subnet: netip.MustParsePrefix("10.0.0.0/24")}, machineIdentity(warmboot.NewID(), "web", ""), true); err != nil {
+				t.Fatal(err)
+			}
+			want := int32(1)
+			if answers {
+				want = 0
+			}
+			for range 2 { // what has been said once is no answer to the second question
+				if err := vm.awaitDocker(t.Context()); err != nil || vm.docker == nil {
+					t.Fatal(err)
+				}
+				if n := waits.Load(); n != want {
+					t.Errorf("the guest was asked %d times to wait for Docker, want %d", n, want)
+				}
+				want++
+			}
+		})
+	}
+}
+
+// A phase's end that belongs to the next one goes there, and no more than all of it, whatever the guest says.
+func TestShift(t *testing.T) {
+	t.Parallel()
+	for said, left := range map[time.Duration]time.Duration{3 * time.Second: 7 * time.Second, -time.Second: 10 * time.Second, time.Hour: 0} {
+		end := time.Now()
+		l := &launch{phases: []warmboot.Phase{{Name: warmboot.PhaseReidentify, Duration: 10 * time.Second}}, timed: end}
+		l.shift(said)
+		if got := l.phases[0].Duration; got != left || end.Sub(l.timed) != 10*time.Second-left {
+			t.Errorf("of 10s, %v of which are the next phase's, %v are left, and the next began %v before", said, got, end.Sub(l.timed))
+		}
 	}
 }
 

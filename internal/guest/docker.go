@@ -191,10 +191,29 @@ func (g *Guest) waitDocker(ctx context.Context, req *guestv1.WaitDockerRequest) 
 	case err != nil:
 		return nil, warmboot.Errorf(warmboot.CodeOf(err), op, "Docker did not answer within %v: %w%s%s", timeout, err, g.restartNote(), g.otherNote(ctx))
 	}
+	return g.dockerAnswered(version, begin), nil
+}
+
+// pingPatience is how long a Docker that is there may take to answer.
+const pingPatience = 2 * time.Second
+
+// pingDocker asks Docker once; nil if it does not answer.
+func (g *Guest) pingDocker(ctx context.Context) *guestv1.WaitDockerResponse {
+	begin := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, pingPatience)
+	defer cancel()
+	version, err := g.docker.pingOnce(ctx)
+	if err != nil {
+		return nil
+	}
+	return g.dockerAnswered(version, begin)
+}
+
+func (g *Guest) dockerAnswered(version string, begin time.Time) *guestv1.WaitDockerResponse {
 	if g.staleJournal.Swap(false) { // not sooner: the machine may be booting, and a clone's user waited for this
 		g.renewJournal()
 	}
-	return &guestv1.WaitDockerResponse{ApiVersion: version, WaitedMicros: time.Since(begin).Microseconds()}, nil
+	return &guestv1.WaitDockerResponse{ApiVersion: version, WaitedMicros: time.Since(begin).Microseconds()}
 }
 
 // pingWithHope waits for Docker's first answer as long as something may still start Docker.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"runtime/debug"
+	"time"
 
 	"github.com/hashicorp/yamux"
 	"github.com/mdlayher/vsock"
@@ -201,6 +202,10 @@ func (g *Guest) answer(ctx context.Context, req *guestv1.Request) (*guestv1.Resp
 		return &guestv1.Response{Result: &guestv1.Response_Quiesce{Quiesce: r}}, err
 	case *guestv1.Request_Reidentify:
 		r, err := g.reidentify(call.Reidentify)
+		if err == nil && call.Reidentify.GetPingDocker() {
+			r.Docker = g.pingDocker(ctx)
+			r.UnixNanos = time.Now().UnixNano() // the host takes the time since then for the answer's way
+		}
 		return &guestv1.Response{Result: &guestv1.Response_Reidentify{Reidentify: r}}, err
 	case *guestv1.Request_Registry:
 		err := g.addRegistry(ctx, call.Registry)

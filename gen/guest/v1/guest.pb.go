@@ -967,8 +967,9 @@ type ReidentifyRequest struct {
 	Identity      *Identity              `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
 	Gateway       string                 `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`
 	Dns           string                 `protobuf:"bytes,3,opt,name=dns,proto3" json:"dns,omitempty"`
-	Seed          []byte                 `protobuf:"bytes,4,opt,name=seed,proto3" json:"seed,omitempty"`                             // at least 32 random bytes for the kernel's RNG
-	UnixNanos     int64                  `protobuf:"varint,5,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"` // the host's wall clock as the request is sent
+	Seed          []byte                 `protobuf:"bytes,4,opt,name=seed,proto3" json:"seed,omitempty"`                                // at least 32 random bytes for the kernel's RNG
+	UnixNanos     int64                  `protobuf:"varint,5,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"`    // the host's wall clock as the request is sent
+	PingDocker    bool                   `protobuf:"varint,6,opt,name=ping_docker,json=pingDocker,proto3" json:"ping_docker,omitempty"` // and asks Docker once whether it is there, which in a clone saves the host a call
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1038,10 +1039,18 @@ func (x *ReidentifyRequest) GetUnixNanos() int64 {
 	return 0
 }
 
+func (x *ReidentifyRequest) GetPingDocker() bool {
+	if x != nil {
+		return x.PingDocker
+	}
+	return false
+}
+
 type ReidentifyResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Identity      *Identity              `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`                     // as read back
 	UnixNanos     int64                  `protobuf:"varint,2,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"` // the guest's clock after it was set
+	Docker        *WaitDockerResponse    `protobuf:"bytes,3,opt,name=docker,proto3" json:"docker,omitempty"`                         // if it was to be asked and has answered; otherwise WaitDocker waits for it, and tells why it does not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1088,6 +1097,13 @@ func (x *ReidentifyResponse) GetUnixNanos() int64 {
 		return x.UnixNanos
 	}
 	return 0
+}
+
+func (x *ReidentifyResponse) GetDocker() *WaitDockerResponse {
+	if x != nil {
+		return x.Docker
+	}
+	return nil
 }
 
 type ExecRequest struct {
@@ -1640,18 +1656,21 @@ const file_guest_v1_guest_proto_rawDesc = "" +
 	"machine_id\x18\x02 \x01(\tR\tmachineId\x12\x1b\n" +
 	"\tengine_id\x18\x03 \x01(\tR\bengineId\x12\x10\n" +
 	"\x03mac\x18\x04 \x01(\tR\x03mac\x12\x18\n" +
-	"\aaddress\x18\x05 \x01(\tR\aaddress\"\xa2\x01\n" +
+	"\aaddress\x18\x05 \x01(\tR\aaddress\"\xc3\x01\n" +
 	"\x11ReidentifyRequest\x12.\n" +
 	"\bidentity\x18\x01 \x01(\v2\x12.guest.v1.IdentityR\bidentity\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\x12\x10\n" +
 	"\x03dns\x18\x03 \x01(\tR\x03dns\x12\x12\n" +
 	"\x04seed\x18\x04 \x01(\fR\x04seed\x12\x1d\n" +
 	"\n" +
-	"unix_nanos\x18\x05 \x01(\x03R\tunixNanos\"c\n" +
+	"unix_nanos\x18\x05 \x01(\x03R\tunixNanos\x12\x1f\n" +
+	"\vping_docker\x18\x06 \x01(\bR\n" +
+	"pingDocker\"\x99\x01\n" +
 	"\x12ReidentifyResponse\x12.\n" +
 	"\bidentity\x18\x01 \x01(\v2\x12.guest.v1.IdentityR\bidentity\x12\x1d\n" +
 	"\n" +
-	"unix_nanos\x18\x02 \x01(\x03R\tunixNanos\"E\n" +
+	"unix_nanos\x18\x02 \x01(\x03R\tunixNanos\x124\n" +
+	"\x06docker\x18\x03 \x01(\v2\x1c.guest.v1.WaitDockerResponseR\x06docker\"E\n" +
 	"\vExecRequest\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n" +
 	"\x03env\x18\x02 \x03(\tR\x03env\x12\x10\n" +
@@ -1746,12 +1765,13 @@ var file_guest_v1_guest_proto_depIdxs = []int32{
 	6,  // 18: guest.v1.HealthResponse.services:type_name -> guest.v1.Service
 	11, // 19: guest.v1.ReidentifyRequest.identity:type_name -> guest.v1.Identity
 	11, // 20: guest.v1.ReidentifyResponse.identity:type_name -> guest.v1.Identity
-	0,  // 21: guest.v1.TunnelRequest.target:type_name -> guest.v1.TunnelRequest.Target
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	8,  // 21: guest.v1.ReidentifyResponse.docker:type_name -> guest.v1.WaitDockerResponse
+	0,  // 22: guest.v1.TunnelRequest.target:type_name -> guest.v1.TunnelRequest.Target
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_guest_v1_guest_proto_init() }
