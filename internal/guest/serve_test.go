@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -200,6 +201,44 @@ func TestWaitDocker(t *testing.T) {
 	g.broken = errors.New("no data disk")
 	if _, err := c.WaitDocker(t.Context(), time.Minute); warmboot.CodeOf(err) != warmboot.Unavailable || !strings.Contains(err.Error(), "no data disk") {
 		t.Errorf("a broken machine: %v", err)
+	}
+}
+
+// A Docker that answers at once is told of with the identity; whatever else there may be is left to WaitDocker.
+func TestReidentifyPingsDocker(t *testing.T) {
+	t.Parallel()
+	g := newTestGuest(t)
+	ask := func() *guestv1.ReidentifyResponse {
+		t.Helper()
+		resp, err := g.answer(t.Context(), &guestv1.Request{Call: &guestv1.Request_Reidentify{Reidentify: &guestv1.ReidentifyRequest{PingDocker: true}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.GetReidentify()
+	}
+	if r := ask(); r.Docker != nil {
+		t.Errorf("without Docker: %v", r.Docker)
+	}
+	var mute atomic.Bool
+	serveDocker(t, g, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if mute.Load() {
+			<-r.Context().Done()
+			return
+		}
+		w.Header().Set("Api-Version", "1.45")
+		io.WriteString(w, "OK")
+	}))
+	before := time.Now()
+	if r := ask(); r.GetDocker().GetApiVersion() != "1.45" || r.Docker.WaitedMicros <= 0 {
+		t.Errorf("with Docker: %v", r.Docker)
+	}
+	mute.Store(true)
+	r := ask()
+	if r.Docker != nil {
+		t.Errorf("with a Docker that does not answer: %v", r.Docker)
+	}
+	if read := time.Unix(0, r.UnixNanos); read.Before(before.Add(pingPatience)) {
+		t.Errorf("the clock was read at %v, before Docker was given up", read)
 	}
 }
 
